@@ -1,0 +1,1 @@
+"""The daemon on the box: chooses, proves, serves and measures models."""

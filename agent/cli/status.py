@@ -1,0 +1,104 @@
+"""What a box serves and what it is doing, asked of its daemon or read from the journal."""
+
+import contextlib
+import http.client
+import json
+import socket
+from typing import Any, Final
+
+from agent.config import AgentConfig, DataDir, load_config
+
+STATUS_SECONDS: Final = 5.0
+MAX_STATUS_BYTES: Final = 1 << 20
+
+
+def look(data_dir: DataDir) -> dict[str, Any]:
+    """What the running daemon says, or else what it left in its journal."""
+    config = load_config(data_dir)
+    return _live_status(data_dir) or _stored_status(data_dir, config)
+
+
+def _live_status(data_dir: DataDir) -> dict[str, Any] | None:
+    """What the running daemon says; None when none answers."""
+    try:
+        address = json.loads(data_dir.gateway.read_bytes())["address"]
+        return _ask(address)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _ask(address: str) -> dict[str, Any]:
+    """GET /status, over TCP or a unix socket."""
+    connection = http.client.HTTPConnection("localhost", timeout=STATUS_SECONDS)
+    if address.startswith("unix:"):
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(STATUS_SECONDS)
+        connection.sock.connect(address.removeprefix("unix:"))
+    else:
+        host, _, port = address.rpartition(":")
+        connection.sock = socket.create_connection((host.strip("[]"), int(port)), STATUS_SECONDS)
+    with contextlib.closing(connection):
+        connection.request("GET", "/status")
+        found: dict[str, Any] = json.loads(connection.getresponse().read(MAX_STATUS_BYTES))
+        return found
+
+
+def _stored_status(data_dir: DataDir, config: AgentConfig) -> dict[str, Any]:
+    """What the journal of a stopped daemon says."""
+    from agent.journal import Journal, reference_of
+
+    found: dict[str, Any] = {
+        "name": config.name,
+        "device_id": config.device_id,
+        "running": False,
+        "connected": False,
+        "serves": "",
+        "slots": {},
+    }
+    if not data_dir.journal.exists():
+        return found
+    journal = Journal(data_dir.journal, mend=False)
+    try:
+        update, pointers = journal.update(), journal.pointers()
+    finally:
+        journal.close()
+    found["update"] = {
+        "generation": update.assignment.generation if update else 0,
+        "state": update.state if update else "idle",
+        "release": update.assignment.release if update else "",
+        "detail": update.detail if update else "",
+        "current_release": reference_of(pointers.current),
+        "last_good_release": reference_of(pointers.last_good),
+    }
+    return found
+
+
+def in_words(found: dict[str, Any]) -> str:
+    """For a terminal."""
+    update = found.get("update", {})
+    lines = [
+        f"{found['name']} ({found['device_id']})",
+        "running, " + ("connected" if found["connected"] else "not connected")
+        if found["running"]
+        else "not running; what follows is from its journal",
+        f"serves     {found['serves'] or 'nothing'}",
+        f"current    {update.get('current_release') or '-'}",
+        f"last good  {update.get('last_good_release') or '-'}",
+        f"update     {update.get('state', 'idle')}, generation {update.get('generation', 0)}",
+    ]
+    if found.get("problem"):
+        lines.insert(2, f"problem    {found['problem']}")
+    if update.get("detail"):
+        lines.append(f"           {update['detail']}")
+    if found["running"]:
+        lines.append(f"energy     {found['energy']}")
+    if found.get("throttled"):
+        lines.append(f"throttled  {', '.join(found['throttled'])}")
+    for slot, worker in found["slots"].items():
+        memory = f"{worker['memory_bytes'] / 2**20:.0f} MiB"
+        lines.append(
+            f"{slot:10} {worker['model']} {worker['variant']} on {worker['runtime']},"
+            f" {memory if worker['loaded'] else 'not loaded, as nobody calls it'},"
+            f" {worker['restarts']} restarts"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,192 @@
+"""The agent's data directory: where everything lies, and the configuration that enrolment wrote."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from agent.errors import InvalidConfigError, NotEnrolledError
+from artifact.manifest import Label
+
+MAX_CONFIG_BYTES: Final = 1 << 16
+DEFAULT_GATEWAY: Final = "127.0.0.1:8090"
+DeviceName = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")]
+LabelValue = Annotated[str, Meta(pattern=r"^[A-Za-z0-9]?([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?\Z")]
+Endpoint = Annotated[str, Meta(pattern=r"^[^\s:/]+:[0-9]{1,5}\Z|^\[[0-9A-Fa-f:.]+\]:[0-9]{1,5}\Z")]
+
+Watts = Annotated[float, Meta(ge=0, le=10_000)]
+
+_SIZE: Final = re.compile(r"^(?P<number>[0-9]{1,15})(?P<unit>|KiB|MiB|GiB|TiB)\Z")
+_UNITS: Final = {"": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
+
+
+class PowerModel(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the owner knows of a box without a meter; energy by it is labelled ``estimated``."""
+
+    idle_watts: Watts
+    full_watts: Watts
+
+    def __post_init__(self) -> None:
+        if self.idle_watts > self.full_watts:
+            raise ValueError("idle_watts is more than full_watts")
+
+
+class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the owner of the box and the enrolment decided; ``config.json``."""
+
+    device_id: Annotated[str, Meta(min_length=1, max_length=64)]
+    name: DeviceName
+    labels: dict[Label, LabelValue]
+    # host:port of EnrollmentService and of DeviceService.
+    server: Endpoint
+    device_endpoint: Endpoint
+    # Where local programs call: host:port (port 0: any free one), or unix:PATH.
+    gateway: str = DEFAULT_GATEWAY
+    # What one model may take; 0: half of the box's memory.
+    model_memory_bytes: Annotated[int, Meta(ge=0)] = 0
+    # What model files may take on the disk together; 0: all that is free but a reserve.
+    disk_budget_bytes: Annotated[int, Meta(ge=0)] = 0
+    power_model: PowerModel | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DataDir:
+    """The paths of one agent's state. ``config`` comes last: with it the box is enrolled."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.json"
+
+    @property
+    def key(self) -> Path:
+        return self.root / "device.key"
+
+    @property
+    def certificate(self) -> Path:
+        return self.root / "device.pem"
+
+    @property
+    def ca(self) -> Path:
+        return self.root / "ca.pem"
+
+    @property
+    def image_root(self) -> Path:
+        """The image repository's first root metadata, checked against the join token."""
+        return self.root / "image-root.json"
+
+    @property
+    def director_root(self) -> Path:
+        """The director repository's root metadata, checked likewise."""
+        return self.root / "director-root.json"
+
+    @property
+    def metadata(self) -> Path:
+        """Verified metadata of the image repository."""
+        return self.root / "metadata"
+
+    @property
+    def files(self) -> Path:
+        return self.root / "store"
+
+    @property
+    def journal(self) -> Path:
+        return self.root / "journal.db"
+
+    @property
+    def telemetry(self) -> Path:
+        return self.root / "telemetry.db"
+
+    @property
+    def facts(self) -> Path:
+        """The last micro-benchmark, so that a restart need not repeat it."""
+        return self.root / "benchmark.json"
+
+    @property
+    def measurements(self) -> Path:
+        """What probation measured of variants here."""
+        return self.root / "measurements.json"
+
+    @property
+    def gateway(self) -> Path:
+        """The address that the running gateway is bound to."""
+        return self.root / "gateway.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "lock"
+
+
+def load_config(data_dir: DataDir) -> AgentConfig:
+    """The configuration of an enrolled box; NotEnrolledError or InvalidConfigError otherwise."""
+    try:
+        with data_dir.config.open("rb") as source:
+            data = source.read(MAX_CONFIG_BYTES)
+    except FileNotFoundError:
+        raise NotEnrolledError(
+            f"{data_dir.root} holds no enrolled agent",
+            advice="Run `flotilla-agent enroll` with this --data-dir first.",
+        ) from None
+    try:
+        return msgspec.json.decode(data, type=AgentConfig)
+    except msgspec.MsgspecError as error:
+        raise InvalidConfigError(
+            f"{data_dir.config} is not valid: {error}",
+            advice="Mend it, or enrol the box again into an empty directory.",
+        ) from error
+
+
+def save_config(data_dir: DataDir, config: AgentConfig) -> None:
+    """Make the box enrolled, or change its settings, in one step."""
+    write_file(data_dir.config, msgspec.json.format(msgspec.json.encode(config)))
+
+
+def parse_size(text: str) -> int:
+    """Bytes of ``64MiB``, ``2GiB`` or a plain number; InvalidConfigError otherwise."""
+    match = _SIZE.match(text.strip())
+    if match is None:
+        raise InvalidConfigError(
+            f"{text!r} is not a size", advice="Write it like 512MiB, 4GiB, or in bytes."
+        )
+    return int(match["number"]) << _UNITS[match["unit"]]
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Replace ``path`` so that a power cut leaves the old bytes or the new; owner-readable only.
+
+    By one writer at a time: what a power cut left of the last write is written over.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with _removed_on_error(temporary):
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as target:
+            target.write(data)
+            target.flush()
+            os.fsync(target.fileno())
+        temporary.replace(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames and removals in a directory survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _removed_on_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,301 @@
+"""The daemon: every part wired together, started in order, and ended in order."""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from agent.allocator import Tidying
+from agent.config import AgentConfig, DataDir, load_config, write_file
+from agent.credentials import Credentials
+from agent.download import Downloader
+from agent.energy import PowerMeter
+from agent.errors import AlreadyRunningError
+from agent.experience import Experience
+from agent.files import FileStore
+from agent.gateway import Gateway
+from agent.gateway.recording import labels_of
+from agent.hardware import KnownHardware, read_facts
+from agent.health import daemon_fault, feed_watchdog
+from agent.journal import Journal
+from agent.link.connection import Connection
+from agent.link.metadata import StreamedVerifier
+from agent.link.renewal import Renewal
+from agent.link.stream import Link
+from agent.notary import Notary, expect
+from agent.notary import questions as q
+from agent.power import ThrottleTally, ThrottleWatch, discover, keep_sampling
+from agent.serving import Serving
+from agent.supervisor import Supervisor
+from agent.systemd import notify
+from agent.telemetry import Collector, TelemetryQueue, WorkerGauge
+from agent.update.engine import UpdateEngine
+from agent.update.keeping import Keeper
+from agent.update.loading import Loader
+from agent.update.steps import Steps
+
+log = logging.getLogger(__name__)
+
+# While nothing fits beside the live model this much of the box's memory stays for everything else.
+MEMORY_RESERVE_BYTES: Final = 64 << 20
+
+
+class Daemon:
+    """One agent process on one data directory."""
+
+    def __init__(
+        self,
+        data_dir: DataDir,
+        config: AgentConfig,
+        meter: PowerMeter | None,
+        notary: Notary,
+        identity: Credentials,
+    ) -> None:
+        self._data_dir = data_dir
+        self._config = config
+        self._meter = meter
+        self._notary = notary
+        self._hardware = KnownHardware(
+            data_dir.facts, lambda: read_facts(config.model_memory_bytes)
+        )
+        self._experience = Experience(data_dir.measurements)
+        self._journal = Journal(data_dir.journal)
+        self._telemetry = _telemetry_queue(data_dir.telemetry)
+        self._throttling = ThrottleTally(ThrottleWatch())
+        self._collector = Collector(meter, throttled_seconds=lambda: self._throttling.seconds)
+        self._tidying = Tidying()
+        # In the window before: memory is given back once nobody calls.
+        self._was_called = False
+        self._supervisor = Supervisor(room=_free_memory_bytes)
+        self._serving = Serving(self._supervisor)
+        self._connection = Connection(config.device_endpoint, identity)
+        self._renewal = Renewal(
+            data_dir, identity, self._connection, ask=notary.ask, name=config.name
+        )
+        verifier = StreamedVerifier(config.device_id, self._connection, self._journal, notary.ask)
+        self._engine = UpdateEngine(self._journal, self._steps(verifier), changed=self._changed)
+        self._link = Link(
+            self._connection,
+            self._engine,
+            self._journal,
+            self._telemetry,
+            facts=lambda: self._hardware.facts,
+            identity=lambda: self._renewal.identity,
+            sign=self._sign,
+            offered=self._renewal.offer,
+            directed=verifier.follow_roots,
+            heard=self._experience.hear,
+            agent_version=version("flotilla"),
+        )
+        self._gateway = Gateway(self._serving, self._collector, self.status)
+
+    def _steps(self, verifier: StreamedVerifier) -> Steps:
+        store = FileStore(self._data_dir.files, budget_bytes=self._config.disk_budget_bytes)
+        loader = Loader(store, self._supervisor, self._serving, _free_memory_bytes)
+        return Steps(
+            journal=self._journal,
+            store=store,
+            source=self._connection,
+            downloader=Downloader(store, self._connection),
+            verifier=verifier,
+            loader=loader,
+            keeper=Keeper(self._journal, loader, self._serving, changed=self._changed),
+            serving=self._serving,
+            facts=lambda: self._hardware.facts,
+            meter=self._measuring_meter(),
+            changed=self._changed,
+            experience=self._experience,
+        )
+
+    def _measuring_meter(self) -> PowerMeter | None:
+        """An estimate shows trends, and must not choose between variants."""
+        estimates = self._meter is None or self._meter.provenance.method == "estimated"
+        return None if estimates else self._meter
+
+    async def _sign(self, data: bytes) -> bytes:
+        return expect(q.Signed, await self._notary.ask(q.Sign(data=data))).data
+
+    def _changed(self) -> None:
+        self._link.wake()
+        self._tidying.soon()
+        status = self._engine.status()
+        notify(f"STATUS={status.state}, serving {status.current_release or 'nothing'}")
+
+    def status(self) -> dict[str, Any]:
+        """What /status and `flotilla-agent status` show."""
+        deployment = self._serving.deployment
+        workers = deployment.workers if deployment else {}
+        return {
+            "name": self._config.name,
+            "device_id": self._config.device_id,
+            "version": version("flotilla"),
+            "running": True,
+            "connected": self._link.connected,
+            "problem": self._link.problem,
+            "update": asdict(self._engine.status()),
+            "serves": deployment.release.reference if deployment else "",
+            "slots": {
+                slot: {
+                    "model": worker.spec.model.reference,
+                    "variant": worker.spec.variant.name,
+                    "runtime": worker.spec.variant.runtime,
+                    **asdict(worker.stats()),
+                }
+                for slot, worker in workers.items()
+            },
+            "energy": str(self._meter.provenance) if self._meter else "unmeasured",
+            "throttled": sorted(self._throttling.reasons),
+            "telemetry": {"pending": len(self._telemetry), "dropped": self._telemetry.dropped},
+        }
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until ``stop`` is set, then drain and end everything."""
+        host, _, port = self._config.gateway.rpartition(":")
+        if host == "unix":
+            host, port = self._config.gateway, "0"
+        try:
+            address = await self._gateway.start(host, int(port))
+            self._tell_address(address)
+            await self._work(stop, address)
+        finally:
+            notify("STOPPING=1")
+            self._data_dir.gateway.unlink(missing_ok=True)
+            await self._gateway.stop()
+            await self._close_window()
+            await self._supervisor.close()
+            await self._connection.close()
+            await self._notary.close()
+            self._telemetry.close()
+            self._journal.close()
+
+    def _tell_address(self, address: str) -> None:
+        try:
+            write_file(self._data_dir.gateway, msgspec.json.encode({"address": address}))
+        except OSError as error:
+            # `flotilla-agent status` cannot ask this daemon then; that it serves matters more.
+            log.warning("address_not_written address=%s error=%s", address, ascii(str(error)))
+
+    async def _work(self, stop: asyncio.Event, address: str) -> None:
+        async with asyncio.TaskGroup() as group:
+            work = [
+                self._engine.run(),
+                self._follow(),
+                self._hardware.watch(),
+                self._roll_windows(),
+                self._renewal.run(),
+                self._throttling.keep(),
+                feed_watchdog(lambda: daemon_fault(address, self._supervisor)),
+            ]
+            if self._meter is not None:
+                work.append(keep_sampling(self._meter))
+            tasks = [group.create_task(each) for each in work]
+            notify("READY=1")
+            log.info("agent_started name=%s device=%s", self._config.name, self._config.device_id)
+            await stop.wait()
+            log.info("agent_stopping")
+            for task in tasks:
+                task.cancel()
+
+    async def _follow(self) -> None:
+        """Know the box, then follow the control plane."""
+        await self._hardware.benchmark()
+        await self._link.run()
+
+    async def _roll_windows(self) -> None:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        while True:
+            changed = self._link.settings_changed
+            changed.clear()
+            left = started + self._link.settings.telemetry_window_seconds - loop.time()
+            if left > 0:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(left):
+                        await changed.wait()
+                continue
+            started = loop.time()
+            await self._close_window()
+
+    async def _close_window(self) -> None:
+        deployment = self._serving.deployment
+        gauges = []
+        for worker in deployment.workers.values() if deployment else ():
+            stats = worker.stats()
+            gauges.append(WorkerGauge(labels_of(worker), stats.peak_memory_bytes, stats.restarts))
+        windows = self._collector.roll(gauges)
+        for window in windows:
+            await asyncio.to_thread(self._telemetry.append, window)
+        if windows:
+            self._link.wake()
+        elif self._was_called:
+            self._tidying.soon()
+        self._was_called = bool(windows)
+
+
+async def run(data_dir: DataDir) -> None:
+    """Run the agent until SIGTERM or SIGINT; AgentError when it cannot start."""
+    config = load_config(data_dir)
+    with only_one(data_dir):
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        model = config.power_model
+        guess = (model.idle_watts, model.full_watts) if model else None
+        meter = await asyncio.to_thread(discover, guess=guess)
+        notary = Notary(data_dir)
+        identity = expect(q.Identified, await notary.ask(q.WhoAmI())).credentials
+        await Daemon(data_dir, config, meter, notary, identity).run(stop)
+        log.info("agent_stopped")
+
+
+@contextlib.contextmanager
+def only_one(data_dir: DataDir) -> Iterator[None]:
+    """Keep every other agent process off this data directory; AlreadyRunningError."""
+    descriptor = os.open(data_dir.lock, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 20, 0).decode(errors="replace")
+            raise AlreadyRunningError(
+                f"the process {holder!a} runs on {data_dir.root} already",
+                advice="Stop it first: `systemctl stop flotilla-agent`, or by its process id.",
+            ) from None
+        # For people; on a full disk the lock alone has to do.
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _telemetry_queue(path: Path) -> TelemetryQueue:
+    """On disk, or in memory when the disk is full or the file damaged."""
+    # Names this life of the process; the kernel's boot id would outlast a lost queue.
+    boot_id = os.urandom(8).hex()
+    try:
+        return TelemetryQueue(path, boot_id)
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        log.warning("telemetry_kept_in_memory error=%s", ascii(str(error)))
+        return TelemetryQueue(Path(":memory:"), boot_id)
+
+
+def _free_memory_bytes() -> int:
+    """What the kernel says is available, less a reserve."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if name == "MemAvailable":
+            return max(0, int(rest.split()[0]) * 1024 - MEMORY_RESERVE_BYTES)
+    return 0

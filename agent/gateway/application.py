@@ -1,0 +1,231 @@
+"""Every path of the local HTTP endpoint, on one page."""
+
+import ipaddress
+from collections.abc import Awaitable, Callable
+from functools import lru_cache
+from http import HTTPStatus
+
+from agent.errors import AgentError
+from agent.gateway import metrics
+from agent.gateway.asgi import Application, Pages, Receive, Scope, Send
+from agent.gateway.embeddings import EmbeddingApi
+from agent.gateway.endpoint import Admission, Endpoint, Handler
+from agent.gateway.exchange import Exchange, Room, no_room
+from agent.gateway.exposition import CONTENT_TYPE
+from agent.gateway.inference import TensorApi
+from agent.gateway.openai import TextApi
+from agent.gateway.refusals import Refusal, refusal_of
+from agent.gateway.tensor_bodies import EXTENSION
+from agent.serving import Serving
+from agent.supervisor import Worker
+from agent.telemetry import Collector
+from artifact.manifest import Route
+
+TEXT_BODY_BYTES = 1 << 20
+TENSOR_BODY_BYTES = 16 << 20
+
+Status = Callable[[], object]
+Answer = Callable[[Exchange], Awaitable[None]]
+Shape = Callable[[Refusal], object]
+
+
+def build(
+    serving: Serving,
+    collector: Collector,
+    status: Status,
+    admission: Admission,
+    *,
+    version: str,
+    only_local_names: bool,
+) -> Application:
+    """The gateway as an ASGI application."""
+    text, tensor = TextApi(serving, collector), TensorApi(serving, collector)
+    embedding = EmbeddingApi(serving, collector)
+    openai, v2 = Refusal.openai, Refusal.open_inference
+
+    async def models(exchange: Exchange) -> None:
+        await exchange.json(200, {"object": "list", "data": list(_models(serving).values())})
+
+    async def model(exchange: Exchange) -> None:
+        # Raises for a name that leads nowhere.
+        serving.worker(exchange.name)
+        await exchange.json(200, _models(serving)[exchange.name])
+
+    async def server(exchange: Exchange) -> None:
+        await exchange.json(
+            200, {"name": "flotilla-agent", "version": version, "extensions": [EXTENSION]}
+        )
+
+    async def live(exchange: Exchange) -> None:
+        await exchange.json(200, {"live": True})
+
+    async def ready(exchange: Exchange) -> None:
+        detail = _unready(serving)
+        code = HTTPStatus.SERVICE_UNAVAILABLE if detail else HTTPStatus.OK
+        await exchange.json(code, {"ready": not detail, "detail": detail})
+
+    async def state(exchange: Exchange) -> None:
+        await exchange.json(200, status())
+
+    async def measurements(exchange: Exchange) -> None:
+        body = metrics.exposition(serving, collector, admission)
+        await exchange.whole(200, body, [CONTENT_TYPE])
+
+    def call(handler: Handler, limit: int, shape: Shape, room: Room = no_room) -> Endpoint:
+        return Endpoint(handler, admission, body_limit=limit, shape=shape, room=room)
+
+    application = Pages(
+        shown={
+            path: Page(answer, v2 if _is_v2(path) else openai)
+            for path, answer in {
+                "/v1/models": models,
+                "/v1/models/{name}": model,
+                "/v2": server,
+                "/v2/health/live": live,
+                "/v2/health/ready": ready,
+                "/v2/models/{name}": tensor.describe,
+                "/v2/models/{name}/ready": tensor.ready,
+                "/v2/models/{name}/versions/{version}": tensor.describe,
+                "/v2/models/{name}/versions/{version}/ready": tensor.ready,
+                "/healthz": live,
+                "/readyz": ready,
+                "/metrics": measurements,
+                "/status": state,
+            }.items()
+        },
+        called={
+            "/v1/completions": call(text.completions, TEXT_BODY_BYTES, openai),
+            "/v1/chat/completions": call(text.chat, TEXT_BODY_BYTES, openai),
+            "/v1/embeddings": call(embedding.embeddings, TEXT_BODY_BYTES, openai),
+            **dict.fromkeys(
+                ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"),
+                call(tensor.infer, TENSOR_BODY_BYTES, v2, tensor.room),
+            ),
+        },
+        otherwise=NoPage,
+    )
+    return LocalNames(application) if only_local_names else application
+
+
+class Page:
+    """An ASGI application for one path that only shows something."""
+
+    def __init__(self, answer: Answer, shape: Shape) -> None:
+        self._answer = answer
+        self._shape = shape
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send)
+        try:
+            await self._answer(exchange)
+        except AgentError as error:
+            refusal = refusal_of(error)
+            await exchange.json(refusal.status, self._shape(refusal), refusal.retry_seconds)
+
+
+class NoPage:
+    """Answers for a path that has no page, or none for this method: ``allowed`` are its own."""
+
+    def __init__(self, allowed: tuple[str, ...]) -> None:
+        self._allowed = allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send)
+        where = f"{scope['method'][:32]} {scope['path'][:200]!a}"
+        refusal = Refusal(404, "unknown_url", f"there is no {where} here")
+        if self._allowed:
+            methods = " or ".join(self._allowed)
+            refusal = Refusal(405, "unknown_url", f"there is no {where} here, only by {methods}")
+        body = refusal.open_inference() if _is_v2(scope["path"]) else refusal.openai()
+        await exchange.json(refusal.status, body, allow=", ".join(self._allowed))
+
+
+class LocalNames:
+    """Refuses requests for any other host name than this machine's.
+
+    A web page may point its own name at 127.0.0.1 (DNS rebinding), and its requests would then come
+    from the user's own browser.
+    """
+
+    def __init__(self, application: Application) -> None:
+        self._application = application
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or _is_local(dict(scope["headers"]).get(b"host", b"")):
+            await self._application(scope, receive, send)
+            return
+        exchange = Exchange(scope, receive, send)
+        refusal = Refusal(403, "unknown_host", "this gateway answers to localhost only", "Host")
+        await exchange.json(refusal.status, refusal.openai())
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address can only be reached from this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+@lru_cache(maxsize=16)
+def _is_local(header: bytes) -> bool:
+    name = header.decode("latin-1").lower()
+    name = name.partition("]")[0][1:] if name.startswith("[") else name.partition(":")[0]
+    return name == "" or is_loopback(name)
+
+
+def _is_v2(path: str) -> bool:
+    return path == "/v2" or path.startswith("/v2/")
+
+
+def _models(serving: Serving) -> dict[str, dict[str, object]]:
+    """What programs may call, by name."""
+    deployment = serving.deployment
+    if deployment is None:
+        return {}
+    return {
+        name: {
+            "id": name,
+            "object": "model",
+            "created": 0,
+            "owned_by": deployment.release.publisher,
+            "flotilla": {
+                "release": deployment.release.reference,
+                **_leads_to(route, deployment.workers),
+            },
+        }
+        for name, route in sorted(deployment.routes.items())
+    }
+
+
+def _leads_to(route: Route, workers: dict[str, Worker]) -> dict[str, object]:
+    """What a route is made of: of one model, it and how it is; else the kind and the targets."""
+    targets = route.targets()
+    if not route.slot:
+        kind = "split" if route.split else "cascade" if route.cascade else "pipeline"
+        return {
+            "kind": kind,
+            "task": workers[targets[0].slot].spec.model.task.value,
+            "targets": [{"slot": each.slot, "adapter": each.adapter} for each in targets],
+        }
+    worker = workers[route.slot]
+    return {
+        "slot": route.slot,
+        **({"adapter": route.adapter} if route.adapter else {}),
+        "model": worker.spec.model.reference,
+        "task": worker.spec.model.task.value,
+        "variant": worker.spec.variant.name,
+        "runtime": worker.spec.variant.runtime,
+        "loaded": worker.stats().loaded,
+    }
+
+
+def _unready(serving: Serving) -> str:
+    """Why this box cannot answer now; empty when it can."""
+    deployment = serving.deployment
+    if deployment is None:
+        return "no release is served"
+    down = [slot for slot, worker in deployment.workers.items() if not worker.stats().live]
+    return f"workers are down: {', '.join(sorted(down))}" if down else ""

@@ -1,0 +1,179 @@
+"""Bodies of the OpenAI API and the Open Inference Protocol, as bounded structs.
+
+Unknown fields are let through, since clients send many; known ones that would change the answer and
+are not supported are refused by name in ``openai.py``.
+"""
+
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from agent.gateway.refusals import RequestRefusedError
+
+MAX_TOKENS = 1 << 20
+MAX_GRAMMAR_CHARACTERS = 1 << 16
+
+Stop = Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(max_length=4)]
+Name = Annotated[str, Meta(min_length=1, max_length=128)]
+
+
+class StreamOptions(Struct, frozen=True):
+    """How a stream is to be sent."""
+
+    include_usage: bool = False
+
+
+class TextFormat(Struct, frozen=True, tag_field="type", tag="text"):
+    """Any text."""
+
+
+class JsonObjectFormat(Struct, frozen=True, tag_field="type", tag="json_object"):
+    """A JSON object, whatever is in it."""
+
+
+class NamedSchema(Struct, frozen=True):
+    """A schema, with what clients say about it."""
+
+    schema: dict[str, Any]
+
+
+class JsonSchemaFormat(Struct, frozen=True, tag_field="type", tag="json_schema"):
+    """JSON that fits a schema."""
+
+    json_schema: NamedSchema
+
+
+class GenerationRequest(Struct, frozen=True, kw_only=True):
+    """What completions and chat completions have in common."""
+
+    model: Name
+    max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    seed: Annotated[int, Meta(ge=0, lt=1 << 32)] | None = None
+    stop: Stop | Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = None
+    # Only the chosen token's is told.
+    logprobs: bool | Annotated[int, Meta(ge=0, le=20)] | None = None
+    # As llama.cpp's server has them.
+    top_k: Annotated[int, Meta(ge=0, le=1 << 20)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repeat_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    grammar: Annotated[str, Meta(max_length=MAX_GRAMMAR_CHARACTERS)] | None = None
+    # Refused unless they are off.
+    tools: Any = None
+    functions: Any = None
+    logit_bias: Any = None
+
+
+class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
+    """POST /v1/completions."""
+
+    prompt: str | Annotated[list[str], Meta(min_length=1, max_length=1)]
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: int | None = None
+
+
+class TextPart(Struct, frozen=True, tag_field="type", tag="text"):
+    """A part of a message; only text is understood."""
+
+    text: str
+
+
+class Message(Struct, frozen=True):
+    """One turn of a conversation."""
+
+    role: Annotated[str, Meta(pattern=r"^(system|developer|user|assistant)\Z")]
+    content: str | Annotated[list[TextPart], Meta(max_length=256)]
+
+    def plain(self) -> dict[str, str]:
+        """Role and content as engines take them."""
+        content = self.content
+        text = content if isinstance(content, str) else "".join(part.text for part in content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=1024)]
+    max_completion_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+
+
+class EmbeddingRequest(Struct, frozen=True, kw_only=True):
+    """POST /v1/embeddings."""
+
+    model: Name
+    input: str | Annotated[list[str], Meta(min_length=1, max_length=2048)]
+    encoding_format: Literal["float", "base64"] = "float"
+    # Refused unless they are the model's own.
+    dimensions: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
+
+
+class InputParameters(Struct, frozen=True):
+    """How many bytes after the JSON are this tensor's."""
+
+    binary_data_size: Annotated[int, Meta(ge=0, le=1 << 31)] | None = None
+
+
+class InferInput(Struct, frozen=True):
+    """A tensor: nested or flat row-major numbers, or bytes after the JSON."""
+
+    name: Annotated[str, Meta(max_length=128)]
+    shape: Annotated[list[Annotated[int, Meta(ge=0, le=1 << 31)]], Meta(max_length=8)]
+    datatype: Annotated[str, Meta(max_length=32)]
+    data: list[Any] | None = None
+    parameters: InputParameters = InputParameters()
+
+
+class OutputParameters(Struct, frozen=True):
+    """Whether the tensor is to come as bytes; None: as the request says for all."""
+
+    binary_data: bool | None = None
+
+
+class InferOutput(Struct, frozen=True):
+    """An output asked for by name."""
+
+    name: Annotated[str, Meta(max_length=128)]
+    parameters: OutputParameters = OutputParameters()
+
+
+class InferParameters(Struct, frozen=True):
+    """What goes for all outputs."""
+
+    binary_data_output: bool = False
+
+
+class InferRequest(Struct, frozen=True):
+    """POST /v2/models/NAME/infer."""
+
+    inputs: Annotated[list[InferInput], Meta(min_length=1, max_length=64)]
+    outputs: Annotated[list[InferOutput], Meta(max_length=64)] = []
+    id: Annotated[str, Meta(max_length=128)] = ""
+    parameters: InferParameters = InferParameters()
+
+
+T = TypeVar("T")
+
+
+def decode(body: bytes, kind: type[T]) -> T:
+    """A request's body; RequestRefusedError (400) naming the field that is wrong."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        text = str(error)
+        # msgspec ends its message with the path: "... - at `$.max_tokens`".
+        _, found, path = text.rpartition("at `$.")
+        param = path.rstrip("`").partition("[")[0].partition(".")[0] if found else None
+        raise RequestRefusedError(
+            400, "invalid_value", f"the body is not valid: {text[:500]}", param=param
+        ) from None

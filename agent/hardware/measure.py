@@ -1,0 +1,201 @@
+"""Measures memory, arithmetic and storage.
+
+``python -m agent.hardware.measure DIRECTORY CORES MEMORY_BYTES ROUNDS``: a process of its own,
+because numpy and the engines would stay in the daemon's memory for good, and because a library that
+is not what it seems ends this process and not the daemon. It writes a MicroBenchmark as a line of
+JSON whenever it knows more, so that what was measured before is not lost.
+
+Everything is measured in several rounds, so that what disturbs the box for a second disturbs one
+round of every figure and not all of one. A figure is the upper quartile of all its runs: what the
+box does when little disturbs it, without trusting the one best run. Its spread goes with it.
+"""
+
+import ctypes
+import importlib
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from agent.facts import MicroBenchmark
+
+# The figures that are not of a kernel.
+PLAIN: Final = frozenset({"memory", "matrices", "storage", "int8"})
+# Of one figure in one round: at least so many runs, and more while there is time.
+LEAST_RUNS: Final = 3
+MOST_RUNS: Final = 9
+FIGURE_SECONDS: Final = 0.15
+# No kernel is begun after so long.
+KERNELS_SECONDS: Final = 10.0
+MATRIX_SIZE: Final = 1024
+FILE_BYTES: Final = 64 << 20
+BLOCK_BYTES: Final = 1 << 20
+LEAST_AREA_BYTES: Final = 32 << 20
+MOST_AREA_BYTES: Final = 256 << 20
+# Where one matrix meets so many vectors, arithmetic decides: a prompt of so many tokens.
+INT8_VECTORS: Final = 64
+INT8_BYTES: Final = 4 << 20
+
+
+class Rates:
+    """What was measured so far, per second, by figure."""
+
+    def __init__(self) -> None:
+        self._runs: defaultdict[str, list[float]] = defaultdict(list)
+
+    def add(self, figure: str, work: float, run: Callable[[], object]) -> None:
+        """Time some runs that each do ``work``; the first only warms up."""
+        run()
+        began = time.perf_counter()
+        for count in range(MOST_RUNS):
+            if count >= LEAST_RUNS and time.perf_counter() - began > FIGURE_SECONDS:
+                break
+            started = time.perf_counter()
+            run()
+            self._runs[figure].append(work / (time.perf_counter() - started))
+
+    def __getitem__(self, figure: str) -> float:
+        """Upper quartile; 0 for what was not measured."""
+        return self._quartiles(figure)[2]
+
+    def spreads(self) -> dict[str, float]:
+        """Half of the interquartile range over the median, of every figure."""
+        found = {figure: self._quartiles(figure) for figure in self._runs}
+        return {figure: (high - low) / 2 / mid for figure, (low, mid, high) in found.items()}
+
+    def _quartiles(self, figure: str) -> tuple[float, float, float]:
+        runs = self._runs.get(figure, [])
+        if len(runs) < 2:  # noqa: PLR2004 - quartiles need two
+            return (runs[0],) * 3 if runs else (0.0,) * 3
+        low, middle, high = statistics.quantiles(runs, n=4, method="inclusive")
+        return low, middle, high
+
+    def result(self) -> MicroBenchmark:
+        """All figures; a kernel's is named by itself."""
+        return MicroBenchmark(
+            memory_bytes_per_second=self["memory"],
+            matmul_flops_per_second=self["matrices"],
+            storage_bytes_per_second=self["storage"],
+            int8_operations_per_second=self["int8"],
+            weight_bytes_per_second={
+                figure: self[figure] for figure in self._runs if figure not in PLAIN
+            },
+            spreads=self.spreads(),
+        )
+
+
+def area_bytes(memory_bytes: int, root: Path = Path("/")) -> int:
+    """Twice the largest cache, so that nothing of it is read again; an eighth of memory at most."""
+    largest = 0
+    for path in (root / "sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        if text.endswith("K") and text[:-1].isdigit():
+            largest = max(largest, int(text[:-1]) << 10)
+    wanted = min(MOST_AREA_BYTES, max(LEAST_AREA_BYTES, 2 * largest))
+    return min(wanted, memory_bytes // 8) if memory_bytes else wanted
+
+
+def measure_memory(rates: Rates, cores: int, area: int) -> None:
+    """Bytes read and written when every core copies (STREAM's copy counts both)."""
+    # memmove through ctypes runs without the interpreter's lock.
+    share = area // cores // 2
+    areas = [(bytearray(share), bytearray(share)) for _ in range(cores)]
+    pairs = [
+        ((ctypes.c_char * share).from_buffer(target), (ctypes.c_char * share).from_buffer(source))
+        for target, source in areas
+    ]
+
+    def copy(pair: tuple[ctypes.Array[ctypes.c_char], ctypes.Array[ctypes.c_char]]) -> None:
+        ctypes.memmove(pair[0], pair[1], share)
+
+    with ThreadPoolExecutor(cores) as pool:
+        rates.add("memory", 2 * share * cores, lambda: list(pool.map(copy, pairs)))
+
+
+def measure_matrices(rates: Rates) -> None:
+    """Floating point operations of a float32 matrix product; nothing without numpy."""
+    try:
+        import numpy as np
+    except ImportError:
+        return
+    generator = np.random.default_rng(0)
+    left, right = (generator.random((MATRIX_SIZE, MATRIX_SIZE), dtype=np.float32) for _ in range(2))
+    rates.add("matrices", 2 * MATRIX_SIZE**3, lambda: left @ right)
+
+
+def measure_storage(rates: Rates, directory: Path) -> None:
+    """Bytes of reading a file that is in no cache; nothing without room for it."""
+    block = os.urandom(BLOCK_BYTES)
+    try:
+        with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+            for _ in range(FILE_BYTES // BLOCK_BYTES):
+                file.write(block)
+            os.fsync(file.fileno())
+
+            def read() -> None:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                file.seek(0)
+                while file.read(BLOCK_BYTES):
+                    pass
+
+            rates.add("storage", FILE_BYTES, read)
+    except OSError as error:
+        print(f"storage not measured: {error}", file=sys.stderr)  # noqa: T201 - its own voice
+
+
+def measure_kernels(rates: Rates, kernels: Any, cores: int, area: int, deadline: float) -> None:
+    """Weights that each kernel reads and multiplies, and int8 arithmetic alone."""
+    engine = kernels.Kernels()
+    product, context = engine.product("q8_0", INT8_BYTES, cores, INT8_VECTORS)
+    # A weight costs a multiplication and an addition per vector.
+    rates.add("int8", 2 * INT8_VECTORS * product.weights, product.run)
+    context.close()
+    for kind in kernels.TYPES:
+        if time.perf_counter() > deadline:
+            return
+        product, context = engine.product(kind, area, cores)
+        rates.add(kind, product.weight_bytes, product.run)
+        context.close()
+
+
+def partial_results(
+    directory: Path, cores: int, memory_bytes: int, rounds: int
+) -> Iterator[MicroBenchmark]:
+    """Everything measured so far, whenever there is more."""
+    area = area_bytes(memory_bytes)
+    rates = Rates()
+    measure_storage(rates, directory)
+    kernels: Any = None
+    deadline = time.perf_counter() + KERNELS_SECONDS
+    for _ in range(rounds):
+        measure_memory(rates, cores, area)
+        measure_matrices(rates)
+        yield rates.result()
+        try:
+            kernels = kernels or importlib.import_module("runtimes.llama_cpp.kernels")
+            measure_kernels(rates, kernels, cores, area, deadline)
+        except (ImportError, OSError, AttributeError, MemoryError) as error:
+            # Without the engine, or with another version of it, the plain roofline has to do.
+            print(f"kernels not measured: {error}", file=sys.stderr)  # noqa: T201 - its own voice
+            return
+        yield rates.result()
+
+
+def main() -> None:
+    """Writes a MicroBenchmark per line; the last one says most."""
+    numbers = [int(text) for text in sys.argv[2:]]
+    for result in partial_results(Path(sys.argv[1]), *numbers):
+        sys.stdout.buffer.write(msgspec.json.encode(result) + b"\n")
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What the micro-benchmark found, told to someone who never saw it."""
+
+from typing import Final
+
+from agent.facts import DeviceFacts
+
+# A quiet box repeats itself within this; beyond it something else was running.
+QUIET_SPREAD: Final = 0.1
+GIB: Final = 1 << 30
+# Figure, unit, the attribute of MicroBenchmark, and what it decides.
+_PLAIN: Final = (
+    ("memory", "GB/s", "memory_bytes_per_second", "copying, all cores: bounds generation"),
+    ("matrices", "GFLOP/s", "matmul_flops_per_second", "float32 products: bound prompt processing"),
+    ("int8", "GOP/s", "int8_operations_per_second", "8-bit products, as quantized prompts take"),
+    ("storage", "GB/s", "storage_bytes_per_second", "reading files: bounds loading"),
+)
+
+
+def report(facts: DeviceFacts, seconds: float) -> str:
+    """The box, its rates, and what they come to for a model's generation."""
+    return "\n".join(
+        (*_box(facts), "", *_rates(facts, seconds), *_kernels(facts), "", _verdict(facts))
+    )
+
+
+def _box(facts: DeviceFacts) -> list[str]:
+    topology = facts.topology
+    machine = f"{topology.sockets} x " if topology.sockets > 1 else ""
+    machine += f"{topology.physical_cores // max(topology.sockets, 1)} cores"
+    if topology.threads_per_core > 1:
+        machine += f" of {topology.threads_per_core} threads"
+    if len(topology.clusters) > 1:
+        kinds = (f"{each.cores} at {each.max_megahertz} MHz" for each in topology.clusters)
+        machine += f" ({', '.join(kinds)})"
+    usable = f"{facts.cores} usable"
+    if facts.cpu_quota:
+        usable += f", limited to {facts.cpu_quota:g} by its cgroup"
+    runtimes = (f"{name} {version}" for name, version in sorted(facts.runtimes.items()))
+    memory = f"{facts.memory_bytes / GIB:.1f} GiB usable"
+    memory += f", of which one model may take {facts.model_memory_bytes / GIB:.1f}"
+    rows = (
+        ("processor", f"{facts.cpu_model} ({facts.architecture})"),
+        ("cores", f"{machine}; {usable}" if topology.sockets else usable),
+        ("extensions", ", ".join(facts.isa) or "none that runtimes ask for"),
+        ("memory", memory),
+        ("accelerators", ", ".join((*facts.accelerators, *facts.gpus)) or "none found"),
+        ("runtimes", ", ".join(runtimes) or "none installed"),
+    )
+    return [f"{name:13}{text}" for name, text in rows]
+
+
+def _rates(facts: DeviceFacts, seconds: float) -> list[str]:
+    lines = [f"measured in {seconds:.0f} s      per second   spread"]
+    for name, unit, attribute, meaning in _PLAIN:
+        rate: float = getattr(facts.benchmark, attribute)
+        figure = f"{rate / 1e9:9.2f} {unit:8}" if rate else f"{'unmeasured':18}"
+        lines.append(f"  {name:14}{figure}{_spread(facts, name):>12}   {meaning}")
+    return lines
+
+
+def _kernels(facts: DeviceFacts) -> list[str]:
+    rates = facts.benchmark.weight_bytes_per_second
+    if not rates:
+        return []
+    lines = ["", "weights          read and multiplied  spread   so 1 GiB of them gives at most"]
+    for name, rate in rates.items():
+        figure = f"{rate / 1e9:9.2f} GB/s    "
+        lines.append(f"  {name:14}{figure}{_spread(facts, name):>12}   {rate / GIB:.1f} tokens/s")
+    return lines
+
+
+def _spread(facts: DeviceFacts, name: str) -> str:
+    spread = facts.benchmark.spreads.get(name)
+    return "" if spread is None else f"{spread:.0%}"
+
+
+def _verdict(facts: DeviceFacts) -> str:
+    """Spread is half of the interquartile range over the median."""
+    spreads = facts.benchmark.spreads
+    uneasy = [name for name, spread in spreads.items() if spread > QUIET_SPREAD]
+    if not uneasy:
+        return f"Every figure repeated itself within {QUIET_SPREAD:.0%}."
+    return (
+        f"{len(uneasy)} of {len(spreads)} figures did not repeat within {QUIET_SPREAD:.0%}: "
+        "something else was running.\nMeasure again when the box is quiet."
+    )

@@ -1,0 +1,25 @@
+"""What the agent must not forget, on disk twice before anything depends on it."""
+
+from agent.journal.documents import (
+    Assignment,
+    CheckResult,
+    HeldRelease,
+    Pointers,
+    Receipt,
+    SlotPlan,
+    Update,
+    reference_of,
+)
+from agent.journal.journal import Journal
+
+__all__ = [
+    "Assignment",
+    "CheckResult",
+    "HeldRelease",
+    "Journal",
+    "Pointers",
+    "Receipt",
+    "SlotPlan",
+    "Update",
+    "reference_of",
+]

@@ -1,0 +1,135 @@
+"""The connection to DeviceService: one channel at a time, replaced when the certificate is."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from typing import Final, TypeAlias
+
+import grpc
+import grpc.aio
+from flotilla.v1 import device_pb2, device_pb2_grpc
+
+from agent.credentials import Credentials
+from agent.deltas import BeingMade, Offer
+from agent.errors import ChunkMissingError, DownloadError, SourceUnavailableError
+from agent.link.channels import answered, mutually_authenticated
+from agent.link.deltas import delta_from_wire, digests_to_wire
+from agent.link.translate import authorities_from_wire, refusal_text
+from artifact.manifest import File
+from artifact.trust.statements import Authorities
+
+# Generic only for the type checker.
+_FetchChunks: TypeAlias = "grpc.aio.UnaryStreamMultiCallable[device_pb2.FetchChunksRequest, bytes]"
+
+UNARY_SECONDS: Final = 30.0
+MAX_METADATA_BYTES: Final = 4 << 20
+# What still runs on a channel that a new certificate replaced may take so long to end.
+OLD_CHANNEL_SECONDS: Final = 600.0
+_FETCH_CHUNKS: Final = "/flotilla.v1.DeviceService/FetchChunks"
+# Statuses after which the same call may succeed; the rest say that the request itself is wrong.
+_PASSING: Final = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.UNAUTHENTICATED,
+    }
+)
+
+
+class Connection:
+    """Calls to the control plane as this device. Implements agent.download.ChunkSource."""
+
+    def __init__(self, endpoint: str, identity: Credentials) -> None:
+        self._endpoint = endpoint
+        self._channel = mutually_authenticated(endpoint, identity)
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def stub(self) -> "device_pb2_grpc.DeviceServiceAsyncStub":
+        """For the calls that have no method here."""
+        # The asynchronous stub exists only for the type checker.
+        return device_pb2_grpc.DeviceServiceStub(self._channel)
+
+    def replace_identity(self, identity: Credentials) -> None:
+        """New calls use the new certificate; those that run end on the old channel."""
+        old, self._channel = self._channel, mutually_authenticated(self._endpoint, identity)
+        task = asyncio.create_task(old.close(OLD_CHANNEL_SECONDS))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """Break off everything that runs."""
+        for task in self._closing:
+            task.cancel()
+        await asyncio.gather(*self._closing, return_exceptions=True)
+        await self._channel.close(None)
+
+    async def fetch(self, digests: Sequence[bytes]) -> AsyncGenerator[bytes, None]:
+        """Raw bytes of chunks (docs/adr/0002); SourceUnavailableError, ChunkMissingError."""
+        method: _FetchChunks = self._channel.unary_stream(
+            _FETCH_CHUNKS,
+            request_serializer=device_pb2.FetchChunksRequest.SerializeToString,
+            response_deserializer=None,
+        )
+        call = method(device_pb2.FetchChunksRequest(digests=digests))
+        try:
+            async for piece in call:
+                yield piece
+        except grpc.aio.AioRpcError as error:
+            raise _download_error(error) from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise SourceUnavailableError(
+                "the call was cut off with the channel of an old certificate",
+                advice="The agent tries again by itself.",
+            ) from None
+        finally:
+            call.cancel()
+
+    async def delta(self, bases: Sequence[File], target: File) -> Offer | BeingMade | None:
+        """What turns one of ``bases`` into ``target``; SourceUnavailableError."""
+        request = device_pb2.GetDeltaRequest(
+            bases=[digests_to_wire(base) for base in bases], target=digests_to_wire(target)
+        )
+        try:
+            answer = await answered(self.stub.GetDelta(request, timeout=UNARY_SECONDS))
+        except grpc.aio.AioRpcError as error:
+            if error.code() in _PASSING:
+                raise _download_error(error) from error
+            # A server that knows no deltas, or not of these files.
+            return None
+        return delta_from_wire(answer)
+
+    async def metadata(self, name: str) -> bytes | None:
+        """One metadata file; None when there is none of that name. SourceUnavailableError."""
+        try:
+            request = device_pb2.FetchMetadataRequest(name=name)
+            answer = await answered(self.stub.FetchMetadata(request, timeout=UNARY_SECONDS))
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                return None
+            raise _download_error(error) from error
+        return answer.data
+
+    async def renew(self, csr_pem: bytes) -> tuple[bytes, Authorities | None]:
+        """A new certificate for the same key, and the server's authorities if it tells them."""
+        try:
+            request = device_pb2.RenewCertificateRequest(csr_pem=csr_pem)
+            answer = await answered(self.stub.RenewCertificate(request, timeout=UNARY_SECONDS))
+        except grpc.aio.AioRpcError as error:
+            raise _download_error(error) from error
+        told = answer.HasField("authorities")
+        return answer.certificate_pem, authorities_from_wire(answer.authorities) if told else None
+
+
+def _download_error(error: grpc.aio.AioRpcError) -> DownloadError:
+    text = refusal_text(error)
+    if error.code() in _PASSING:
+        return SourceUnavailableError(text, advice="The agent tries again by itself.")
+    return ChunkMissingError(text, advice="Publish the release again.")

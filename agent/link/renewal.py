@@ -1,0 +1,148 @@
+"""The certificate's renewal, with the same key: at two thirds of its life, and under a new CA."""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final
+
+from agent.backoff import Backoff
+from agent.config import DataDir
+from agent.credentials import Credentials
+from agent.errors import AgentError, DownloadError, IdentityError
+from agent.link.connection import Connection
+from agent.notary import Ask, expect
+from agent.notary import questions as q
+from artifact.errors import UntrustedError
+from artifact.trust.statements import Authorities
+
+log = logging.getLogger(__name__)
+
+# The longest sleep, so that a clock that was set wrong is noticed within the hour.
+LOOK_SECONDS: Final = 3600.0
+# How soon a certificate from `flotilla-agent enroll --recover` is noticed.
+LOOK_AGAIN_SECONDS: Final = 15.0
+# A fleet that learns of a new authority at once does not renew at once.
+SPREAD_SECONDS: Final = 60.0
+
+
+class Renewal:
+    """Holds the identity in use and keeps it valid."""
+
+    def __init__(
+        self,
+        data_dir: DataDir,
+        identity: Credentials,
+        connection: Connection,
+        *,
+        ask: Ask,
+        name: str,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.identity = identity
+        self._data_dir = data_dir
+        self._connection = connection
+        self._ask = ask
+        self._name = name
+        self._now = now
+        self._backoff = Backoff(5, 600)
+        # The authorities have changed: a certificate of the old one will not serve much longer.
+        self._due = asyncio.Event()
+
+    async def run(self) -> None:
+        """Renew whenever it is due, until cancelled."""
+        while True:
+            wait = (self.identity.renew_at() - self._now()).total_seconds()
+            if wait > 0 and not self._due.is_set():
+                await self._rest(min(wait, LOOK_SECONDS))
+                if self._due.is_set():
+                    await asyncio.sleep(random.uniform(0, SPREAD_SECONDS))  # noqa: S311 - no secret
+                continue
+            due = self._due.is_set()
+            self._due.clear()
+            try:
+                await self.renew()
+            except (AgentError, UntrustedError) as error:
+                self._tell(error)
+                await self._rest(self._backoff.next_seconds())
+                if due and not self.identity.is_of_newest_authority:
+                    self._due.set()
+            else:
+                self._backoff.reset()
+                if due:
+                    await self._show()
+
+    async def renew(self) -> None:
+        """Have a new certificate, on disk before it is used.
+
+        Of authorities that come with it only those are believed that those trusted now endorse.
+        """
+        request = expect(q.Signed, await self._ask(q.Request(name=self._name)))
+        certificate_pem, offered = await self._connection.renew(request.data)
+        adopted = await self._ask(
+            q.Adopt(certificate_pem=certificate_pem, ca_pem=self.identity.ca_pem, offered=offered)
+        )
+        self._use(expect(q.Identified, adopted).credentials)
+
+    async def _show(self) -> None:
+        """Let the server see the new certificate: the old authority is not retired before."""
+        with contextlib.suppress(DownloadError):
+            await self._connection.metadata("timestamp.json")
+
+    async def offer(self, offered: Authorities) -> None:
+        """The server says which authorities there are: drop those gone, renew under a new one."""
+        known = self.identity
+        if offered.bundle == known.ca_pem and known.is_of_newest_authority:
+            return
+        question = q.Follow(
+            certificate_pem=known.certificate_pem, ca_pem=known.ca_pem, offered=offered
+        )
+        try:
+            fresh = expect(q.Identified, await self._ask(question)).credentials
+        except (UntrustedError, AgentError) as error:
+            log.warning("authorities_refused error=%s", ascii(str(error)))
+            return
+        if self.identity is not known:
+            # A renewal was quicker, and knows no less.
+            await self.offer(offered)
+            return
+        if fresh.authority_sha256 != known.authority_sha256:
+            log.info("authority_replaced sha256=%s", fresh.authority_sha256)
+        if not fresh.is_of_newest_authority:
+            self._due.set()
+        elif fresh.ca_pem != known.ca_pem:
+            self._use(fresh)
+
+    async def adopt(self) -> bool:
+        """Use the certificate on disk, if the box was given another one meanwhile."""
+        try:
+            if self._data_dir.certificate.read_bytes() == self.identity.certificate_pem:
+                return False
+            stored = expect(q.Identified, await self._ask(q.WhoAmI())).credentials
+        except (OSError, AgentError):
+            # Half-written by a recovery that is under way, or damaged: the one in use is no worse.
+            return False
+        self._use(stored)
+        return True
+
+    def _use(self, identity: Credentials) -> None:
+        self.identity = identity
+        self._connection.replace_identity(identity)
+        log.info("certificate_renewed renew_at=%s", identity.renew_at().isoformat())
+
+    async def _rest(self, seconds: float) -> None:
+        """Until then, or until there is another certificate or another authority."""
+        while seconds > 0 and not self._due.is_set() and not await self.adopt():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(seconds, LOOK_AGAIN_SECONDS)):
+                    await self._due.wait()
+            seconds -= LOOK_AGAIN_SECONDS
+
+    def _tell(self, error: Exception) -> None:
+        try:
+            self.identity.check_not_expired(self._now())
+        except IdentityError as expired:
+            log.warning("certificate_expired error=%s advice=%r", expired, expired.advice)
+        log.warning("certificate_not_renewed error=%s", ascii(str(error)))

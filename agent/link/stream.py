@@ -1,0 +1,342 @@
+"""The stream to the control plane: reconnected forever, level-triggered in both directions.
+
+Everything that must arrive is kept until it is acknowledged: receipts in the journal, windows in
+the telemetry queue. So a stream may break at any time, and the next one sends it all again.
+"""
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final, TypeAlias
+
+import grpc
+import grpc.aio
+from flotilla.v1 import device_pb2
+
+from agent.backoff import Backoff
+from agent.credentials import Credentials
+from agent.errors import IdentityError, JournalError, NotaryLostError
+from agent.facts import DeviceFacts
+from agent.journal import Assignment, Journal
+from agent.link.connection import Connection
+from agent.link.problems import explain
+from agent.link.translate import (
+    assignment_from_wire,
+    authorities_from_wire,
+    facts_to_wire,
+    priors_from_wire,
+    receipt_to_wire,
+    retry_after_seconds,
+    status_to_wire,
+    window_to_wire,
+)
+from agent.selection import Prior
+from agent.telemetry import TelemetryQueue
+from agent.update.engine import UpdateEngine
+from artifact.trust.statements import Authorities
+
+log = logging.getLogger(__name__)
+
+# Generic only for the type checker.
+_Call: TypeAlias = (
+    "grpc.aio.StreamStreamCall[device_pb2.ConnectRequest, device_pb2.ConnectResponse]"
+)
+
+BATCH_WINDOWS: Final = 500
+# A stream that lived so long was a good one: the next break starts the backoff anew.
+STABLE_SECONDS: Final = 30.0
+# A call on a channel that closes before it is connected may never end by itself.
+OPENING_SECONDS: Final = 30.0
+# How often a status is repeated when nothing changes, until the server says otherwise.
+STATUS_SECONDS: Final = 30.0
+LEAST_INTERVAL_SECONDS: Final = 0.1
+# Progress of a download changes with every chunk; the server needs to hear it this often.
+LEAST_STATUS_SECONDS: Final = 0.2
+# More assignments than a device meets in a life; SQLite's integers end at 2^63.
+MAX_GENERATION: Final = 1 << 32
+# Only a person changes the mind of a server that does not want this box.
+_REFUSALS: Final = frozenset({grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED})
+
+
+async def _ignored(_: Authorities | Assignment) -> None:
+    """Whom the box trusts stays as it is."""
+
+
+@dataclass
+class Settings:
+    """What the control plane asks of its agents."""
+
+    status_seconds: float = STATUS_SECONDS
+    telemetry_window_seconds: float = 60.0
+
+
+@dataclass
+class _Sent:
+    """What this stream has sent already and is waiting to have acknowledged."""
+
+    status: device_pb2.UpdateStatus | None = None
+    status_at: float = float("-inf")
+    receipts: set[int] = field(default_factory=set)
+    # Boot id of the telemetry batch under way.
+    boot_id: str | None = None
+
+
+class Link:
+    """One per daemon. ``wake`` tells it that there may be something to send."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        engine: UpdateEngine,
+        journal: Journal,
+        telemetry: TelemetryQueue,
+        *,
+        facts: Callable[[], DeviceFacts],
+        identity: Callable[[], Credentials],
+        sign: Callable[[bytes], Awaitable[bytes]],
+        agent_version: str,
+        offered: Callable[[Authorities], Awaitable[None]] = _ignored,
+        directed: Callable[[Assignment], Awaitable[None]] = _ignored,
+        heard: Callable[[Sequence[tuple[str, str, Prior]]], None] = lambda _: None,
+        backoff: Backoff | None = None,
+        refused_backoff: Backoff | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._connection = connection
+        self._engine = engine
+        self._journal = journal
+        self._telemetry = telemetry
+        self._facts = facts
+        self._identity = identity
+        self._sign = sign
+        self._agent_version = agent_version
+        self._offered = offered
+        self._directed = directed
+        self._heard = heard
+        self._backoff = backoff or Backoff(0.5, 30)
+        self._refused_backoff = refused_backoff or Backoff(5, 300)
+        self._now = now
+        self._news = asyncio.Event()
+        self.settings = Settings()
+        self.settings_changed = asyncio.Event()
+        self.connected = False
+        # Why the last stream did not open or broke, and what to do, for the box's owner.
+        self.problem = ""
+
+    def wake(self) -> None:
+        """Something changed: a state, a receipt, a window."""
+        self._news.set()
+
+    async def run(self) -> None:
+        """Keep a stream open until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            asked, backoff = 0.0, self._backoff
+            try:
+                await self._live()
+                log.info("stream_ended by=server")
+            except grpc.aio.AioRpcError as error:
+                asked = retry_after_seconds(error)
+                if error.code() in _REFUSALS:
+                    backoff = self._refused_backoff
+                self.problem = explain(error, self._identity(), self._now())
+                log.warning("stream_broken problem=%s", ascii(self.problem))
+            except TimeoutError:
+                self.problem = f"the server did not answer within {OPENING_SECONDS:.0f} s"
+                log.warning("stream_broken problem=%s", ascii(self.problem))
+            except _GarbledError:
+                self.problem = "the server sends what cannot be read. Update the agent."
+                log.warning("stream_broken problem=%s", ascii(self.problem))
+            except (JournalError, IdentityError, NotaryLostError, sqlite3.Error) as error:
+                # The disk cannot be read: no receipts and no telemetry, but what serves goes on.
+                self.problem = f"what is to be sent cannot be read or signed: {error}"
+                log.warning("stream_broken problem=%s", ascii(self.problem))
+            finally:
+                self.connected = False
+            if loop.time() - began > STABLE_SECONDS:
+                backoff.reset()
+            wait = backoff.next_seconds(asked)
+            log.debug("stream_retried after_seconds=%.2f", wait)
+            await asyncio.sleep(wait)
+
+    async def _live(self) -> None:
+        """One stream, from hello to its end."""
+        call: _Call = self._connection.stub.Connect()
+        sent = _Sent()
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            async with asyncio.timeout(OPENING_SECONDS):
+                await call.write(device_pb2.ConnectRequest(hello=self._hello()))
+                # The first answer shows that this server took us in.
+                await self._take(_message(await call.read()), sent)
+            self.connected, self.problem = True, ""
+            self._refused_backoff.reset()
+            log.info("stream_open")
+            tasks = [
+                asyncio.create_task(self._receive(call, sent)),
+                asyncio.create_task(self._send(call, sent)),
+            ]
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        except (_StreamEndedError, asyncio.InvalidStateError, asyncio.CancelledError):
+            # A channel that a new certificate replaced cancels its last calls when it closes.
+            if _is_cancelled():
+                raise
+            # Ended by the server; its status says why.
+            if await call.code() is not grpc.StatusCode.OK:
+                raise await _error_of(call) from None
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            call.cancel()
+
+    async def _receive(self, call: _Call, sent: _Sent) -> None:
+        while True:
+            await self._take(_message(await call.read()), sent)
+
+    def _hello(self) -> device_pb2.Hello:
+        status = self._engine.status()
+        return device_pb2.Hello(
+            boot_id=self._telemetry.boot_id,
+            agent_version=self._agent_version,
+            facts=facts_to_wire(self._facts()),
+            generation=status.generation,
+            current_release=status.current_release,
+            last_good_release=status.last_good_release,
+        )
+
+    async def _take(self, message: device_pb2.ConnectResponse, sent: _Sent) -> None:
+        match message.WhichOneof("message"):
+            case "assignment":
+                assignment = assignment_from_wire(message.assignment)
+                if assignment.generation > MAX_GENERATION:
+                    # Taken on, it would make every honest one look old.
+                    log.warning("assignment_refused generation=%d", assignment.generation)
+                    return
+                log.info(
+                    "assignment_received generation=%d release=%s",
+                    assignment.generation,
+                    ascii(assignment.release),
+                )
+                # Before the assignment, which is decided with them.
+                self._heard(priors_from_wire(message.assignment.class_measurements))
+                self._engine.assign(assignment)
+                await self._directed(assignment)
+            case "ack":
+                try:
+                    await self._acknowledged(message.ack, sent)
+                except (JournalError, sqlite3.Error) as error:
+                    # The disk may be full. What is not forgotten goes again over the next stream.
+                    log.warning("ack_not_stored error=%s", ascii(str(error)))
+            case "settings":
+                self._settings(message.settings)
+            case "authorities":
+                await self._offered(authorities_from_wire(message.authorities))
+            case None:
+                log.info("message_unknown advice='update the agent'")
+
+    async def _acknowledged(self, ack: device_pb2.Ack, sent: _Sent) -> None:
+        if ack.receipt_generations:
+            generations = list(ack.receipt_generations)
+            await asyncio.to_thread(self._journal.acknowledge, generations)
+        if ack.telemetry_sequence and sent.boot_id is not None:
+            await asyncio.to_thread(
+                self._telemetry.acknowledge, sent.boot_id, ack.telemetry_sequence
+            )
+            sent.boot_id = None
+            self.wake()
+
+    def _settings(self, settings: device_pb2.Settings) -> None:
+        if settings.status_interval_seconds > 0:
+            self.settings.status_seconds = max(
+                LEAST_INTERVAL_SECONDS, settings.status_interval_seconds
+            )
+        if settings.telemetry_window_seconds > 0:
+            self.settings.telemetry_window_seconds = max(
+                LEAST_INTERVAL_SECONDS, settings.telemetry_window_seconds
+            )
+        self.settings_changed.set()
+
+    async def _send(self, call: _Call, sent: _Sent) -> None:
+        """Send what is new, whenever something may be."""
+        loop = asyncio.get_running_loop()
+        self._news.set()
+        while True:
+            await self._send_status(call, sent, loop.time())
+            if self._news.is_set():
+                self._news.clear()
+                await self._send_receipts(call, sent)
+                await self._send_telemetry(call, sent)
+            try:
+                async with asyncio.timeout(self.settings.status_seconds):
+                    await self._news.wait()
+            except TimeoutError:
+                sent.status = None
+            since = loop.time() - sent.status_at
+            await asyncio.sleep(max(0.0, LEAST_STATUS_SECONDS - since))
+
+    async def _send_status(self, call: _Call, sent: _Sent, now: float) -> None:
+        status = status_to_wire(self._engine.status())
+        if status == sent.status:
+            return
+        await call.write(device_pb2.ConnectRequest(status=status))
+        sent.status, sent.status_at = status, now
+
+    async def _send_receipts(self, call: _Call, sent: _Sent) -> None:
+        for receipt in await asyncio.to_thread(self._journal.receipts):
+            if receipt.generation in sent.receipts:
+                continue
+            data = receipt_to_wire(receipt).SerializeToString(deterministic=True)
+            signed = device_pb2.SignedReceipt(receipt=data, signature=await self._sign(data))
+            await call.write(device_pb2.ConnectRequest(receipt=signed))
+            sent.receipts.add(receipt.generation)
+
+    async def _send_telemetry(self, call: _Call, sent: _Sent) -> None:
+        if sent.boot_id is not None:
+            return
+        pending = await asyncio.to_thread(self._telemetry.pending, BATCH_WINDOWS)
+        if not pending:
+            return
+        sent.boot_id = pending[0].boot_id
+        batch = device_pb2.TelemetryBatch(
+            boot_id=sent.boot_id,
+            windows=[window_to_wire(each.sequence, each.window) for each in pending],
+        )
+        await call.write(device_pb2.ConnectRequest(telemetry=batch))
+
+
+def _is_cancelled() -> bool:
+    """Whether this task is to end, and not just a call in it."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+class _StreamEndedError(Exception):
+    """The server sends no more."""
+
+
+class _GarbledError(Exception):
+    """The server sends on, but no message that can be read."""
+
+
+def _message(read: object) -> device_pb2.ConnectResponse:
+    if read is grpc.aio.EOF:
+        raise _StreamEndedError
+    if not isinstance(read, device_pb2.ConnectResponse):
+        raise _GarbledError
+    return read
+
+
+async def _error_of(call: _Call) -> grpc.aio.AioRpcError:
+    return grpc.aio.AioRpcError(
+        await call.code(),
+        await call.initial_metadata(),
+        await call.trailing_metadata(),
+        details=await call.details(),
+    )

@@ -1,0 +1,276 @@
+"""Protobuf at the edge: the agent's own dataclasses to the wire's messages and back."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+
+import grpc.aio
+from flotilla.v1 import (
+    device_pb2,
+    hardware_pb2,
+    selection_pb2,
+    server_keys_pb2,
+    telemetry_window_pb2,
+)
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from agent.energy import Energy
+from agent.experience import MAX_PRIORS
+from agent.facts import CpuTopology, DeviceFacts
+from agent.journal import Assignment, CheckResult, Receipt
+from agent.selection import Candidate, Decision, Prior
+from agent.telemetry.window import TelemetryWindow
+from agent.update.engine import Status
+from artifact.sketch import Sketch
+from artifact.trust.statements import MAX_ROOTS, Authorities, DirectorMetadata
+
+MAX_DETAIL_CHARACTERS: Final = 1000
+MAX_NAME_CHARACTERS: Final = 256
+# No box makes so many tokens per second, nor takes so many joules for one.
+MAX_FIGURE: Final = 1e9
+MAX_RETRY_AFTER_SECONDS: Final = 600.0
+# Trailing metadata of the control plane's refusals.
+ADVICE_KEY: Final = "flotilla-advice"
+RETRY_AFTER_KEY: Final = "flotilla-retry-after-ms"
+
+
+def facts_to_wire(facts: DeviceFacts) -> hardware_pb2.HardwareFacts:
+    """What the box is made of."""
+    benchmark = facts.benchmark
+    return hardware_pb2.HardwareFacts(
+        architecture=facts.architecture,
+        cpu_model=facts.cpu_model,
+        isa=facts.isa,
+        cores=facts.cores,
+        memory_bytes=facts.memory_bytes,
+        accelerators=facts.accelerators,
+        power_source=facts.power_source,
+        os=facts.os,
+        kernel=facts.kernel,
+        model_memory_bytes=facts.model_memory_bytes,
+        benchmark=hardware_pb2.MicroBenchmark(
+            memory_bytes_per_second=benchmark.memory_bytes_per_second,
+            matmul_flops_per_second=benchmark.matmul_flops_per_second,
+            storage_bytes_per_second=benchmark.storage_bytes_per_second,
+            int8_operations_per_second=benchmark.int8_operations_per_second,
+            weight_bytes_per_second=benchmark.weight_bytes_per_second,
+            spreads=benchmark.spreads,
+        ),
+        runtimes=facts.runtimes,
+        topology=_topology_to_wire(facts.topology),
+        cpu_quota=facts.cpu_quota,
+        gpus=facts.gpus,
+    )
+
+
+def _topology_to_wire(topology: CpuTopology) -> hardware_pb2.CpuTopology:
+    return hardware_pb2.CpuTopology(
+        sockets=topology.sockets,
+        physical_cores=topology.physical_cores,
+        threads_per_core=topology.threads_per_core,
+        clusters=[
+            hardware_pb2.CoreCluster(cores=each.cores, max_megahertz=each.max_megahertz)
+            for each in topology.clusters
+        ],
+    )
+
+
+def assignment_from_wire(message: device_pb2.Assignment) -> Assignment:
+    """What the director wants."""
+    signed = message.director
+    return Assignment(
+        generation=message.generation,
+        release=message.release,
+        manifest_sha256=message.manifest_sha256,
+        director=DirectorMetadata(
+            signed.timestamp, signed.snapshot, signed.targets, tuple(signed.roots[:MAX_ROOTS])
+        ),
+    )
+
+
+def priors_from_wire(
+    found: Sequence[device_pb2.ClassMeasurement],
+) -> list[tuple[str, str, Prior]]:
+    """What the hardware class measured, as (model version, variant, figures); nonsense left out."""
+    return [
+        (
+            one.model,
+            one.variant,
+            Prior(
+                tokens_per_second=one.tokens_per_second,
+                joules_per_token=one.joules_per_token if _sane(one.joules_per_token) else None,
+                memory_bytes=one.memory_bytes,
+                devices=one.devices,
+            ),
+        )
+        for one in found[:MAX_PRIORS]
+        if _sane(one.tokens_per_second)
+        and max(len(one.model), len(one.variant)) <= MAX_NAME_CHARACTERS
+    ]
+
+
+def _sane(figure: float) -> bool:
+    return 0 < figure < MAX_FIGURE
+
+
+def authorities_from_wire(message: server_keys_pb2.Authorities) -> Authorities:
+    """Whom the server says to trust."""
+    return Authorities(
+        current=message.current_pem,
+        previous=message.previous_pem,
+        new_with_old=message.new_with_old_pem,
+        old_with_new=message.old_with_new_pem,
+    )
+
+
+def state_to_wire(state: str) -> device_pb2.UpdateState.ValueType:
+    """A state of agent.update.machine by its name."""
+    return device_pb2.UpdateState.Value(f"UPDATE_STATE_{state.upper()}")
+
+
+def status_to_wire(status: Status) -> device_pb2.UpdateStatus:
+    """Where the box stands."""
+    return device_pb2.UpdateStatus(
+        generation=status.generation,
+        state=state_to_wire(status.state),
+        detail=status.detail[:MAX_DETAIL_CHARACTERS],
+        bytes_done=status.bytes_done,
+        bytes_total=status.bytes_total,
+        current_release=status.current_release,
+        last_good_release=status.last_good_release,
+    )
+
+
+def receipt_to_wire(receipt: Receipt) -> device_pb2.Receipt:
+    """What the box did with an assignment."""
+    return device_pb2.Receipt(
+        generation=receipt.generation,
+        release=receipt.release,
+        outcome=state_to_wire(receipt.outcome),
+        reason=receipt.reason,
+        detail=receipt.detail[:MAX_DETAIL_CHARACTERS],
+        bytes_downloaded=receipt.received_bytes,
+        switch_seconds=receipt.switch_seconds,
+        decisions=[decision_to_wire(decision) for decision in receipt.decisions],
+        checks=[_check_to_wire(check) for check in receipt.checks],
+        finished_at=_timestamp(receipt.finished_at),
+        current_release=receipt.current_release,
+        last_good_release=receipt.last_good_release,
+    )
+
+
+def _check_to_wire(check: CheckResult) -> device_pb2.ProbationCheck:
+    return device_pb2.ProbationCheck(
+        slot=check.slot,
+        name=check.name,
+        outcome=check.outcome,
+        detail=check.detail[:MAX_DETAIL_CHARACTERS],
+    )
+
+
+def decision_to_wire(decision: Decision) -> selection_pb2.SelectionDecision:
+    """Why a slot runs what it runs."""
+    return selection_pb2.SelectionDecision(
+        slot=decision.slot,
+        model=decision.model,
+        chosen_variant=decision.chosen_variant,
+        objective=decision.objective.value,
+        reason=decision.reason[:MAX_DETAIL_CHARACTERS],
+        memory_budget_bytes=decision.memory_budget_bytes,
+        candidates=[_candidate_to_wire(candidate) for candidate in decision.candidates],
+        rate_unit=decision.rate_unit,
+    )
+
+
+def _candidate_to_wire(candidate: Candidate) -> selection_pb2.SelectionCandidate:
+    return selection_pb2.SelectionCandidate(
+        variant=candidate.variant,
+        runtime=candidate.runtime,
+        quantization=candidate.quantization,
+        bucket=candidate.bucket,
+        reason=candidate.reason[:MAX_DETAIL_CHARACTERS],
+        predicted_memory_bytes=candidate.predicted_memory_bytes,
+        measured_memory_bytes=candidate.measured_memory_bytes,
+        predicted_tokens_per_second=candidate.predicted_tokens_per_second,
+        measured_tokens_per_second=candidate.measured_tokens_per_second,
+        measured_joules_per_token=candidate.measured_joules_per_token,
+        quality=candidate.quality,
+        prediction_source=candidate.source,
+        predicted_joules_per_token=candidate.predicted_joules_per_token,
+        predicted_ttft_seconds=candidate.predicted_ttft_seconds,
+        measured_ttft_seconds=candidate.measured_ttft_seconds,
+        context_length=candidate.context_length,
+    )
+
+
+def window_to_wire(sequence: int, window: TelemetryWindow) -> telemetry_window_pb2.TelemetryWindow:
+    """One aggregate with its place in the boot's sequence."""
+    labels = window.labels
+    return telemetry_window_pb2.TelemetryWindow(
+        sequence=sequence,
+        started_at=_timestamp(window.started_at),
+        duration_seconds=window.duration_seconds,
+        release=labels.release,
+        slot=labels.slot,
+        model_version=labels.model_version,
+        variant=labels.variant,
+        runtime=labels.runtime,
+        requests=window.requests,
+        errors=window.errors,
+        prompt_tokens=window.prompt_tokens,
+        generated_tokens=window.generated_tokens,
+        prefill_seconds=window.prefill_seconds,
+        decode_seconds=window.decode_seconds,
+        ttft_seconds=_sketch_to_wire(window.ttft_seconds),
+        latency_seconds=_sketch_to_wire(window.latency_seconds),
+        peak_memory_bytes=window.peak_memory_bytes,
+        worker_restarts=window.worker_restarts,
+        throttled_seconds=window.throttled_seconds,
+        route=window.labels.route,
+        escalations=window.escalations,
+        energy=None if window.energy is None else _energy_to_wire(window.energy),
+    )
+
+
+def _sketch_to_wire(sketch: Sketch) -> telemetry_window_pb2.Sketch:
+    return telemetry_window_pb2.Sketch(
+        relative_accuracy=sketch.relative_accuracy,
+        bins=sketch.bins,
+        zeros=sketch.zeros,
+        sum=sketch.sum,
+    )
+
+
+def _energy_to_wire(energy: Energy) -> telemetry_window_pb2.Energy:
+    return telemetry_window_pb2.Energy(
+        joules=energy.joules,
+        source=energy.provenance.source,
+        scope=energy.provenance.scope,
+        method=energy.provenance.method,
+    )
+
+
+def _timestamp(moment: datetime) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromDatetime(moment)
+    return timestamp
+
+
+def refusal_text(error: grpc.aio.AioRpcError) -> str:
+    """What the server said, escaped and cut."""
+    details = ascii(error.details() or "")[1:-1][:MAX_DETAIL_CHARACTERS]
+    return f"{error.code().name}: {details}"
+
+
+def trailing(error: grpc.aio.AioRpcError, key: str) -> str:
+    """A text in an error's trailing metadata; empty when there is none."""
+    for name, value in error.trailing_metadata() or ():
+        if name == key and isinstance(value, str):
+            return value[:MAX_DETAIL_CHARACTERS]
+    return ""
+
+
+def retry_after_seconds(error: grpc.aio.AioRpcError) -> float:
+    """How long the server asks to wait; 0 when it does not, bounded whatever it says."""
+    text = trailing(error, RETRY_AFTER_KEY)
+    return min(int(text) / 1000, MAX_RETRY_AFTER_SECONDS) if text.isdecimal() else 0.0

@@ -1,0 +1,127 @@
+"""The notary's work: what takes python-tuf and cryptography. A pure turn from question to answer.
+
+But for what the verifiers keep in the data directory: python-tuf's cache.
+"""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from agent.config import DataDir, write_file
+from agent.errors import AgentError, IdentityError
+from agent.identity import (
+    Identity,
+    check_certificate,
+    load_identity,
+    load_key,
+    save_certificate,
+    sign,
+    signing_request,
+)
+from agent.notary import questions as q
+from artifact.errors import ArtifactError
+from artifact.trust.authority import follow
+from artifact.trust.director import DirectorVerifier
+from artifact.trust.verify import ImageVerifier
+
+
+class _MissingError(Exception):
+    """Metadata of this name has not come along."""
+
+
+class _Floors:
+    """Implements artifact.trust.floors.Floors on what came with a question."""
+
+    def __init__(self, numbers: Mapping[str, int]) -> None:
+        self._numbers = dict(numbers)
+        self.risen: dict[str, int] = {}
+
+    def floors(self) -> Mapping[str, int]:
+        return self._numbers
+
+    def raise_floors(self, numbers: Mapping[str, int]) -> None:
+        for name, number in numbers.items():
+            if number > self._numbers.get(name, -1):
+                self._numbers[name] = self.risen[name] = number
+
+
+def answer(data_dir: DataDir, question: q.Question) -> q.Answer:
+    """The answer to a question; errors are answers too."""
+    floors = _Floors(question.floors if isinstance(question, q.Direct | q.Resolve) else {})
+    try:
+        found = _found(data_dir, question, floors)
+    except _MissingError as error:
+        found = q.Missing(name=str(error))
+    except OSError as error:
+        found = _refused(IdentityError(f"the data directory cannot be used: {error}"))
+    except (ArtifactError, AgentError) as error:
+        found = _refused(error)
+    return msgspec.structs.replace(found, floors=floors.risen)
+
+
+def _found(data_dir: DataDir, question: q.Question, floors: _Floors) -> q.Answer:
+    match question:
+        case q.WhoAmI():
+            found: q.Answer = q.Identified(credentials=load_identity(data_dir).credentials)
+        case q.Sign():
+            found = q.Signed(data=sign(load_key(data_dir), question.data))
+        case q.Request():
+            found = q.Signed(data=signing_request(load_key(data_dir), question.name))
+        case q.Adopt():
+            found = _adopt(data_dir, question)
+        case q.Follow():
+            found = _follow(data_dir, question)
+        case q.Direct():
+            found = _direct(data_dir, question, floors)
+        case q.Resolve():
+            found = _resolve(data_dir, question, floors)
+        case _:
+            raise AssertionError(question)  # frames.py decodes no other
+    return found
+
+
+def _refused(error: ArtifactError | AgentError) -> q.Refused:
+    return q.Refused(kind=type(error).__name__, message=str(error), advice=error.advice)
+
+
+def _adopt(data_dir: DataDir, question: q.Adopt) -> q.Answer:
+    key, ca_pem = load_key(data_dir), question.ca_pem
+    if question.offered is not None:
+        ca_pem = follow(ca_pem, question.offered)
+    check_certificate(question.certificate_pem, key, ca_pem)
+    save_certificate(data_dir, question.certificate_pem, ca_pem)
+    return q.Identified(credentials=Identity(key, question.certificate_pem, ca_pem).credentials)
+
+
+def _follow(data_dir: DataDir, question: q.Follow) -> q.Answer:
+    ca_pem = follow(question.ca_pem, question.offered)
+    credentials = Identity(load_key(data_dir), question.certificate_pem, ca_pem).credentials
+    if credentials.is_of_newest_authority and ca_pem != question.ca_pem:
+        write_file(data_dir.ca, ca_pem)
+    return q.Identified(credentials=credentials)
+
+
+def _direct(data_dir: DataDir, question: q.Direct, floors: _Floors) -> q.Answer:
+    verifier = DirectorVerifier(
+        data_dir.director_root.read_bytes(),
+        question.device_id,
+        clock=lambda: question.now,
+        floors=floors,
+    )
+    return q.Directed(directive=verifier.directive(question.metadata))
+
+
+def _resolve(data_dir: DataDir, question: q.Resolve, floors: _Floors) -> q.Answer:
+    def fetch(name: str) -> bytes | None:
+        if name not in question.metadata:
+            raise _MissingError(name)
+        return question.metadata[name]
+
+    verifier = ImageVerifier(
+        data_dir.metadata,
+        data_dir.image_root.read_bytes(),
+        fetch,
+        clock=lambda: question.now,
+        floors=floors,
+    )
+    return q.Resolved(release=verifier.resolve(question.reference))

@@ -1,0 +1,58 @@
+"""A battery that feeds the box: what it gives is what the whole box takes.
+
+Documentation/ABI/testing/sysfs-class-power: microwatts, or microvolts and microamperes. While the
+charger is plugged in the battery says nothing about the box, so it is no meter then.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.energy import Provenance
+from agent.power.integral import IntegratedMeter
+
+
+@dataclass(frozen=True, slots=True)
+class Battery:
+    """One battery under /sys/class/power_supply."""
+
+    path: Path
+
+    def watts(self) -> float:
+        """What it gives now; ValueError when it gives nothing, OSError when it is gone."""
+        status = (self.path / "status").read_text().strip()
+        if status != "Discharging":
+            raise ValueError(f"the battery is {status[:20]!a}, not discharging")
+        power = self.path / "power_now"
+        # Some drivers show the current of a discharge below zero.
+        if power.exists():
+            return abs(int(power.read_text())) / 1e6
+        voltage = int((self.path / "voltage_now").read_text())
+        return voltage * abs(int((self.path / "current_now").read_text())) / 1e12
+
+
+def open_battery(root: Path, clock: Callable[[], float] = time.monotonic) -> IntegratedMeter | None:
+    """A meter over the batteries that feed the box now."""
+    batteries = [Battery(path) for path in sorted((root / "sys/class/power_supply").glob("*"))]
+    feeding = [battery for battery in batteries if _feeds(battery)]
+    if not feeding:
+        return None
+    return IntegratedMeter(
+        lambda: sum(battery.watts() for battery in feeding),
+        Provenance("battery", "board", "integrated"),
+        clock,
+    )
+
+
+def _feeds(battery: Battery) -> bool:
+    try:
+        if (battery.path / "type").read_text().strip() != "Battery":
+            return False
+        scope = battery.path / "scope"
+        # A mouse's battery feeds the mouse.
+        if scope.exists() and scope.read_text().strip() == "Device":
+            return False
+        return battery.watts() > 0
+    except (OSError, ValueError):
+        return False

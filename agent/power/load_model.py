@@ -1,0 +1,55 @@
+"""Energy guessed from the CPUs' load, where there is no meter and the owner knows two figures.
+
+Always labelled ``estimated``: it shows trends on one box and compares nothing else.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from agent.energy import Provenance
+from agent.power.integral import IntegratedMeter
+
+SAMPLE_SECONDS: Final = 5.0
+# Columns of the first line of /proc/stat, Documentation/filesystems/proc.rst.
+_IDLE, _IOWAIT, _COUNTED = 3, 4, 8
+
+
+@dataclass(slots=True)
+class LoadModel:
+    """Watts between ``idle_watts`` and ``full_watts``, in proportion to the CPUs' busy time."""
+
+    stat: Path
+    idle_watts: float
+    full_watts: float
+    _busy: int = 0
+    _all: int = 0
+
+    def watts(self) -> float:
+        """The mean since it was asked last; OSError or ValueError without /proc/stat."""
+        first = self.stat.read_text().partition("\n")[0].split()[1 : _COUNTED + 1]
+        ticks = [int(column) for column in first]
+        everything = sum(ticks)
+        busy = everything - ticks[_IDLE] - ticks[_IOWAIT]
+        passed = everything - self._all
+        share = min(1.0, max(0.0, (busy - self._busy) / passed)) if passed > 0 else 0.0
+        self._busy, self._all = busy, everything
+        return self.idle_watts + (self.full_watts - self.idle_watts) * share
+
+
+def open_load_model(
+    root: Path,
+    idle_watts: float,
+    full_watts: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> IntegratedMeter | None:
+    """A meter by the owner's two figures."""
+    model = LoadModel(root / "proc/stat", idle_watts, full_watts)
+    try:
+        model.watts()
+        provenance = Provenance("model", "board", "estimated")
+        return IntegratedMeter(model.watts, provenance, clock, SAMPLE_SECONDS)
+    except (OSError, ValueError, IndexError):
+        return None

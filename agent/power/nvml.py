@@ -1,0 +1,92 @@
+"""NVIDIA GPUs through NVML: an energy counter in millijoules since the driver was loaded.
+
+``nvmlDeviceGetTotalEnergyConsumption`` is there since Volta; older GPUs give their power alone,
+which is integrated. The package (nvidia-ml-py) is an extra, imported only where the driver is.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+from agent.energy import PowerMeter, Provenance
+from agent.errors import MeterLostError
+from agent.power.integral import IntegratedMeter
+
+DRIVER: Final = "proc/driver/nvidia/version"
+MAX_GPUS: Final = 16
+SAMPLE_SECONDS: Final = 30.0
+PROVENANCE: Final = Provenance("nvml", "gpu", "counter")
+
+
+@dataclass(slots=True)
+class NvmlMeter:
+    """The sum of all GPUs' energy counters."""
+
+    nvml: Any
+    handles: list[Any]
+    provenance: Provenance = PROVENANCE
+    sample_interval_seconds: float = SAMPLE_SECONDS
+    _first: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._first = self._millijoules()
+
+    def read_joules(self) -> float:
+        """Joules since the meter was opened; MeterLostError when the driver went away."""
+        try:
+            return max(0, self._millijoules() - self._first) / 1000
+        except self.nvml.NVMLError as error:
+            raise MeterLostError(f"NVML does not answer: {error}") from error
+
+    def _millijoules(self) -> int:
+        read = self.nvml.nvmlDeviceGetTotalEnergyConsumption
+        return sum(int(read(handle)) for handle in self.handles)
+
+
+def open_nvml(root: Path, clock: Callable[[], float] = time.monotonic) -> PowerMeter | None:
+    """A meter over all GPUs; None without the driver, the package, or a GPU that tells."""
+    if not (root / DRIVER).exists():
+        return None
+    nvml = _package()
+    return None if nvml is None else meter_over(nvml, clock)
+
+
+def meter_over(nvml: Any, clock: Callable[[], float]) -> PowerMeter | None:
+    """``nvml`` is the module ``pynvml``, or what stands for it on a box without a GPU."""
+    try:
+        nvml.nvmlInit()
+        count = min(int(nvml.nvmlDeviceGetCount()), MAX_GPUS)
+        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
+    except nvml.NVMLError:
+        return None
+    if not handles:
+        return None
+    try:
+        return NvmlMeter(nvml, handles)
+    except nvml.NVMLError:
+        return _integrated(nvml, handles, clock)
+
+
+def _integrated(nvml: Any, handles: list[Any], clock: Callable[[], float]) -> PowerMeter | None:
+    def watts() -> float:
+        try:
+            return sum(int(nvml.nvmlDeviceGetPowerUsage(handle)) for handle in handles) / 1000
+        except nvml.NVMLError as error:
+            raise OSError(str(error)) from error
+
+    try:
+        return IntegratedMeter(watts, Provenance("nvml", "gpu", "integrated"), clock)
+    except (OSError, ValueError):
+        return None
+
+
+def _package() -> ModuleType | None:
+    """Megabytes that a box without a GPU does not need."""
+    try:
+        return import_module("pynvml")
+    except ImportError:
+        return None

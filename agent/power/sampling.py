@@ -1,0 +1,20 @@
+"""Reads a meter often enough for its total to be true."""
+
+import asyncio
+import logging
+
+from agent.energy import PowerMeter
+from agent.errors import MeterLostError
+
+log = logging.getLogger(__name__)
+
+
+async def keep_sampling(meter: PowerMeter) -> None:
+    """Runs until cancelled, or until the meter goes away."""
+    while True:
+        try:
+            meter.read_joules()
+        except MeterLostError as error:
+            log.warning("power_meter_lost provenance=%s error=%s", meter.provenance, error)
+            return
+        await asyncio.sleep(meter.sample_interval_seconds)

@@ -1,0 +1,132 @@
+"""A candidate's speed and energy on this box.
+
+Prompt processing and generation are timed apart, after a warm-up, as llama-bench does.
+"""
+
+import itertools
+import math
+import statistics
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from agent import tensors
+from agent.energy import PowerMeter
+from agent.errors import MeterLostError
+from agent.probation.completion import complete
+from agent.probation.proof import Speed
+from agent.supervisor import Worker
+from artifact.manifest import CompletionCheck, Component, Probation, Task, TensorCheck
+
+# Used when no completion check lends its prompt; any plain text does, as only time is taken.
+BENCHMARK_PROMPT = "The box by the road has served its neighbours for many years, and"
+
+
+async def measure_speed(
+    worker: Worker,
+    component: Component,
+    probation: Probation,
+    meter: PowerMeter | None,
+    clock: Callable[[], float],
+) -> Speed | None:
+    """Speed over ``probation.benchmark_repetitions`` runs; None when there was nothing to time."""
+    match component.model.task:
+        case Task.TEXT_GENERATION:
+            run = _generation(worker, component, probation, clock)
+        case Task.EMBEDDING:
+            run = _embedding(worker, clock)
+        case Task.CLASSIFICATION | Task.TENSOR:
+            run = _inference(worker, component, probation, clock)
+    await run()
+    joules_before = read_joules(meter)
+    samples = [sample for _ in range(probation.benchmark_repetitions) if (sample := await run())]
+    joules = read_joules(meter) - joules_before
+    rates = [sample.timed / sample.seconds for sample in samples if sample.seconds > 0]
+    if not rates or not all(rates):
+        return None
+    metered = meter is not None and joules > 0
+    return Speed(
+        tokens_per_second=statistics.fmean(rates),
+        tokens_per_second_deviation=statistics.stdev(rates) if len(rates) > 1 else 0.0,
+        ttft_seconds=statistics.median(sample.ttft_seconds for sample in samples),
+        repetitions=len(rates),
+        # Prompt processing included; a meter that stood still has measured nothing.
+        joules_per_token=joules / sum(s.produced for s in samples) if metered else None,
+        energy_provenance=meter.provenance if meter and metered else None,
+    )
+
+
+def read_joules(meter: PowerMeter | None) -> float:
+    """A meter's total; NaN without one, or when it is lost."""
+    try:
+        return meter.read_joules() if meter else math.nan
+    except MeterLostError:
+        return math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Tokens produced; of them, those that ``seconds`` were spent on; seconds to the first."""
+
+    produced: int
+    timed: int
+    seconds: float
+    ttft_seconds: float
+
+
+_Run = Callable[[], Awaitable[_Sample | None]]
+
+
+def _generation(
+    worker: Worker, component: Component, probation: Probation, clock: Callable[[], float]
+) -> _Run:
+    prompts = [
+        check.prompt
+        for check in probation.checks
+        if isinstance(check, CompletionCheck) and check.slot == component.slot
+    ]
+    numbers = itertools.count(1)
+
+    async def run() -> _Sample | None:
+        # Another opening each time: a prompt that was read before would not be read again.
+        prompt = f"{next(numbers)}. {prompts[0] if prompts else BENCHMARK_PROMPT}"
+        _, usage, ttft = await complete(worker, prompt, probation.benchmark_tokens, clock)
+        if usage is None or ttft is None:
+            return None
+        # The first token is prefill's; decoding made the others.
+        produced = usage.generated_tokens
+        return _Sample(produced, produced - 1, usage.decode_seconds, ttft)
+
+    return run
+
+
+def _embedding(worker: Worker, clock: Callable[[], float]) -> _Run:
+    async def run() -> _Sample | None:
+        started = clock()
+        await worker.embed([BENCHMARK_PROMPT])
+        seconds = clock() - started
+        return _Sample(1, 1, seconds, seconds)
+
+    return run
+
+
+def _inference(
+    worker: Worker, component: Component, probation: Probation, clock: Callable[[], float]
+) -> _Run:
+    checks = [
+        check
+        for check in probation.checks
+        if isinstance(check, TensorCheck) and check.slot == component.slot
+    ]
+    if checks:
+        inputs = [tensors.from_manifest(tensor) for tensor in checks[0].inputs]
+    else:
+        declared, _ = worker.tensors()
+        inputs = [tensors.synthetic(spec) for spec in declared]
+
+    async def run() -> _Sample | None:
+        started = clock()
+        await worker.infer(inputs)
+        seconds = clock() - started
+        return _Sample(1, 1, seconds, seconds)
+
+    return run

@@ -1,0 +1,17 @@
+"""Pure: which variants of a component fit this box, in what order to try them, and why."""
+
+from agent.selection.decision import Candidate, Decision
+from agent.selection.measurement import Measurement, Prior
+from agent.selection.prediction import Source
+from agent.selection.ranking import Knowledge, rank, rate_unit
+
+__all__ = [
+    "Candidate",
+    "Decision",
+    "Knowledge",
+    "Measurement",
+    "Prior",
+    "Source",
+    "rank",
+    "rate_unit",
+]

@@ -1,0 +1,74 @@
+"""How much memory a variant will take here: the manifest's estimate, mended by what loading took.
+
+And which context it fits with, where the whole does not.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from agent.selection.measurement import Measurement
+from artifact.manifest import Variant
+from artifact.sizes import in_bytes
+
+# Estimates err by what is constant as well as by a share, so only like sizes correct each other.
+LIKE_SIZE: Final = 4.0
+# An estimate that is further off is wrong in another way than a factor mends.
+LEAST_FACTOR: Final = 0.8
+MOST_FACTOR: Final = 2.0
+# Contexts are offered in steps of so many tokens, and none below the first.
+CONTEXT_STEP: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryModel:
+    """Predicts the memory of one variant at any context; ``why`` names a correction, if any."""
+
+    variant: Variant
+    factor: float = 1.0
+    offset_bytes: int = 0
+    why: str = ""
+
+    def bytes_at(self, context_length: int) -> int:
+        """Predicted peak bytes at a context of so many tokens, at most the variant's own."""
+        saved = (self.variant.context_length - context_length) * self.variant.context_bytes
+        return max(0, int((self.variant.memory_bytes - saved) * self.factor) + self.offset_bytes)
+
+    def with_more(self, more_bytes: int) -> "MemoryModel":
+        """The same variant with something beside it in the same process."""
+        return replace(self, offset_bytes=self.offset_bytes + more_bytes)
+
+    def longest_context(self, budget_bytes: int) -> int:
+        """The longest context that fits; 0 when none does, or the manifest cannot tell."""
+        whole = self.variant.context_length
+        if not whole or self.bytes_at(whole) <= budget_bytes:
+            return whole
+        if not self.variant.context_bytes:
+            return 0
+        over = self.bytes_at(whole) - budget_bytes
+        tokens = int(whole - over / (self.variant.context_bytes * self.factor))
+        return max(0, tokens // CONTEXT_STEP * CONTEXT_STEP)
+
+
+def memory_model(variant: Variant, model: str, measured: Sequence[Measurement]) -> MemoryModel:
+    """From the variant's own load where there was one, else from loads of its runtime and size."""
+    estimate = max(variant.memory_bytes, 1)
+    for one in measured:
+        if one.is_of(model, variant.name) and one.memory_bytes > 0:
+            spent = max(-estimate // 2, one.memory_bytes - one.estimated_memory_bytes)
+            why = f"took {in_bytes(one.memory_bytes)} when it was loaded here"
+            return MemoryModel(variant, offset_bytes=spent, why=why)
+    alike = [
+        one
+        for one in measured
+        if one.runtime == variant.runtime
+        and one.memory_bytes > 0
+        and estimate / LIKE_SIZE <= one.estimated_memory_bytes <= estimate * LIKE_SIZE
+    ]
+    if not alike:
+        return MemoryModel(variant)
+    taken = sum(one.memory_bytes for one in alike)
+    ratio = taken / sum(one.estimated_memory_bytes for one in alike)
+    factor = min(MOST_FACTOR, max(LEAST_FACTOR, ratio))
+    why = f"estimate x {factor:.2f}, as loading {variant.runtime} models took here"
+    return MemoryModel(variant, factor=factor, why=why)

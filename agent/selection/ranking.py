@@ -1,0 +1,278 @@
+"""From a component, a policy and what is known of a box to a ranked list of what to try."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from agent.facts import DeviceFacts
+from agent.selection.decision import Candidate, Decision, missed_limits
+from agent.selection.measurement import Measurement, Prior
+from agent.selection.memory import MemoryModel, memory_model
+from agent.selection.prediction import Prediction, Predictor, Source
+from artifact.manifest import Component, Objective, Quality, SelectionPolicy, Task, Variant
+from artifact.sizes import in_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """What speaks for and against a variant on this box.
+
+    ``measured`` is what probation measured here, of any model; ``priors`` is what devices of this
+    hardware class measured, by variant of the component's model; ``metered`` tells whether the box
+    can measure energy, without which the objective falls from tokens per joule to per second.
+    """
+
+    facts: DeviceFacts
+    measured: Sequence[Measurement] = ()
+    priors: Mapping[str, Prior] | None = None
+    metered: bool = False
+
+
+def rank(component: Component, policy: SelectionPolicy, known: Knowledge) -> Decision:
+    """Ranks a component's variants for this box."""
+    asked = policy.of(component.slot)
+    objective = asked.objective
+    if objective is Objective.TOKENS_PER_JOULE and not known.metered:
+        objective = Objective.TOKENS_PER_SECOND
+    judge = _Judge(component, asked, known)
+    candidates = [judge.candidate(variant) for variant in component.model.variants]
+    ranked = [c for c in candidates if c.bucket == "ranked"]
+    excluded = [c for c in candidates if c.bucket == "excluded"]
+    ranked.sort(key=_order(objective))
+    departure = _departure(asked, objective)
+    return Decision(
+        slot=component.slot,
+        model=component.model.reference,
+        objective=objective,
+        memory_budget_bytes=judge.budget,
+        min_tokens_per_second=asked.min_tokens_per_second,
+        max_candidates=asked.max_candidates,
+        rate_unit=rate_unit(component.model.task),
+        candidates=(*ranked, *excluded),
+        reason=_summary(objective, ranked, excluded) + (departure if ranked else ""),
+        departure=departure,
+        max_ttft_seconds=asked.max_ttft_seconds,
+        max_joules_per_token=asked.max_joules_per_token,
+    )
+
+
+def rate_unit(task: Task) -> str:
+    """What a rate of this task counts."""
+    return "tokens/s" if task is Task.TEXT_GENERATION else "inferences/s"
+
+
+def memory_budget(component: Component, policy: SelectionPolicy, facts: DeviceFacts) -> int:
+    """Bytes that this component's model may take on this box."""
+    bounds = (
+        facts.model_memory_bytes,
+        facts.memory_bytes,
+        component.max_memory_bytes,
+        policy.max_memory_bytes,
+    )
+    return min((bound for bound in bounds if bound), default=0)
+
+
+class _Judge:
+    """Looks at the variants of one component, one by one."""
+
+    def __init__(self, component: Component, policy: SelectionPolicy, known: Knowledge) -> None:
+        model = component.model
+        self.budget = memory_budget(component, policy, known.facts)
+        self._component = component
+        self._policy = policy
+        self._known = known
+        self._predictor = Predictor(
+            model.reference, model.task, known.facts.benchmark, known.measured, known.priors
+        )
+
+    def candidate(self, variant: Variant) -> Candidate:
+        """Its bucket, its figures, and why."""
+        model = self._component.model
+        memory = memory_model(variant, model.reference, self._known.measured).with_more(
+            self._component.adapter_bytes
+        )
+        context = self._context(memory)
+        prediction = self._predictor.predict(variant)
+        speed = prediction.tokens_per_second
+        candidate = Candidate(
+            variant=variant.name,
+            runtime=variant.runtime,
+            quantization=variant.quantization,
+            bucket="ranked",
+            reason="",
+            predicted_memory_bytes=memory.bytes_at(context or variant.context_length),
+            predicted_tokens_per_second=speed,
+            predicted_joules_per_token=prediction.joules_per_token,
+            predicted_ttft_seconds=prediction.ttft_seconds,
+            source=prediction.source,
+            context_length=context,
+            quality=_in_words(variant.quality),
+            quality_value=_higher_is_better(variant.quality),
+        )
+        reason = (
+            self._ruled_out(variant)
+            or self._cannot_run(variant)
+            or self._too_big(memory, context)
+            or _too_poor(variant, self._component, self._policy)
+        )
+        doubt = self._doubt(variant, prediction)
+        bound = prediction.source is Source.ROOFLINE and model.task is not Task.EMBEDDING
+        if not reason and doubt and bound:
+            # The most that the hardware can give is too little. What is told of an embedding model
+            # is no such bound: much of it may be a table that is looked up, not multiplied.
+            reason = doubt
+        if reason:
+            return replace(candidate, bucket="excluded", reason=reason)
+        return replace(candidate, doubt=doubt, reason=self._praise(candidate, memory, doubt))
+
+    def _praise(self, candidate: Candidate, memory: MemoryModel, doubt: str) -> str:
+        speed, unit = candidate.predicted_tokens_per_second, rate_unit(self._component.model.task)
+        shorter = ""
+        if candidate.context_length:
+            whole = memory.variant.context_length
+            shorter = f" with a context of {candidate.context_length} instead of {whole}"
+        parts = [
+            f"fits{shorter}: needs {in_bytes(candidate.predicted_memory_bytes)}",
+            f"predicted {speed:.1f} {unit} ({candidate.source})"
+            if speed
+            else "speed not predicted",
+        ]
+        if memory.why:
+            parts[0] += f" ({memory.why})"
+        if doubt:
+            parts.append(f"tried last: {doubt}")
+        return "; ".join(parts)
+
+    def _ruled_out(self, variant: Variant) -> str:
+        slot = self._component.slot
+        pin = self._policy.pins.get(slot)
+        if pin not in {None, variant.name}:
+            return f"the release pins {pin}"
+        for exclusion in self._policy.exclude:
+            if exclusion.matches(slot, variant):
+                return f"the release excludes {exclusion}"
+        return ""
+
+    def _cannot_run(self, variant: Variant) -> str:
+        facts = self._known.facts
+        if variant.runtime not in facts.runtimes:
+            return f"runtime {variant.runtime} is not installed here"
+        missing = [isa for isa in variant.required_isa if isa not in facts.isa]
+        return f"needs {', '.join(missing)}, which this CPU lacks" if missing else ""
+
+    def _context(self, memory: MemoryModel) -> int:
+        """The shorter context that it would serve with; 0 for the whole."""
+        longest = memory.longest_context(self.budget)
+        least = self._policy.min_context_length
+        return longest if 0 < least <= longest < memory.variant.context_length else 0
+
+    def _too_big(self, memory: MemoryModel, context: int) -> str:
+        needed = memory.bytes_at(context or memory.variant.context_length)
+        if needed <= self.budget:
+            return ""
+        reason = f"needs {in_bytes(needed)}, budget {in_bytes(self.budget)}"
+        if memory.why:
+            reason += f" ({memory.why})"
+        longest = memory.longest_context(self.budget)
+        if longest:
+            least = self._policy.min_context_length or memory.variant.context_length
+            reason += f"; fits with context <= {longest}, the release asks for {least}"
+        return reason
+
+    def _doubt(self, variant: Variant, prediction: Prediction) -> str:
+        """A limit that it is predicted to miss, in words."""
+        misses = missed_limits(
+            tokens_per_second=prediction.tokens_per_second,
+            ttft_seconds=prediction.ttft_seconds
+            if prediction.source is not Source.ROOFLINE
+            else None,
+            joules_per_token=prediction.joules_per_token,
+            min_tokens_per_second=self._policy.min_tokens_per_second,
+            max_ttft_seconds=self._policy.max_ttft_seconds,
+            max_joules_per_token=self._policy.max_joules_per_token,
+            rate_unit=rate_unit(self._component.model.task),
+        )
+        if misses:
+            return f"predicted {'; '.join(misses)}"
+        prior = (self._known.priors or {}).get(variant.name)
+        if prior is not None and prior.memory_bytes > self.budget:
+            return f"took {in_bytes(prior.memory_bytes)} on devices of this hardware class"
+        return ""
+
+
+def _too_poor(variant: Variant, component: Component, policy: SelectionPolicy) -> str:
+    allowed = policy.max_quality_loss
+    if allowed is None:
+        return ""
+    if variant.quality is None:
+        return "quality is unmeasured, and the policy bounds its loss"
+    best = max(
+        (
+            other.quality
+            for other in component.model.variants
+            if other.quality and _comparable(other.quality, variant.quality)
+        ),
+        key=lambda quality: quality.value if quality.higher_is_better else -quality.value,
+    )
+    loss = abs(best.value - variant.quality.value) / (abs(best.value) or 1.0)
+    if loss <= allowed:
+        return ""
+    return (
+        f"{_in_words(variant.quality)} is {loss:.1%} worse than the best"
+        f" ({_in_words(best)}), {allowed:.1%} allowed"
+    )
+
+
+def _comparable(one: Quality, other: Quality) -> bool:
+    return (one.metric, one.dataset, one.higher_is_better) == (
+        other.metric,
+        other.dataset,
+        other.higher_is_better,
+    )
+
+
+def _order(objective: Objective) -> Callable[[Candidate], tuple[bool, float, float, str]]:
+    """A sort key, best first; ties go to the faster, then the smaller name."""
+
+    def key(candidate: Candidate) -> tuple[bool, float, float, str]:
+        speed = candidate.predicted_tokens_per_second
+        quality = candidate.quality_value
+        joules = candidate.predicted_joules_per_token
+        match objective:
+            case Objective.QUALITY:
+                first = float("inf") if quality is None else -quality
+            case Objective.MEMORY:
+                first = float(candidate.predicted_memory_bytes)
+            case Objective.TOKENS_PER_JOULE if joules:
+                first = joules
+            case Objective.TOKENS_PER_JOULE:
+                # Unknown energy comes after known energy, by speed.
+                first = float("inf")
+            case _:
+                first = -speed
+        return (bool(candidate.doubt), first, -speed, candidate.variant)
+
+    return key
+
+
+def _summary(used: Objective, ranked: list[Candidate], excluded: list[Candidate]) -> str:
+    if not ranked:
+        reasons = "; ".join(f"{c.variant}: {c.reason}" for c in excluded)
+        return f"no variant fits ({reasons})"
+    return f"{len(ranked)} of {len(ranked) + len(excluded)} variants fit; ranked by {used.value}"
+
+
+def _departure(asked: SelectionPolicy, used: Objective) -> str:
+    if asked.objective is used:
+        return ""
+    judged = "; nor is max_joules_per_token judged" if asked.max_joules_per_token else ""
+    return f", not {asked.objective.value}, as this box has no power meter{judged}"
+
+
+def _in_words(quality: Quality | None) -> str:
+    return "" if quality is None else f"{quality.metric} {quality.value:.4g}"
+
+
+def _higher_is_better(quality: Quality | None) -> float | None:
+    if quality is None:
+        return None
+    return quality.value if quality.higher_is_better else -quality.value

@@ -1,0 +1,7 @@
+"""Worker processes, one per loaded model: started, measured, restarted and killed from here."""
+
+from agent.supervisor.spec import WorkerSpec, WorkerStats
+from agent.supervisor.supervisor import Supervisor
+from agent.supervisor.worker import Generation, Worker
+
+__all__ = ["Generation", "Supervisor", "Worker", "WorkerSpec", "WorkerStats"]

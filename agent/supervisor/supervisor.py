@@ -1,0 +1,58 @@
+"""Starts and stops workers; nothing that it started outlives it."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable
+
+from agent.supervisor.life import Life
+from agent.supervisor.process import WorkerProcess
+from agent.supervisor.spec import Patience, WorkerSpec
+from agent.supervisor.worker import Worker
+
+log = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """Holds every worker of this daemon. ``threads`` is per worker; 0 lets the engine decide.
+
+    ``room`` tells the bytes of memory that are left for a model which was unloaded.
+    """
+
+    def __init__(
+        self,
+        *,
+        patience: Patience | None = None,
+        threads: int = 0,
+        room: Callable[[], int] = lambda: sys.maxsize,
+    ) -> None:
+        self._room = room
+        self._patience = patience or Patience()
+        self._threads = threads
+        self._workers: set[Worker] = set()
+
+    async def start(self, spec: WorkerSpec) -> Worker:
+        """A worker with its model loaded; LoadFailedError, which trying again would not mend."""
+        process = WorkerProcess(spec)
+        await process.start(self._patience, self._threads)
+        life = Life(spec, process, self._patience, self._threads, self._room)
+        worker = Worker(spec, life, self._patience)
+        self._workers.add(worker)
+        log.info(
+            "worker_started slot=%s variant=%s pid=%d", spec.slot, spec.variant.name, worker.pid
+        )
+        return worker
+
+    async def stop(self, worker: Worker) -> None:
+        """Ends a worker for good; stopping it twice is fine."""
+        self._workers.discard(worker)
+        await worker.stop()
+        log.info("worker_stopped slot=%s variant=%s", worker.spec.slot, worker.spec.variant.name)
+
+    def forsaken(self) -> list[str]:
+        """Slots of workers that nothing would restart any more; empty as it should be."""
+        return sorted(worker.spec.slot for worker in self._workers if worker.forsaken)
+
+    async def close(self) -> None:
+        """Ends every worker."""
+        await asyncio.gather(*(self.stop(worker) for worker in tuple(self._workers)))

@@ -1,0 +1,1 @@
+"""From an assignment to a committed release, or back to what ran before."""

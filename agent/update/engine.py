@@ -1,0 +1,313 @@
+"""Runs assignments through the update machine: stores every state on entering it, then acts."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+import msgspec
+
+from agent.errors import DiskFailedError, JournalError
+from agent.journal import (
+    Assignment,
+    Journal,
+    Pointers,
+    Receipt,
+    Update,
+    reference_of,
+)
+from agent.update.job import Job, StepFailedError, resumed
+from agent.update.machine import (
+    OUTCOMES,
+    Event,
+    State,
+    is_loop,
+    next_state,
+    takes_assignments,
+)
+from agent.update.steps import Steps
+
+log = logging.getLogger(__name__)
+
+JOURNAL_RETRY_SECONDS: Final = 5.0
+MAX_DETAIL_CHARACTERS: Final = 2000
+MAX_LOGGED_CHARACTERS: Final = 300
+# Nothing that serves is touched by the update in these.
+QUIET: Final = frozenset({State.IDLE, State.VERIFYING, State.PLANNING, State.FETCHING})
+NO_ASSIGNMENT: Final = Assignment(generation=0, release="", manifest_sha256="")
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Where the box stands, for the control plane and for `flotilla-agent status`."""
+
+    generation: int
+    state: str
+    release: str
+    detail: str
+    bytes_done: int
+    bytes_total: int
+    current_release: str
+    last_good_release: str
+
+
+class UpdateEngine:
+    """One per daemon. ``assign`` may be called at any time; ``run`` does the work."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        steps: Steps,
+        *,
+        changed: Callable[[], None],
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._journal = journal
+        self._steps = steps
+        self._changed = changed
+        self._now = now
+        self._keeper = steps.keeper
+        self._update = journal.update() or Update(assignment=NO_ASSIGNMENT, state=State.IDLE)
+        self._job = resumed(self._update, journal.pointers())
+        self._wanted: Assignment | None = None
+        # Why the journal cannot be written, while it cannot.
+        self._trouble = ""
+        self._arrived = asyncio.Event()
+
+    @property
+    def state(self) -> State:
+        """Of the assignment in hand, or idle."""
+        return State(self._update.state)
+
+    def assign(self, assignment: Assignment) -> None:
+        """Take on an assignment if it is newer than every one seen; safe to repeat."""
+        newest = self._wanted or self._update.assignment
+        if assignment.generation <= newest.generation:
+            return
+        self._wanted = assignment
+        self._arrived.set()
+
+    def status(self) -> Status:
+        """Where the box stands now."""
+        update, tally, pointers = self._update, self._job.tally, self._journal.pointers()
+        return Status(
+            generation=update.assignment.generation,
+            state=update.state,
+            release=update.assignment.release,
+            detail=self._trouble or self._keeper.trouble or update.detail,
+            bytes_done=tally.done_bytes,
+            bytes_total=tally.total_bytes,
+            current_release=self._keeper.serves(pointers),
+            last_good_release=reference_of(pointers.last_good),
+        )
+
+    async def run(self) -> None:
+        """Serve what served before, finish what a past life began, then follow assignments."""
+        await self._serve_current()
+        await self._advance(Event.RESTARTED)
+        keeping = asyncio.create_task(self._keeper.keep(lambda: self.state in QUIET))
+        try:
+            await self._follow()
+        finally:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+
+    async def _follow(self) -> None:
+        while True:
+            state = self.state
+            if self._wanted is not None and takes_assignments(state):
+                await self._take(self._wanted)
+            elif state is State.IDLE and self._lost():
+                lost = self._update.assignment
+                detail = f"files of {lost.release} were altered or gone: it is fetched again"
+                await self._take(lost, detail)
+            elif state is State.IDLE:
+                self._arrived.clear()
+                if self._wanted is None:
+                    await self._arrived.wait()
+            elif state in OUTCOMES:
+                # What was rolled back may come again, after an interruption: its files stay.
+                if state in {State.COMMITTED, State.REJECTED}:
+                    await self._clear_store()
+                await self._advance(Event.DONE)
+            else:
+                event = await self._act(state)
+                if event is not None:
+                    await self._advance(event)
+
+    def _lost(self) -> bool:
+        """Whether what the last assignment brought was damaged since; told once, to fetch it anew.
+
+        The same assignment is followed again, as far as director and publisher still want it.
+        """
+        damaged, self._keeper.damaged = self._keeper.damaged, ""
+        return bool(damaged) and damaged == self._update.assignment.release
+
+    async def _clear_store(self) -> None:
+        try:
+            await self._steps.clear_store()
+        except DiskFailedError as error:
+            # What serves goes on serving; the next assignment clears again.
+            log.warning("store_not_cleared error=%s", ascii(str(error)))
+
+    async def _serve_current(self) -> None:
+        """Before anything else, and without any network."""
+        mended = self._journal.mended
+        if mended:
+            self._job.note(f"the journal was mended: {mended}")
+        await self._keeper.serve(suspicious=bool(mended))
+        if self._keeper.trouble:
+            self._job.note(self._keeper.trouble)
+        if mended and self.state is State.IDLE:
+            detail = self._job.detail[:MAX_DETAIL_CHARACTERS]
+            update = msgspec.structs.replace(self._update, detail=detail)
+            await self._store(update, self._journal.pointers())
+
+    async def _take(self, assignment: Assignment, detail: str = "") -> None:
+        """Begin with a newer assignment; what an older one was trying is given up."""
+        if self.state is not State.IDLE:
+            log.info(
+                "assignment_superseded generation=%d by=%d state=%s",
+                self._update.assignment.generation,
+                assignment.generation,
+                self.state,
+            )
+            await self._abandon()
+        self._wanted = None
+        self._job = Job(assignment, detail=detail)
+        entered = Update(
+            assignment=assignment,
+            detail=detail,
+            state=next_state(self.state, Event.ASSIGNED),
+            stores={State.VERIFYING: 1},
+        )
+        await self._store(
+            entered, msgspec.structs.replace(self._journal.pointers(), candidate=None)
+        )
+        self._log(entered)
+
+    async def _act(self, state: State) -> Event | None:
+        """Do a state's work; None when a newer assignment interrupted it."""
+        step = asyncio.ensure_future(self._work(state))
+        arrival = asyncio.ensure_future(self._arrived.wait())
+        try:
+            if takes_assignments(state):
+                self._arrived.clear()
+                if self._wanted is not None:
+                    return None
+                await asyncio.wait({step, arrival}, return_when=asyncio.FIRST_COMPLETED)
+                if self._wanted is not None:
+                    return None
+            return await step
+        except StepFailedError as error:
+            self._fail(error.reason, str(error))
+        except Exception as error:
+            log.exception("step_failed state=%s", state)
+            self._fail("internal_error", f"{type(error).__name__}: {error}")
+        finally:
+            arrival.cancel()
+            step.cancel()
+            await asyncio.gather(step, arrival, return_exceptions=True)
+        return Event.FAILED
+
+    async def _work(self, state: State) -> Event:
+        if state in QUIET:
+            return await self._steps.of(state)(self._job)
+        async with self._keeper.lock:
+            return await self._steps.of(state)(self._job)
+
+    async def _abandon(self) -> None:
+        async with self._keeper.lock:
+            await self._steps.abandon(self._job)
+
+    def _fail(self, reason: str, detail: str) -> None:
+        # What went wrong first is the reason; what a rollback adds is detail.
+        self._job.reason = self._job.reason or reason
+        self._job.note(detail)
+
+    async def _advance(self, event: Event) -> None:
+        """Enter the next state, in memory and on disk."""
+        state = next_state(self.state, event)
+        if event is Event.RESTARTED and state is State.IDLE and self.state is State.IDLE:
+            return
+        if event is Event.RESTARTED and self.state in {State.SWITCHING, State.SOAKING}:
+            # Not the release's fault: the control plane may give it again.
+            self._fail("interrupted", f"the agent was stopped while {self.state}")
+        stores = dict(self._update.stores)
+        stores[state] = stores.get(state, 0) + 1
+        if is_loop(stores[state]) and state not in OUTCOMES | {State.IDLE}:
+            self._fail("loop", f"{state} was entered {stores[state]} times")
+            state = next_state(state, Event.FAILED)
+        job = self._job
+        if state in OUTCOMES and state is not State.COMMITTED:
+            await self._abandon()
+        pointers = self._pointers_in(state)
+        entered = Update(
+            assignment=job.assignment,
+            state=state,
+            stores=stores,
+            reason=job.reason,
+            detail=job.detail[:MAX_DETAIL_CHARACTERS],
+            received_bytes=job.received_bytes + job.tally.received_bytes,
+            switch_seconds=job.switch_seconds,
+        )
+        receipt = self._receipt(entered, pointers) if state in OUTCOMES else None
+        await self._store(entered, pointers, receipt)
+        self._log(entered)
+
+    def _log(self, entered: Update) -> None:
+        log.info(
+            "update_state generation=%d state=%s release=%s reason=%s detail=%s",
+            entered.assignment.generation,
+            entered.state,
+            entered.assignment.release or "-",
+            entered.reason or "-",
+            ascii(entered.detail[:MAX_LOGGED_CHARACTERS]),
+        )
+
+    def _pointers_in(self, state: State) -> Pointers:
+        """Committing moves all three at once; until then only the candidate changes."""
+        # A rollback may have moved them in the journal.
+        pointers = self._journal.pointers()
+        if state is State.COMMITTED:
+            return pointers.committed(self._job.held, fell_back=self._keeper.fell_back)
+        ended = state in OUTCOMES or state is State.IDLE
+        return msgspec.structs.replace(pointers, candidate=None if ended else self._job.held)
+
+    def _receipt(self, update: Update, pointers: Pointers) -> Receipt:
+        return Receipt(
+            generation=update.assignment.generation,
+            release=update.assignment.release,
+            outcome=update.state,
+            reason=update.reason,
+            detail=update.detail,
+            received_bytes=update.received_bytes,
+            switch_seconds=update.switch_seconds,
+            decisions=self._job.decisions(),
+            checks=self._job.checks(),
+            finished_at=self._now(),
+            current_release=self._keeper.serves(pointers),
+            last_good_release=reference_of(pointers.last_good),
+        )
+
+    async def _store(
+        self, update: Update, pointers: Pointers, receipt: Receipt | None = None
+    ) -> None:
+        """Durably, before anything depends on it; what serves goes on serving on a full disk."""
+        while True:
+            try:
+                await asyncio.to_thread(
+                    self._journal.record, update=update, pointers=pointers, receipt=receipt
+                )
+                break
+            except JournalError as error:
+                log.error("journal_not_written error=%s", ascii(str(error)))  # noqa: TRY400 - it is tried again
+                self._trouble = f"{error} {error.advice}"
+                self._changed()
+                await asyncio.sleep(JOURNAL_RETRY_SECONDS)
+        self._trouble = ""
+        self._update = update
+        self._keeper.look()
+        self._changed()

@@ -1,0 +1,112 @@
+"""Workers for releases that are on the disk, and what serves."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from agent.errors import LoadFailedError
+from agent.files import FileStore
+from agent.journal import HeldRelease, SlotPlan
+from agent.serving import Deployment, Serving
+from agent.supervisor import Supervisor, Worker, WorkerSpec
+from agent.update.job import variant_of
+from artifact.manifest import Component, File, Release, decode_release
+
+SHORT_OF_MEMORY: Final = frozenset({"not_started", "out_of_memory"})
+
+
+class Loader:
+    """Turns held releases into live deployments. ``room`` tells the bytes of memory left."""
+
+    def __init__(
+        self,
+        store: FileStore,
+        supervisor: Supervisor,
+        serving: Serving,
+        room: Callable[[], int],
+    ) -> None:
+        self._store = store
+        self._supervisor = supervisor
+        self._serving = serving
+        self._room = room
+
+    async def start(self, release: Release, component: Component, plan: SlotPlan) -> Worker:
+        """A worker for one slot; LoadFailedError."""
+        variant = variant_of(component, plan.variant)
+        shorter = plan.decision.candidate(plan.variant).context_length
+        return await self._supervisor.start(
+            WorkerSpec(
+                slot=component.slot,
+                release=release.reference,
+                model=component.model,
+                variant=variant,
+                files={file.name: self._store.path(file) for file in variant.files},
+                context_length=shorter or variant.context_length,
+                memory_limit_bytes=plan.decision.memory_budget_bytes,
+                idle_unload_seconds=component.idle_unload_seconds,
+                adapters={each.name: self._store.path(each.file) for each in component.adapters},
+                max_concurrency=component.max_concurrency,
+            )
+        )
+
+    async def stop(self, workers: Mapping[str, Worker]) -> None:
+        """End workers that never went live."""
+        for worker in workers.values():
+            await self._supervisor.stop(worker)
+
+    async def make_room(self, bytes_needed: int) -> bool:
+        """Drain and stop what serves when the candidate does not fit beside it.
+
+        True when it did so; requests are held from then on.
+        """
+        if self._serving.deployment is None or bytes_needed <= self._room():
+            return False
+        await self._serving.hold()
+        return True
+
+    def has_room_for(self, held: HeldRelease) -> bool:
+        """Whether a held release fits beside what serves."""
+        plans = held.slots.values()
+        needed = [plan.decision.candidate(plan.variant).predicted_memory_bytes for plan in plans]
+        return sum(needed) <= self._room()
+
+    async def check_files(self, held: HeldRelease) -> None:
+        """LoadFailedError when a file is not what was verified; it is then deleted."""
+        for file in files_of(held):
+            if not await asyncio.to_thread(self._store.drop_unless_sound, file):
+                raise LoadFailedError(
+                    f"a file of {held.reference} is missing or altered: {file.sha256}",
+                    reason="damaged",
+                    advice="Look into the kernel's log of the box, and roll the release out again.",
+                )
+
+    async def serve(self, held: HeldRelease) -> None:
+        """Load a held release and make it live; LoadFailedError, and what served serves on."""
+        release = decode_release(held.manifest)
+        workers: dict[str, Worker] = {}
+        try:
+            for component in release.components:
+                plan = held.slots[component.slot]
+                workers[component.slot] = await self.start(release, component, plan)
+        except BaseException as error:
+            await self.stop(workers)
+            if isinstance(error, LoadFailedError) and error.reason not in SHORT_OF_MEMORY:
+                # An altered file fails in any of the other ways.
+                await self.check_files(held)
+            raise
+        await self._serving.swap(Deployment(release, workers))
+
+
+def files_of(held: HeldRelease | None) -> list[File]:
+    """The files of the variants that a held release runs, and of their adapters."""
+    if held is None:
+        return []
+    return [
+        file
+        for component in decode_release(held.manifest).components
+        if component.slot in held.slots
+        for file in (
+            *variant_of(component, held.slots[component.slot].variant).files,
+            *(adapter.file for adapter in component.adapters),
+        )
+    ]

@@ -1,0 +1,144 @@
+"""Probation of a whole candidate: slot by slot, variant by variant, until the best is settled."""
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import msgspec
+
+from agent import probation
+from agent.energy import PowerMeter
+from agent.journal import CheckResult, SlotPlan
+from agent.selection import Measurement
+from agent.selection.memory import MemoryModel
+from agent.update.job import Job, StepFailedError, variant_of
+from agent.update.machine import Event
+from artifact.manifest import Component, Probation, Release
+
+# For a release that has served here before: it answers, and that is all that is asked.
+HEALTH_CHECK: Final = Probation(
+    checks=(), benchmark_tokens=4, benchmark_repetitions=1, timeout_seconds=30
+)
+
+
+# No check of the release: it never fails.
+COST: Final = "cost"
+
+Keep = Callable[[Measurement], Awaitable[None]]
+
+
+async def check_health(job: Job) -> None:
+    """StepFailedError unless every slot answers."""
+    for component in job.components:
+        proof = await probation.prove(job.workers[component.slot], component, HEALTH_CHECK)
+        if proof.outcome != "passed":
+            raise StepFailedError("health_check_failed", f"{component.slot}: {proof.detail}")
+    job.note("proven here before: loaded and checked for health only")
+
+
+async def prove_slots(job: Job, meter: PowerMeter | None, keep: Keep) -> Event:
+    """Prove what is not yet proven; ANOTHER when some slot's plan names a variant not loaded.
+
+    ``keep`` is given what was measured. Raises StepFailedError when a slot has no variant left that
+    may serve.
+    """
+    another = False
+    for component in job.components:
+        another |= await _prove_slot(job, component, meter, keep)
+    return Event.ANOTHER if another else Event.DONE
+
+
+async def _prove_slot(job: Job, component: Component, meter: PowerMeter | None, keep: Keep) -> bool:
+    plan = job.plan(component.slot)
+    tried = plan.variant
+    if job.release is not None and not plan.decision.candidate(tried).tried:
+        plan = await _measured(job, job.release, component, meter, keep)
+    following = plan.decision.next_candidate()
+    if following is not None:
+        job.set_plan(component.slot, msgspec.structs.replace(plan, variant=following))
+        return True
+    decision = plan.decision.conclude()
+    settled = msgspec.structs.replace(plan, decision=decision)
+    if not decision.chosen_variant:
+        job.set_plan(component.slot, settled)
+        raise _disproven(component.slot, settled, starved=job.workers[component.slot].starved)
+    job.set_plan(component.slot, msgspec.structs.replace(settled, variant=decision.chosen_variant))
+    return decision.chosen_variant != tried
+
+
+async def _measured(
+    job: Job, release: Release, component: Component, meter: PowerMeter | None, keep: Keep
+) -> SlotPlan:
+    plan = job.plan(component.slot)
+    worker = job.workers[component.slot]
+    proof = await probation.prove(worker, component, release.probation, meter)
+    if proof.outcome != "passed" or proof.speed is None:
+        decision = plan.decision.with_failure(plan.variant, proof.detail)
+    else:
+        measured = _measurement(component, plan, proof, proof.speed)
+        await keep(measured)
+        decision = plan.decision.with_measurement(
+            plan.variant,
+            tokens_per_second=measured.tokens_per_second,
+            memory_bytes=measured.memory_bytes,
+            ttft_seconds=measured.ttft_seconds,
+            joules_per_token=measured.joules_per_token,
+        )
+    checks = plan.checks | {plan.variant: _results(component.slot, proof)}
+    return msgspec.structs.replace(plan, decision=decision, checks=checks)
+
+
+def _measurement(
+    component: Component, plan: SlotPlan, proof: probation.Proof, speed: probation.Speed
+) -> Measurement:
+    variant = variant_of(component, plan.variant)
+    shorter = plan.decision.candidate(plan.variant).context_length
+    context = shorter or variant.context_length
+    return Measurement(
+        model=component.model.reference,
+        variant=variant.name,
+        task=component.model.task,
+        runtime=variant.runtime,
+        quantization=variant.quantization,
+        size_bytes=variant.size_bytes,
+        parameters=variant.parameters,
+        context_length=context,
+        estimated_memory_bytes=MemoryModel(variant)
+        .with_more(component.adapter_bytes)
+        .bytes_at(context),
+        memory_bytes=proof.model_memory_bytes,
+        tokens_per_second=speed.tokens_per_second,
+        ttft_seconds=speed.ttft_seconds,
+        joules_per_token=speed.joules_per_token,
+        decode_bytes=variant.decode_bytes,
+        matrices=variant.matrices,
+    )
+
+
+def _disproven(slot: str, plan: SlotPlan, *, starved: bool) -> StepFailedError:
+    """Why no variant of a slot may serve: failed outweighs inconclusive.
+
+    ``starved``: the worker of the last one ran out of memory.
+    """
+    outcomes = {check.outcome for checks in plan.checks.values() for check in checks}
+    inconclusive = "inconclusive" in outcomes and "failed" not in outcomes
+    reasons = "; ".join(
+        f"{candidate.variant}: {candidate.reason}"
+        for candidate in plan.decision.candidates
+        if candidate.tried
+    )
+    reason = "probation_inconclusive" if inconclusive else "probation_failed"
+    if starved:
+        reason = "probation_out_of_memory"
+    return StepFailedError(reason, f"slot {slot}: {reasons}")
+
+
+def _results(slot: str, proof: probation.Proof) -> tuple[CheckResult, ...]:
+    """As the receipt tells them, with what probation itself took."""
+    checks = tuple(
+        CheckResult(slot=check.slot, name=check.name, outcome=check.outcome, detail=check.detail)
+        for check in proof.checks
+    )
+    return (
+        *checks,
+        CheckResult(slot=slot, name=COST, outcome="passed", detail=str(proof.cost)),
+    )

@@ -1,0 +1,354 @@
+"""What each state of the update machine does: one method per state that works.
+
+A step returns the event that happened, or raises StepFailedError. Before ``switching`` a step may
+be cancelled at any point, by a newer assignment or by the end of the process.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final, Protocol, TypeVar
+
+import msgspec
+
+from agent.backoff import Backoff
+from agent.download import Downloader
+from agent.energy import PowerMeter
+from agent.errors import (
+    ChunkMissingError,
+    DiskFullError,
+    DownloadError,
+    LoadFailedError,
+    SourceUnavailableError,
+)
+from agent.experience import Experience
+from agent.facts import DeviceFacts
+from agent.files import FileStore
+from agent.journal import Assignment, HeldRelease, Journal, SlotPlan
+from agent.line import ChunkSource, Line
+from agent.selection import Knowledge, Measurement, rank
+from agent.serving import Deployment, Serving
+from agent.supervisor import Worker
+from agent.update.job import Job, StepFailedError
+from agent.update.keeping import Keeper
+from agent.update.loading import Loader, files_of
+from agent.update.machine import Event, State
+from agent.update.proving import check_health, prove_slots
+from artifact.errors import (
+    ArtifactError,
+    ClockSetBackError,
+    ExpiredMetadataError,
+    InvalidManifestError,
+)
+from artifact.hardware import hardware_class
+from artifact.manifest import MAX_MANIFEST_BYTES, Component
+from artifact.trust.statements import (
+    Directive,
+    VerifiedRelease,
+    check_agreement,
+    check_directive,
+    check_manifest,
+)
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+SOAK_LOOK_SECONDS: Final = 0.05
+
+
+class Verifier(Protocol):
+    """Of both repositories (agent.link.metadata)."""
+
+    async def directive(self, assignment: Assignment) -> Directive:
+        """What the director signed for this device; UntrustedError."""
+
+    async def resolve(self, reference: str) -> VerifiedRelease:
+        """Raises UntrustedError, or SourceUnavailableError when metadata cannot be fetched."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The effects, and all that they act on."""
+
+    journal: Journal
+    store: FileStore
+    source: ChunkSource
+    downloader: Downloader
+    verifier: Verifier
+    loader: Loader
+    keeper: Keeper
+    serving: Serving
+    facts: Callable[[], DeviceFacts]
+    meter: PowerMeter | None
+    # Called when what a status would say has changed.
+    changed: Callable[[], None]
+    experience: Experience = field(default_factory=Experience)
+    backoff: Callable[[], Backoff] = lambda: Backoff(0.5, 15)
+    clock: Callable[[], float] = time.monotonic
+
+    def of(self, state: State) -> Callable[[Job], Awaitable[Event]]:
+        """The step of a state that works."""
+        return {
+            State.VERIFYING: self.verify,
+            State.PLANNING: self.plan,
+            State.FETCHING: self.fetch,
+            State.STAGING: self.stage,
+            State.PROBATION: self.prove,
+            State.SWITCHING: self.switch,
+            State.SOAKING: self.soak,
+            State.ROLLING_BACK: self.roll_back,
+        }[state]
+
+    async def verify(self, job: Job) -> Event:
+        """Director and publisher agree on this release, and this is its manifest."""
+        try:
+            return await self._verify(job)
+        except ExpiredMetadataError as error:
+            raise StepFailedError("metadata_expired", str(error)) from error
+        except ClockSetBackError as error:
+            raise StepFailedError("clock_set_back", str(error)) from error
+        except InvalidManifestError as error:
+            raise StepFailedError("invalid_manifest", str(error)) from error
+        except ArtifactError as error:
+            raise StepFailedError("untrusted", str(error)) from error
+        except ChunkMissingError as error:
+            raise StepFailedError("manifest_missing", str(error)) from error
+
+    async def _verify(self, job: Job) -> Event:
+        wanted = job.assignment
+        directive = await self.verifier.directive(wanted)
+        check_directive(directive, wanted.generation, wanted.release)
+        if not wanted.release:
+            return Event.DONE
+        pointers = self.journal.pointers()
+        held = pointers.proven(wanted.release)
+        if held is not None and held.manifest_sha256 != wanted.manifest_sha256:
+            held = None
+        live = self.serving.deployment
+        if held is not None and live is not None and live.release.reference == wanted.release:
+            job.held = held
+            return Event.UNCHANGED
+        verified = await self._resolve(wanted.release)
+        if verified.sha256 != wanted.manifest_sha256:
+            raise StepFailedError(
+                "manifest_mismatch",
+                f"the publisher signed {verified.sha256} for {wanted.release}, the control "
+                f"plane assigned {wanted.manifest_sha256}",
+            )
+        check_agreement(directive, verified, hardware_class(self.facts()))
+        manifest = held.manifest if held else await self._fetch_manifest(verified, job)
+        check_manifest(verified, manifest)
+        job.proven = held is not None
+        job.held = held or HeldRelease(
+            reference=wanted.release, manifest=manifest, manifest_sha256=verified.sha256
+        )
+        return Event.DONE
+
+    async def _resolve(self, reference: str) -> VerifiedRelease:
+        return await self._when_reachable(lambda: self.verifier.resolve(reference))
+
+    async def _fetch_manifest(self, verified: VerifiedRelease, job: Job) -> bytes:
+        async def fetch() -> bytes:
+            line = Line(self.source, job.tally)
+            return await line.whole(bytes.fromhex(verified.sha256), MAX_MANIFEST_BYTES)
+
+        return await self._when_reachable(fetch)
+
+    async def _when_reachable(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Try until the server answers; a newer assignment or the end of the process cancels."""
+        backoff = self.backoff()
+        while True:
+            try:
+                return await call()
+            except SourceUnavailableError as error:
+                log.info("server_unreachable error=%s", ascii(str(error)))
+                await asyncio.sleep(backoff.next_seconds())
+
+    async def plan(self, job: Job) -> Event:
+        """Which variant each slot tries first."""
+        if job.proven and self._still_fits(job):
+            return Event.DONE
+        job.proven = False
+        policy = job.release.selection if job.release else None
+        for component in job.components:
+            assert policy is not None  # noqa: S101 - a component is of a release
+            decision = rank(component, policy, self._known(component))
+            variant = decision.next_candidate()
+            if variant is None:
+                job.set_plan(component.slot, SlotPlan(decision=decision, variant=""))
+                raise StepFailedError(
+                    "no_variant_fits", f"slot {component.slot}: {decision.reason}"
+                )
+            job.set_plan(component.slot, SlotPlan(decision=decision, variant=variant))
+        return Event.DONE
+
+    def _known(self, component: Component) -> Knowledge:
+        facts = self.facts()
+        return Knowledge(
+            facts,
+            self.experience.measured(facts),
+            self.experience.priors(component.model.reference),
+            metered=self.meter is not None,
+        )
+
+    def _still_fits(self, job: Job) -> bool:
+        """Whether what served before is all here and within today's budget."""
+        assert job.held is not None  # noqa: S101 - it is proven
+        assert job.release is not None  # noqa: S101 - it is proven
+        for component in job.components:
+            decision = rank(component, job.release.selection, self._known(component))
+            plan = job.plan(component.slot)
+            now, then = decision.candidate(plan.variant), plan.decision.candidate(plan.variant)
+            if now.bucket == "excluded" or now.context_length != then.context_length:
+                return False
+        return all(self.store.has(file) for file in files_of(job.held))
+
+    async def fetch(self, job: Job) -> Event:
+        """Every file of the variants in hand."""
+        try:
+            try:
+                await self.downloader.fetch(files_of(job.held), job.tally, self.changed)
+            except DiskFullError:
+                # Assignments that were superseded may have left something.
+                if not await self.clear_store():
+                    raise
+                await self.downloader.fetch(files_of(job.held), job.tally, self.changed)
+        except DownloadError as error:
+            raise StepFailedError(error.reason, f"{error} {error.advice}") from error
+        return Event.DONE
+
+    async def stage(self, job: Job) -> Event:
+        """A worker for every slot, beside the live ones when memory allows."""
+        waiting = [
+            component for component in job.components if not self._has_worker(job, component)
+        ]
+        plans = [job.plan(component.slot) for component in waiting]
+        needed = [plan.decision.candidate(plan.variant).predicted_memory_bytes for plan in plans]
+        if await self.loader.make_room(sum(needed)):
+            job.note("the live release was drained first, as memory does not hold both")
+        for component in waiting:
+            if component.slot in job.workers:
+                await self.loader.stop({component.slot: job.workers.pop(component.slot)})
+            plan = job.plan(component.slot)
+            assert job.release is not None  # noqa: S101 - a component is of a release
+            try:
+                worker = await self.loader.start(job.release, component, plan)
+            except LoadFailedError as error:
+                return self._try_another(job, component, error)
+            job.workers[component.slot] = worker
+        return Event.DONE
+
+    def _has_worker(self, job: Job, component: Component) -> bool:
+        worker = job.workers.get(component.slot)
+        return worker is not None and worker.spec.variant.name == job.plan(component.slot).variant
+
+    def _try_another(self, job: Job, component: Component, error: LoadFailedError) -> Event:
+        plan = job.plan(component.slot)
+        decision = plan.decision.with_failure(plan.variant, f"did not load: {error}")
+        following = decision.next_candidate()
+        if following is None:
+            job.set_plan(component.slot, msgspec.structs.replace(plan, decision=decision))
+            raise StepFailedError(f"load_{error.reason}", f"{error} {error.advice}")
+        job.set_plan(
+            component.slot,
+            msgspec.structs.replace(plan, decision=decision, variant=following),
+        )
+        return Event.ANOTHER
+
+    async def prove(self, job: Job) -> Event:
+        """Check and measure the candidate; what has served here before only has to answer."""
+        if not job.proven:
+            return await prove_slots(job, self.meter, self._keep)
+        await check_health(job)
+        return Event.DONE
+
+    async def _keep(self, measurement: Measurement) -> None:
+        await asyncio.to_thread(self.experience.add, self.facts(), measurement)
+
+    async def switch(self, job: Job) -> Event:
+        """Let the candidate serve; requests wait rather than fail."""
+        started = self.clock()
+        if job.release is None:
+            await self.serving.clear()
+            job.note("serves nothing, as assigned")
+            return Event.DONE
+        for worker in job.workers.values():
+            _require_unbroken(worker)
+        prepared = self.clock() - started
+        report = await self.serving.swap(Deployment(job.release, dict(job.workers)))
+        job.switch_seconds = prepared + report.switch_seconds
+        if report.cut_requests:
+            job.note(f"{report.cut_requests} requests took too long to drain and were cut off")
+        return Event.DONE
+
+    async def soak(self, job: Job) -> Event:
+        """No worker may crash within the release's soak time."""
+        seconds = job.release.probation.soak_seconds if job.release else 0.0
+        deadline = self.clock() + seconds
+        while True:
+            for worker in job.workers.values():
+                _require_unbroken(worker)
+            left = deadline - self.clock()
+            if left <= 0:
+                return Event.DONE
+            await asyncio.sleep(min(left, SOAK_LOOK_SECONDS))
+
+    async def roll_back(self, job: Job) -> Event:
+        """Serve what served before, or failing that what was good before it."""
+        current, live = self.journal.pointers().current, self.serving.deployment
+        if current is None:
+            await self.serving.clear()
+            return Event.DONE
+        if live is not None and live.release.reference == current.reference:
+            return Event.DONE
+        served = await self.keeper.serve()
+        if self.keeper.trouble:
+            job.note(f"at its end {self.keeper.trouble}")
+        if served is None:
+            raise StepFailedError(job.reason or "rollback_failed", "the keeper tries again")
+        return Event.DONE
+
+    async def abandon(self, job: Job) -> None:
+        """Undo what a candidate that will not serve has taken; what served serves again."""
+        live = self.serving.deployment
+        serving = set(live.workers.values()) if live else set()
+        await self.loader.stop(
+            {slot: worker for slot, worker in job.workers.items() if worker not in serving}
+        )
+        job.workers.clear()
+        if live is not None or self.journal.pointers().current is None:
+            return
+        if await self.keeper.serve() is None:
+            # Requests that were held for the candidate are told, and no more are held.
+            await self.serving.clear()
+        if self.keeper.trouble:
+            job.note(f"at its end {self.keeper.trouble}")
+
+    async def clear_store(self) -> int:
+        """Delete files that nothing on this box runs, would fall back to, or is trying.
+
+        Gives the bytes freed.
+        """
+        pointers = self.journal.pointers()
+        kept = {
+            file.sha256
+            for held in (pointers.candidate, pointers.current, pointers.last_good)
+            for file in files_of(held)
+        }
+        freed = await asyncio.to_thread(self.store.keep_only, kept)
+        log.info("store_cleared freed_bytes=%d kept_files=%d", freed, len(kept))
+        return freed
+
+
+def _require_unbroken(worker: Worker) -> None:
+    stats = worker.stats()
+    if worker.starved:
+        raise StepFailedError(
+            "out_of_memory_in_soak", f"the worker of slot {worker.spec.slot} ran out of memory"
+        )
+    if stats.restarts or not stats.live:
+        raise StepFailedError(
+            "crashed_in_soak", f"the worker of slot {worker.spec.slot} crashed after loading"
+        )

@@ -1,0 +1,212 @@
+"""One model in one process: ``python -m agent.worker`` with an inherited socket.
+
+The main thread runs the engine; a second thread reads commands, so that a cancellation is seen
+between two tokens, and ends the process when the daemon has gone.
+"""
+
+import argparse
+import contextlib
+import importlib
+import importlib.util
+import os
+import select
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from agent.worker import confinement as process
+from agent.worker import messages
+from agent.worker.desk import Desk, UnknownRuntimeError, failure
+from agent.worker.mapped import Mapped, Run
+from runtimes import confinement, registry
+from runtimes.base import Engine, LoadSpec
+from runtimes.errors import UnsupportedModelError
+
+RECEIVE_BYTES = 1 << 18
+
+
+class Link:
+    """The socket to the daemon: commands come in, events go out."""
+
+    def __init__(self, connection: socket.socket, region: Mapped) -> None:
+        self._connection = connection
+        self._region = region
+        self._frames = messages.FrameReader()
+        self._inbox: deque[messages.AnyCommand] = deque()
+        # Who reads: the main thread while it waits, the other one while it works. Changed, and
+        # read by, under the lock.
+        self._working = threading.Event()
+        self._reading = threading.Lock()
+        # Commands that have no final answer yet, and those of them that nobody waits for any more.
+        self._open: set[int] = set()
+        self._cancelled: set[int] = set()
+        # What ends the answer to a command early.
+        self._stops: dict[int, Callable[[], None]] = {}
+
+    def first_command(self) -> messages.AnyCommand:
+        """Waits for the first command, which the daemon follows by no other until it is done."""
+        while True:
+            data = self._connection.recv(RECEIVE_BYTES)
+            if not data:
+                raise SystemExit(0)
+            for payload in self._frames.feed(data):
+                return messages.decode_command(payload)
+
+    def listen(self) -> None:
+        """Reads the further commands from now on, in a thread, which is confined as its maker."""
+        self._working.set()
+        threading.Thread(target=self._read_meanwhile, name="commands", daemon=True).start()
+
+    def next_command(self, *, wait: bool) -> messages.AnyCommand | None:
+        """The next command; None when there is none and nobody waits."""
+        if wait:
+            self._wait()
+        return self._inbox.popleft() if self._inbox else None
+
+    def _wait(self) -> None:
+        """Reads until there is a command: another thread would have to wake this one first."""
+        with self._reading:
+            self._working.clear()
+        readable = _readable(self._connection)
+        while not self._inbox:
+            readable.poll()
+            with self._reading:
+                self._read()
+        self._working.set()
+
+    def _read_meanwhile(self) -> None:
+        readable = _readable(self._connection)
+        try:
+            while True:
+                self._working.wait()
+                readable.poll()
+                with self._reading:
+                    if self._working.is_set():
+                        self._read()
+        finally:
+            # The daemon wrote nonsense.
+            os._exit(0)
+
+    def send(self, event: messages.AnyEvent) -> None:
+        """Sends an event; blocks while the daemon is behind."""
+        self._connection.sendall(messages.encode(event))
+
+    def infer(self, command: messages.Infer, run: Run) -> messages.Inferred:
+        """Runs on tensors in the frame or the region, and answers with such."""
+        return self._region.infer(command, run)
+
+    def cancelled(self, command_id: int) -> bool:
+        """Whether the daemon no longer wants this answer."""
+        return command_id in self._cancelled
+
+    def on_cancel(self, command_id: int, stop: Callable[[], None]) -> None:
+        """Has ``stop`` called, by the other thread, as soon as ``cancelled`` is so."""
+        self._stops[command_id] = stop
+        if self.cancelled(command_id):
+            # The other thread may have looked before.
+            stop()
+
+    def finished(self, command_id: int) -> None:
+        """The command has been answered; a cancellation that comes now is too late."""
+        self._open.discard(command_id)
+        self._stops.pop(command_id, None)
+        self._cancelled.discard(command_id)
+
+    def _read(self) -> None:
+        """Takes in what has come; ends the process when the daemon has closed the socket."""
+        try:
+            data = self._connection.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        if not data:
+            os._exit(0)
+        for payload in self._frames.feed(data):
+            command = messages.decode_command(payload)
+            if not isinstance(command, messages.Cancel):
+                self._open.add(command.id)
+                self._inbox.append(command)
+            elif command.id in self._open:
+                self._cancelled.add(command.id)
+                if (stop := self._stops.get(command.id)) is not None:
+                    stop()
+
+
+def _readable(connection: socket.socket) -> select.poll:
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return poll
+
+
+def load(link: Link, command: messages.Load) -> Engine:
+    """Loads the model, telling first what the engine's code alone takes.
+
+    Engines are imported with few files in reach, and see the model with few system calls too.
+    """
+    paths = [*command.files.values(), *command.adapters.values()]
+    locked = confinement.confine_files(map(Path, paths))
+    link.listen()
+    try:
+        runtime = registry.find(command.runtime)
+    except UnsupportedModelError as error:
+        raise UnknownRuntimeError(str(error), advice=error.advice) from error
+    with contextlib.suppress(ModuleNotFoundError):
+        importlib.import_module(f"runtimes.{command.runtime}.engine")
+    link.send(
+        messages.Importing(
+            id=command.id,
+            resident_bytes=process.resident_bytes(),
+            confinement=confinement.granted(calls=confinement.confine_calls(), landlock=locked),
+        )
+    )
+    spec = LoadSpec(
+        files={name: Path(path) for name, path in command.files.items()},
+        task=command.task,
+        context_length=command.context_length,
+        threads=command.threads,
+        adapters={name: Path(path) for name, path in command.adapters.items()},
+        parallel=command.parallel,
+    )
+    return runtime.load(spec)
+
+
+def serve(link: Link) -> None:
+    """Loads what the first command says, then answers commands for good."""
+    first = link.first_command()
+    if not isinstance(first, messages.Load):
+        raise SystemExit(2)
+    try:
+        engine = load(link, first)
+    except Exception as error:  # noqa: BLE001 - whatever an engine raises, the daemon is told
+        link.send(failure(first.id, error))
+        return
+    inputs, outputs = engine.tensors()
+    link.send(
+        messages.Loaded(
+            id=first.id,
+            model_memory_bytes=engine.memory_bytes(),
+            inputs=inputs,
+            outputs=outputs,
+            parallel=engine.parallel,
+        )
+    )
+    Desk(engine, link).serve()
+
+
+def main() -> None:
+    """Confines the process, then serves."""
+    parser = argparse.ArgumentParser(prog="agent.worker")
+    parser.add_argument("--socket", type=int, required=True)
+    parser.add_argument("--region", type=int, default=-1)
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--data-limit", type=int, default=0)
+    arguments = parser.parse_args()
+    process.die_with_parent(arguments.parent)
+    process.limit_memory(arguments.data_limit)
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        serve(Link(socket.socket(fileno=arguments.socket), Mapped(arguments.region)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""The worker's side of the region that it shares with the daemon (agent.worker.region)."""
+
+import mmap
+import os
+from collections.abc import Callable, Sequence
+
+from agent.worker.messages import Infer, Inferred, WireTensor
+from agent.worker.region import ALIGNMENT_BYTES, WORTH_BYTES, check_inside, spacious
+from runtimes.base import TensorValue
+
+Run = Callable[[Sequence[TensorValue]], list[TensorValue]]
+
+
+class Mapped:
+    """A region, by the descriptor that was inherited; an empty one without (-1)."""
+
+    def __init__(self, descriptor: int = -1) -> None:
+        self._view = memoryview(b"")
+        if descriptor >= 0:
+            self._view = memoryview(mmap.mmap(descriptor, os.fstat(descriptor).st_size))
+            os.close(descriptor)
+
+    def infer(self, command: Infer, run: Run) -> Inferred:
+        """Runs on what lies here, and puts large outputs here as far as there is room."""
+        outputs = run([self._value(tensor) for tensor in command.inputs])
+        offset, free = command.room
+        answer = []
+        for output in outputs:
+            size = len(output.data)
+            if WORTH_BYTES <= size <= free:
+                self._part(offset, size)[:] = output.data
+                answer.append(_wire(output, (offset, size)))
+                offset, free = offset + spacious(size), free - spacious(size)
+            else:
+                answer.append(_wire(output, bytes(output.data)))
+        return Inferred(id=command.id, outputs=answer)
+
+    def _value(self, tensor: WireTensor) -> TensorValue:
+        place = tensor.data
+        data = place if isinstance(place, bytes) else self._data(*place)
+        return TensorValue(tensor.name, tensor.datatype, tensor.shape, data)
+
+    def _data(self, offset: int, length: int) -> bytes | memoryview:
+        part = self._part(offset, length)
+        # Engines may take for granted that numbers lie at multiples of their size.
+        return bytes(part) if offset % ALIGNMENT_BYTES else part.toreadonly()
+
+    def _part(self, offset: int, length: int) -> memoryview:
+        check_inside(offset, length, len(self._view))
+        return self._view[offset : offset + length]
+
+
+def _wire(tensor: TensorValue, data: bytes | tuple[int, int]) -> WireTensor:
+    return WireTensor(tensor.name, tensor.datatype, tensor.shape, data)

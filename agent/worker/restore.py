@@ -1,0 +1,34 @@
+"""``python -m agent.worker.restore PARENT BASE DELTA DESTINATION``: a file out of a delta.
+
+In a process of its own, because it needs numpy, which the daemon does without, and because the
+delta may come from anybody. Exits with 0 when the file has the digest that the delta names.
+"""
+
+import sys
+from pathlib import Path
+from typing import Final
+
+from agent.worker import confinement
+from artifact.errors import InvalidDeltaError
+
+# Measured: 15 MiB above the interpreter with its imports.
+MAX_DATA_BYTES: Final = 192 << 20
+
+
+def main() -> int:
+    parent, *paths = sys.argv[1:]
+    confinement.die_with_parent(int(parent))
+    confinement.limit_memory(MAX_DATA_BYTES)
+    from artifact.deltas.restore import restore
+
+    base, delta, destination = map(Path, paths)
+    try:
+        restore(base, delta, destination)
+    except (InvalidDeltaError, OSError, MemoryError) as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

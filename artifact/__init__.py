@@ -1,0 +1,1 @@
+"""What both sides must agree on: manifests, chunks, trust. No network, no database."""

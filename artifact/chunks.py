@@ -1,0 +1,208 @@
+"""Chunks: how a file's bytes are named, kept and moved.
+
+A file is cut into chunks of at most 1 MiB, each named by its SHA-256. The list of them is the
+file's *index*: a small binary document which is itself stored and fetched by its digest
+(``File.index`` in a manifest), so that an edge box can ask for what it lacks and check every piece
+on arrival. Sizes stand in the index, so where a file is cut may change without a new format.
+
+    magic "FLIX" | version u8 = 1 | file size u64 | file SHA-256 | count u32 | count * (size u32,
+    SHA-256)
+
+All integers are big-endian. An index has exactly one encoding; anything else is refused.
+"""
+
+import hashlib
+import os
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from io import BufferedWriter
+from pathlib import Path
+from typing import Final
+
+from artifact.errors import ChunkMismatchError
+from artifact.manifest import File
+
+MAX_CHUNK_BYTES: Final = 1 << 20
+MAX_INDEX_BYTES: Final = 3 << 20
+
+_MAGIC: Final = b"FLIX\x01"
+_HEADER: Final = struct.Struct(">5sQ32sI")
+_ENTRY: Final = struct.Struct(">I32s")
+MAX_CHUNKS: Final = (MAX_INDEX_BYTES - _HEADER.size) // _ENTRY.size
+
+_FETCH_AGAIN: Final = "Fetch it again; if it comes back the same, publish the model again."
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A run of bytes: its SHA-256 (32 bytes) and its size, 1 to MAX_CHUNK_BYTES."""
+
+    sha256: bytes
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkIndex:
+    """A file as its chunks, in order."""
+
+    sha256: bytes
+    size: int
+    chunks: tuple[Chunk, ...]
+
+
+def index_file(path: Path, boundaries: Sequence[int] = ()) -> ChunkIndex:
+    """The index of a file, read once.
+
+    ``boundaries`` are ascending byte offsets where a chunk has to end: cut where tensors begin, and
+    the tensors that two versions of a model share are shared chunks. Longer runs are cut every
+    MAX_CHUNK_BYTES. Raises ChunkMismatchError for a file that needs more than MAX_CHUNKS.
+    """
+    whole = hashlib.sha256()
+    chunks: list[Chunk] = []
+    with path.open("rb") as source:
+        size = os.fstat(source.fileno()).st_size
+        for length in _cut(size, boundaries):
+            data = source.read(length)
+            whole.update(data)
+            chunks.append(Chunk(hashlib.sha256(data).digest(), len(data)))
+            if len(data) != length:
+                raise ChunkMismatchError(
+                    f"{path} shrank from {size} bytes while it was read",
+                    advice="Let nothing write to it, then try again.",
+                )
+            if len(chunks) > MAX_CHUNKS:
+                raise ChunkMismatchError(
+                    f"{path} with {size} bytes needs more than {MAX_CHUNKS} chunks",
+                    advice="Split the model into several files.",
+                )
+    return ChunkIndex(whole.digest(), size, tuple(chunks))
+
+
+def _cut(size: int, boundaries: Sequence[int]) -> Iterator[int]:
+    start = 0
+    for end in (*boundaries, size):
+        if not start <= end <= size:
+            raise ValueError(f"boundary {end} is not within {start} to {size}")
+        while start < end:
+            length = min(MAX_CHUNK_BYTES, end - start)
+            yield length
+            start += length
+
+
+def read_chunks(path: Path, index: ChunkIndex) -> Iterator[tuple[Chunk, bytes]]:
+    """Every chunk of a file with its bytes, each checked; for uploading and for reuse."""
+    with path.open("rb") as source:
+        for chunk in index.chunks:
+            data = source.read(chunk.size)
+            verify_chunk(chunk, data)
+            yield chunk, data
+
+
+def encode_index(index: ChunkIndex) -> bytes:
+    """The one encoding of an index. Raises ChunkMismatchError for an index that breaks a bound."""
+    parts = [_HEADER.pack(_MAGIC, index.size, index.sha256, len(index.chunks))]
+    parts += [_ENTRY.pack(chunk.size, chunk.sha256) for chunk in index.chunks]
+    data = b"".join(parts)
+    decode_index(data)
+    return data
+
+
+def decode_index(data: bytes) -> ChunkIndex:
+    """An index from its bytes; ChunkMismatchError for anything that is not exactly one."""
+    if not _HEADER.size <= len(data) <= MAX_INDEX_BYTES:
+        raise _bad_index(f"it has {len(data)} bytes")
+    magic, size, sha256, count = _HEADER.unpack_from(data)
+    if magic != _MAGIC:
+        raise _bad_index(f"it starts with {magic!r}, not {_MAGIC!r}")
+    if len(data) != _HEADER.size + count * _ENTRY.size:
+        raise _bad_index(f"it has {len(data)} bytes, which do not hold {count} chunks")
+    body = memoryview(data)[_HEADER.size :]
+    chunks = tuple(Chunk(digest, length) for length, digest in _ENTRY.iter_unpack(body))
+    for position, chunk in enumerate(chunks):
+        if not 0 < chunk.size <= MAX_CHUNK_BYTES:
+            raise _bad_index(f"chunk {position} has {chunk.size} bytes")
+    total = sum(chunk.size for chunk in chunks)
+    if total != size:
+        raise _bad_index(f"its chunks have {total} bytes, the file {size}")
+    return ChunkIndex(sha256, size, chunks)
+
+
+def decode_index_of(file: File, data: bytes) -> ChunkIndex:
+    """The index that a manifest's file names, checked against the file's digest and size."""
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != file.index:
+        raise ChunkMismatchError(
+            f"the index of {file.name} has the digest {digest}, the manifest names {file.index}",
+            advice=_FETCH_AGAIN,
+        )
+    index = decode_index(data)
+    if (index.sha256.hex(), index.size) != (file.sha256, file.size):
+        raise ChunkMismatchError(
+            f"the index of {file.name} describes {index.size} bytes with the digest "
+            f"{index.sha256.hex()}, the manifest {file.size} with {file.sha256}",
+            advice="Build and publish the model again.",
+        )
+    return index
+
+
+def _bad_index(reason: str) -> ChunkMismatchError:
+    return ChunkMismatchError(f"this is not a chunk index: {reason}", advice=_FETCH_AGAIN)
+
+
+def verify_chunk(chunk: Chunk, data: bytes | memoryview) -> None:
+    """Raises ChunkMismatchError unless ``data`` is exactly this chunk."""
+    digest = hashlib.sha256(data).digest()
+    if len(data) != chunk.size or digest != chunk.sha256:
+        raise ChunkMismatchError(
+            f"a chunk came with {len(data)} bytes and the digest {digest.hex()}; expected "
+            f"{chunk.size} bytes and {chunk.sha256.hex()}",
+            advice=_FETCH_AGAIN,
+        )
+
+
+def verify_file(path: Path, sha256: bytes, size: int) -> None:
+    """Raises ChunkMismatchError unless the file has exactly this digest and size."""
+    actual_size = path.stat().st_size
+    if actual_size != size:
+        raise ChunkMismatchError(
+            f"{path} has {actual_size} bytes; expected {size}", advice=_FETCH_AGAIN
+        )
+    with path.open("rb") as source:
+        digest = hashlib.file_digest(source, "sha256").digest()
+    if digest != sha256:
+        raise ChunkMismatchError(
+            f"{path} has the digest {digest.hex()}; expected {sha256.hex()}", advice=_FETCH_AGAIN
+        )
+
+
+def assemble_file(index: ChunkIndex, pieces: Iterable[bytes], destination: Path) -> None:
+    """Write a file from its chunks, in order; flushed to disk, and whole or not there at all.
+
+    ``destination`` must not exist. Raises ChunkMismatchError when a piece or the whole is wrong.
+    """
+    with destination.open("xb") as target:
+        try:
+            _write_pieces(index, pieces, target)
+        except BaseException:
+            destination.unlink()
+            raise
+
+
+def _write_pieces(index: ChunkIndex, pieces: Iterable[bytes], target: BufferedWriter) -> None:
+    whole = hashlib.sha256()
+    arriving = iter(pieces)
+    for chunk in index.chunks:
+        # A missing piece is an empty one, and no chunk is empty.
+        data = next(arriving, b"")
+        verify_chunk(chunk, data)
+        whole.update(data)
+        target.write(data)
+    target.flush()
+    os.fsync(target.fileno())
+    if whole.digest() != index.sha256:
+        raise ChunkMismatchError(
+            f"{target.name} came out with the digest {whole.hexdigest()}; expected "
+            f"{index.sha256.hex()}",
+            advice="The index contradicts itself: publish the model again.",
+        )

@@ -1,0 +1,46 @@
+"""A release as canonical bytes, and back."""
+
+import json
+
+import msgspec
+
+from artifact.errors import InvalidManifestError
+from artifact.manifest.consistency import check_release
+from artifact.manifest.release import Release
+
+MAX_MANIFEST_BYTES = 1 << 20
+
+
+def encode_release(release: Release) -> bytes:
+    """Canonical bytes of a release, after checking that it does not contradict itself."""
+    check_release(release)
+    return canonical_json(msgspec.to_builtins(release))
+
+
+def decode_release(data: bytes) -> Release:
+    """A release from its canonical bytes; InvalidManifestError for anything else."""
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise InvalidManifestError(
+            f"the release manifest has {len(data)} bytes, more than {MAX_MANIFEST_BYTES}",
+            advice="Split the release, or shorten its checks.",
+        )
+    try:
+        release = msgspec.json.decode(data, type=Release)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidManifestError(
+            f"the release manifest is not valid: {error}",
+            advice="Build it with `flotilla publish`, which checks it first.",
+        ) from error
+    if encode_release(release) != data:
+        raise InvalidManifestError(
+            "the release manifest is not in canonical form",
+            advice="Build it with `flotilla publish`, which writes it so.",
+        )
+    return release
+
+
+def canonical_json(value: object) -> bytes:
+    """Sorted keys, no blanks, UTF-8, no NaN: the same value always gives the same bytes."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()

@@ -1,0 +1,94 @@
+"""Where a file is cut into chunks: at its tensors, elsewhere by content.
+
+Two versions of a model share the chunks of the tensors that they share, wherever those lie in the
+file, because every tensor begins a chunk. What lies between tensors (headers, vocabularies) and
+files without any are cut where a rolling hash of the last bytes says so, so that an insertion
+changes the chunks around it and no more. The rolling hash is FastCDC's gear hash, with its two
+masks: https://www.usenix.org/conference/atc16/technical-sessions/presentation/xia.
+
+Whoever builds a model and whoever checks it before signing must cut alike: these figures are part
+of the format of a built model, and changing one means building again.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final
+
+# A smaller tensor, and a smaller gap between two, is not worth a chunk of its own.
+MIN_SPAN_BYTES: Final = 256
+# Longer stretches without tensors are cut by size alone: hashing is slow here, and weights that
+# nobody described gain little by it.
+MAX_HASHED_BYTES: Final = 64 << 20
+
+_MIN_CHUNK: Final = 16 << 10
+_AIM: Final = 64 << 10
+_MAX_CHUNK: Final = 256 << 10
+# A cut is less likely than one in _AIM before that many bytes, and more likely after.
+_STRICT_MASK: Final = (1 << 32) - (1 << 14)
+_LOOSE_MASK: Final = (1 << 32) - (1 << 18)
+_WINDOW: Final = 32
+_GEAR: Final = tuple(
+    int.from_bytes(hashlib.sha256(b"flotilla gear %d" % byte).digest()[:4]) for byte in range(256)
+)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Span:
+    """A tensor's place in a file."""
+
+    offset: int
+    size: int
+
+
+def boundaries(path: Path, tensors: Iterable[Span] = ()) -> list[int]:
+    """Ascending offsets where a chunk of this file has to end; for ``chunks.index_file``.
+
+    Tensors that overlap an earlier one, or do not lie within the file, are not believed.
+    """
+    found: list[int] = []
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        end = 0
+        for tensor in sorted(tensors):
+            if (
+                tensor.size < MIN_SPAN_BYTES
+                or tensor.offset < end
+                or tensor.offset + tensor.size > size
+            ):
+                continue
+            found += _between(file, end, tensor.offset)
+            end = tensor.offset + tensor.size
+        found += _between(file, end, size)
+    return found
+
+
+def _between(file: BinaryIO, start: int, end: int) -> Iterator[int]:
+    """The cuts from the end of one tensor to the start of the next."""
+    length = end - start
+    if length < MIN_SPAN_BYTES:
+        # Padding stays with the tensor before it.
+        yield end
+        return
+    yield start
+    if length <= MAX_HASHED_BYTES:
+        while end - start > _MIN_CHUNK:
+            file.seek(start)
+            start += _cut_length(file.read(min(_MAX_CHUNK, end - start)))
+            yield start
+    yield end
+
+
+def _cut_length(data: bytes) -> int:
+    """Bytes of the first chunk of ``data``; all of it when nothing says otherwise."""
+    value = 0
+    position = _MIN_CHUNK - _WINDOW
+    for mask, limit in ((_STRICT_MASK, _AIM), (_LOOSE_MASK, _MAX_CHUNK)):
+        for byte in memoryview(data)[position:limit]:
+            value = ((value << 1) + _GEAR[byte]) & 0xFFFFFFFF
+            position += 1
+            if not value & mask and position >= _MIN_CHUNK:
+                return position
+    return len(data)

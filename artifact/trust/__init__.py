@@ -1,0 +1,1 @@
+"""Two TUF repositories that must agree: what publishers sign, and what the director wants."""

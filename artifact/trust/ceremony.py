@@ -1,0 +1,157 @@
+"""Changing what the offline keys have signed: the holders' side.
+
+Each function takes verified metadata and gives the next version, unsigned but for ``sign``ed ones;
+what comes out is sent to the server, which checks it by the rules of ``update``. Root may pass
+through several hands: every holder adds a signature with ``add_signature`` until none is missing.
+"""
+
+from collections.abc import Callable, Collection
+from datetime import datetime, timedelta
+
+from securesystemslib.signer import Key, Signer
+from tuf.api.metadata import DelegatedRole, Metadata, Root, Targets
+
+from artifact.errors import UntrustedError
+from artifact.trust.image import OFFLINE_LIFETIME, delegated_path, sign
+from artifact.trust.metadata import Kind, listed_releases, parse
+from artifact.trust.succession import check_succession
+
+
+def next_version(
+    kind: type[Kind],
+    current: bytes,
+    role: str,
+    signers: Collection[Signer],
+    *,
+    now: datetime,
+    edit: Callable[[Kind], None] = lambda _: None,
+    lifetime: timedelta = OFFLINE_LIFETIME,
+) -> bytes:
+    """The role's next version, edited, valid anew, signed by these."""
+    signed = parse(kind, current, role).signed
+    edit(signed)
+    signed.version += 1
+    signed.expires = now + lifetime
+    return sign(signed, list(signers))
+
+
+def replace_key(role: str, old: str, new: Key) -> Callable[[Root], None]:
+    """A top-level role is signed by ``new`` instead of the key ``old`` (its id)."""
+
+    def edit(root: Root) -> None:
+        root.add_key(new, role)
+        remove_key(role, old)(root)
+
+    return edit
+
+
+def remove_key(role: str, key: str) -> Callable[[Root], None]:
+    """A top-level role is not signed by this key any more; UntrustedError if too few are left."""
+
+    def edit(root: Root) -> None:
+        try:
+            root.revoke_key(key, role)
+        except ValueError as error:
+            raise UntrustedError(
+                f"the key {key} does not sign {role}",
+                advice="`flotilla keys show` lists the keys of every role.",
+            ) from error
+        left, threshold = len(root.roles[role].keyids), root.roles[role].threshold
+        if left < threshold:
+            raise UntrustedError(
+                f"without {key[:16]} {role} has {left} keys, fewer than its threshold {threshold}",
+                advice="Replace it instead: `flotilla keys rotate`.",
+            )
+
+    return edit
+
+
+def set_publisher(name: str, key: Key) -> Callable[[Targets], None]:
+    """A publisher is known by this key, and by no other."""
+
+    def edit(targets: Targets) -> None:
+        remove_publisher(name)(targets)
+        delegations = targets.delegations
+        if delegations is None or delegations.roles is None:
+            raise UntrustedError("targets delegates to nobody", advice="Restore it from a backup.")
+        delegations.roles[name] = DelegatedRole(
+            name, [key.keyid], 1, terminating=True, paths=[delegated_path(name)]
+        )
+        delegations.keys[key.keyid] = key
+
+    return edit
+
+
+def remove_publisher(name: str) -> Callable[[Targets], None]:
+    """Nothing that this publisher lists is believed any more."""
+
+    def edit(targets: Targets) -> None:
+        delegations = targets.delegations
+        roles = delegations.roles if delegations else None
+        if delegations is None or not roles or name not in roles:
+            return
+        gone = set(roles.pop(name).keyids)
+        gone -= {keyid for role in roles.values() for keyid in role.keyids}
+        for keyid in gone:
+            del delegations.keys[keyid]
+
+    return edit
+
+
+def delist(publisher: str, paths: Collection[str]) -> Callable[[Targets], None]:
+    """These releases may not be installed any more; UntrustedError for one that is not listed."""
+
+    def edit(targets: Targets) -> None:
+        for path in paths:
+            if targets.targets.pop(path, None) is None:
+                raise _unlisted(publisher, path)
+
+    return edit
+
+
+def raise_floor(publisher: str, path: str) -> Callable[[Targets], None]:
+    """No release of the same name that came before this one may be installed any more."""
+
+    def edit(targets: Targets) -> None:
+        before = listed_releases(targets)
+        if path not in before:
+            raise _unlisted(publisher, path)
+        name, lowest = before[path].name, before[path].counter
+        for target in targets.targets.values():
+            if target.path.rpartition("/")[0] == name:
+                target.unrecognized_fields["custom"] = {**target.custom, "min_release": lowest}
+        check_succession(publisher, before, listed_releases(targets), "")
+
+    return edit
+
+
+def _unlisted(publisher: str, path: str) -> UntrustedError:
+    return UntrustedError(
+        f"{publisher} does not list {path}",
+        advice="Name a release that `flotilla release list` shows.",
+    )
+
+
+def add_signature(root: bytes, signer: Signer) -> bytes:
+    """The same root with one signature more."""
+    metadata = parse(Root, root, Root.type)
+    metadata.sign(signer, append=True)
+    return metadata.to_bytes()
+
+
+def may_sign(previous: bytes, root: bytes) -> set[str]:
+    """Ids of the keys whose signature a new root needs or can use."""
+    return {
+        keyid
+        for data in (previous, root)
+        for keyid in parse(Root, data, Root.type).signed.roles[Root.type].keyids
+    }
+
+
+def signatures_missing(previous: bytes, root: bytes) -> int:
+    """How many more holders must sign a new root, at least; 0 when it may be sent."""
+    metadata: Metadata[Root] = parse(Root, root, Root.type)
+    result = metadata.signed.get_root_verification_result(
+        parse(Root, previous, Root.type).signed, metadata.signed_bytes, metadata.signatures
+    )
+    return max(0, result.first.missing, result.second.missing)

@@ -1,0 +1,271 @@
+"""The TUF client workflow, for either repository, with a memory that outlasts its cache.
+
+python-tuf's ``Updater`` does the workflow, over metadata that a callable fetches by name. What it
+has seen it keeps in files that it does not fsync, so a power cut can take it back to older metadata
+than it has accepted. ``Floors`` are kept durably instead, and never fall:
+
+- the highest version of each role, per repository and per set of keys that vouches for it: its own
+  and, for what the snapshot lists, the snapshot's. Once root replaces these the role starts anew,
+  so that a thief of the old keys cannot have outrun the new (fast-forward recovery, TUF 5.3.11);
+- the last time at which everything was valid: a clock that was set back cannot bring expired
+  metadata back to life. It cannot run far ahead either, since metadata would have expired then.
+
+Blocking: it verifies signatures and writes its cache, so an event loop runs it in a thread. One
+call at a time: python-tuf keeps its cache in files.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote
+
+from tuf.api.exceptions import (
+    DownloadError,
+    DownloadHTTPError,
+    DownloadLengthMismatchError,
+    ExpiredMetadataError,
+    RepositoryError,
+)
+from tuf.api.metadata import Root, Signed, Snapshot, TargetFile, Targets, Timestamp
+from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
+
+from artifact import errors
+from artifact.errors import ClockSetBackError, UntrustedError
+from artifact.trust.floors import Floors
+from artifact.trust.metadata import MAX_METADATA_BYTES
+from artifact.trust.statements import NOT_THE_TRUSTED_ONE
+
+log = logging.getLogger(__name__)
+
+FetchMetadata = Callable[[str], bytes | None]
+"""Metadata by its name (timestamp.json, 3.root.json); None when there is none of that name.
+
+What it raises passes through: a network that fails says nothing about trust.
+"""
+
+MAX_VERSION: Final = 1 << 53
+# Targets, the publisher that it delegates to, and room for none that it should not.
+MAX_DELEGATIONS: Final = 4
+# Clocks are corrected by seconds, and by an hour where local time was taken for UTC.
+CLOCK_TOLERANCE: Final = timedelta(hours=1)
+CLOCK_FLOOR: Final = "clock"
+
+_BASE: Final = "metadata:/"
+_NOT_FOUND: Final = 404
+_CHECK_CLOCK: Final = (
+    "Nothing new is installed until the publisher or the server signs afresh; check this "
+    "machine's clock, then the server's log."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """What one run of the workflow verified.
+
+    ``found`` answers each path that was asked for, in order; None for what nobody lists.
+    """
+
+    roles: Mapping[str, Signed]
+    found: Sequence[TargetFile | None]
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """Of the metadata, by role."""
+        return {role: signed.version for role, signed in self.roles.items()}
+
+    def targets(self, role: str = Targets.type) -> Targets | None:
+        """The metadata of a role that lists targets; None when the walk did not need it."""
+        signed = self.roles.get(role)
+        return signed if isinstance(signed, Targets) else None
+
+
+class TufClient:
+    """One repository, from its first root on."""
+
+    def __init__(
+        self,
+        repository: str,
+        cache: Path | None,
+        root: bytes,
+        fetch: FetchMetadata,
+        *,
+        clock: Callable[[], datetime],
+        floors: Floors | None = None,
+        max_delegations: int = MAX_DELEGATIONS,
+    ) -> None:
+        """``repository`` names it among the floors; ``cache`` is a folder of its own.
+
+        Without ``floors`` the cache alone remembers; without a cache the floors alone do.
+        """
+        self._max_delegations = max_delegations
+        self._repository = repository
+        self._cache = cache
+        self._root = root
+        self._fetcher = _Fetcher(fetch)
+        self._clock = clock
+        self._floors = floors
+
+    def walk(self, what: str, *paths: str) -> Walk:
+        """The newest top-level metadata, and whoever lists these targets.
+
+        ``what`` names the purpose in errors. Raises UntrustedError when any metadata fails; among
+        these ExpiredMetadataError and ClockSetBackError, after which what runs may keep running.
+        """
+        now = self._clock()
+        floors = dict(self._floors.floors()) if self._floors else {}
+        _check_clock(now, floors)
+        updater = self._updater(what, now)
+        try:
+            updater.refresh()
+            found = [updater.get_targetinfo(path) for path in paths]
+        except ExpiredMetadataError as error:
+            self._remember(updater)
+            raise errors.ExpiredMetadataError(
+                f"{what} cannot be verified: {error}", advice=_CHECK_CLOCK
+            ) from error
+        except (DownloadError, RepositoryError) as error:
+            self._remember(updater)
+            if isinstance(error, DownloadError) and error.__cause__ is not None:
+                raise error.__cause__ from None
+            raise UntrustedError(
+                f"{what} cannot be verified: {error}", advice=NOT_THE_TRUSTED_ONE
+            ) from error
+        _check_floors(self._numbers(updater), floors)
+        self._remember(updater, {CLOCK_FLOOR: int(now.timestamp())})
+        return Walk(_roles(updater), found)
+
+    def _updater(self, what: str, now: datetime) -> Updater:
+        if self._cache is not None:
+            self._cache.mkdir(parents=True, exist_ok=True)
+        kind = _Uncached if self._cache is None else Updater
+        config = UpdaterConfig(
+            max_delegations=self._max_delegations,
+            snapshot_max_length=MAX_METADATA_BYTES,
+            targets_max_length=MAX_METADATA_BYTES,
+        )
+        try:
+            updater = kind(
+                str(self._cache or os.devnull),
+                _BASE,
+                fetcher=self._fetcher,
+                config=config,
+                bootstrap=self._root,
+            )
+        except RepositoryError as error:
+            raise UntrustedError(
+                f"{what} cannot be verified: the first root is damaged: {error}",
+                advice="Restore it from a backup, or enrol the box again.",
+            ) from error
+        # python-tuf takes the time itself and offers no other way to give it.
+        updater._trusted_set.reference_time = now  # noqa: SLF001
+        return updater
+
+    def _numbers(self, updater: Updater) -> dict[str, int]:
+        """A floor for each role that was verified, whether or not all were."""
+        roles = _roles(updater)
+        return {
+            f"{self._repository}/{role}{_vouchers(roles, role)}": signed.version
+            for role, signed in roles.items()
+        }
+
+    def _remember(self, updater: Updater, others: Mapping[str, int] | None = None) -> None:
+        """Everything in the updater is signed, so that nothing older is current any more."""
+        if self._floors is not None:
+            numbers = {
+                name: min(number, MAX_VERSION) for name, number in self._numbers(updater).items()
+            }
+            self._floors.raise_floors(numbers | dict(others or {}))
+
+
+def _roles(updater: Updater) -> dict[str, Signed]:
+    # The Updater does not tell them otherwise. Its mapping iterates over values, not over keys.
+    return dict(updater._trusted_set._trusted_set)  # noqa: SLF001
+
+
+def _vouchers(roles: Mapping[str, Signed], role: str) -> str:
+    """Names the keys behind a role's version; root's versions form one chain whatever the keys."""
+    root, targets = roles[Root.type], roles.get(Targets.type)
+    if role == Root.type or not isinstance(root, Root):
+        return ""
+    if role in (Timestamp.type, Snapshot.type):
+        keyids = root.roles[role].keyids
+    else:
+        keyids = root.roles[Snapshot.type].keyids + _keyids(root, targets, role)
+    return "@" + hashlib.sha256("\n".join(sorted(keyids)).encode()).hexdigest()[:16]
+
+
+def _keyids(root: Root, targets: Signed | None, role: str) -> list[str]:
+    if role == Targets.type:
+        return root.roles[role].keyids
+    delegations = targets.delegations if isinstance(targets, Targets) else None
+    delegated = (delegations.roles or {}).get(role) if delegations else None
+    return delegated.keyids if delegated else []
+
+
+def _check_clock(now: datetime, floors: Mapping[str, int]) -> None:
+    behind = floors.get(CLOCK_FLOOR, 0) - now.timestamp()
+    if behind > CLOCK_TOLERANCE.total_seconds():
+        raise ClockSetBackError(
+            f"this machine's clock says {now.isoformat(timespec='seconds')}, {behind:.0f} s before "
+            "what it has said already",
+            advice="Set the clock (timedatectl, NTP); what runs keeps running meanwhile.",
+        )
+
+
+def _check_floors(numbers: Mapping[str, int], floors: Mapping[str, int]) -> None:
+    for name, number in numbers.items():
+        role = name.partition("@")[0]
+        if number > MAX_VERSION:
+            raise UntrustedError(
+                f"the {role} metadata has the version {number}, more than {MAX_VERSION}",
+                advice=NOT_THE_TRUSTED_ONE,
+            )
+        if number < floors.get(name, 0):
+            raise UntrustedError(
+                f"the {role} metadata fell back from version {floors[name]} to {number}",
+                advice=NOT_THE_TRUSTED_ONE,
+            )
+
+
+class _Uncached(Updater):
+    """Reads and writes no file: for metadata that comes whole every time."""
+
+    def _load_local_metadata(self, rolename: str) -> bytes:
+        raise FileNotFoundError(rolename)
+
+    def _persist_metadata(self, rolename: str, data: bytes) -> None:
+        """Nothing is kept."""
+
+    def _persist_root(self, version: int, data: bytes) -> None:
+        """Nothing is kept."""
+
+    def _update_root_symlink(self) -> None:
+        """Nothing is kept."""
+
+
+class _Fetcher(FetcherInterface):
+    """python-tuf's network, in memory: no temporary file, no HTTP."""
+
+    def __init__(self, fetch: FetchMetadata) -> None:
+        self._fetch_metadata = fetch
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        name = unquote(url.removeprefix(_BASE))
+        data = self._fetch_metadata(name)
+        if data is None:
+            raise DownloadHTTPError(f"there is no metadata {name}", _NOT_FOUND)
+        log.debug("metadata_fetched name=%s bytes=%d", name, len(data))
+        return iter((data,))
+
+    def download_bytes(self, url: str, max_length: int) -> bytes:
+        data = b"".join(self.fetch(url))
+        if len(data) > max_length:
+            raise DownloadLengthMismatchError(
+                f"{url.removeprefix(_BASE)} has {len(data)} bytes, more than {max_length}"
+            )
+        return data

@@ -1,0 +1,40 @@
+"""An assignment, to the wire."""
+
+from collections.abc import Sequence
+
+from flotilla.v1 import device_pb2 as wire
+
+from artifact.trust.statements import DirectorMetadata
+from controlplane.fleet.experience import ClassMeasurement
+from controlplane.store.assignments import Assignment
+
+
+def assignment_to_wire(
+    wanted: Assignment, signed: DirectorMetadata | None, known: Sequence[ClassMeasurement]
+) -> wire.Assignment:
+    """With what the device's hardware class knows of the release's variants."""
+    director = None
+    if signed is not None:
+        director = wire.DirectorMetadata(
+            timestamp=signed.timestamp,
+            snapshot=signed.snapshot,
+            targets=signed.targets,
+            roots=signed.roots,
+        )
+    return wire.Assignment(
+        generation=wanted.generation,
+        release=wanted.release,
+        manifest_sha256=wanted.manifest_sha256,
+        director=director,
+        class_measurements=[
+            wire.ClassMeasurement(
+                model=one.model,
+                variant=one.variant,
+                tokens_per_second=one.tokens_per_second,
+                joules_per_token=one.joules_per_token,
+                memory_bytes=one.memory_bytes,
+                devices=one.devices,
+            )
+            for one in known
+        ],
+    )

@@ -1,0 +1,241 @@
+"""The stream of a device: what it says is taken in, what it shall run is pushed."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Final
+
+from flotilla.v1 import device_pb2 as wire
+
+from controlplane.api.assignment import assignment_to_wire
+from controlplane.api.interceptor import Context, current_certificate, current_device
+from controlplane.api.receipts import detail, receipt_from_wire
+from controlplane.api.streams import Admission, Stream, Streams
+from controlplane.api.translate import (
+    authorities_to_wire,
+    count,
+    facts_from_wire,
+    update_state_from_wire,
+    word,
+)
+from controlplane.api.windows import window_from_wire
+from controlplane.errors import ControlPlaneError, InvalidInputError
+from controlplane.fleet import hardware_class
+from controlplane.services.director import DirectorService
+from controlplane.services.enroll import EnrollService
+from controlplane.services.experience import ExperienceService
+from controlplane.services.identification import IdentificationService
+from controlplane.services.ingest import IngestService
+from controlplane.services.signals import Signals, device_key
+from controlplane.store.devices import Device
+from controlplane.store.sessions import Greeting, Progress
+
+log = logging.getLogger(__name__)
+
+HELLO_SECONDS: Final = 30.0
+MAX_WINDOWS: Final = 4096
+MAX_BOOT_ID_CHARACTERS: Final = 64
+OUTGOING: Final = 64
+
+Outgoing = asyncio.Queue[wire.ConnectResponse | Exception | None]
+
+
+class DeviceStreams:
+    """DeviceService.Connect, and the end of what it leaves behind."""
+
+    def __init__(
+        self,
+        *,
+        ingest: IngestService,
+        enroll: EnrollService,
+        identification: IdentificationService,
+        director: DirectorService,
+        experience: ExperienceService,
+        signals: Signals,
+        streams: Streams,
+        admission: Admission,
+        settings: wire.Settings,
+    ) -> None:
+        self._ingest = ingest
+        self._enroll = enroll
+        self._identification = identification
+        self._director = director
+        self._experience = experience
+        self._signals = signals
+        self._streams = streams
+        self._admission = admission
+        self._settings = settings
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    async def connect(
+        self, request_iterator: AsyncIterator[wire.ConnectRequest], context: Context
+    ) -> AsyncIterator[wire.ConnectResponse]:
+        device = current_device()
+        self._admission.take(device.id)
+        async with asyncio.timeout(HELLO_SECONDS):
+            first = await anext(aiter(request_iterator), None)
+        if first is None or not first.HasField("hello"):
+            raise InvalidInputError("a stream must open with hello", advice="Update the agent.")
+        greeting = _greeting(first.hello)
+        stream = self._streams.open(device.id)
+        outgoing: Outgoing = asyncio.Queue(OUTGOING)
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            await self._ingest.greet(device, stream.id, greeting)
+            yield wire.ConnectResponse(settings=self._settings)
+            listening = asyncio.create_task(
+                self._listen(device, greeting, request_iterator, outgoing)
+            )
+            tasks = [
+                listening,
+                asyncio.create_task(
+                    self._push(device, greeting.hardware_class, outgoing, listening)
+                ),
+                asyncio.create_task(_end(stream, outgoing)),
+            ]
+            while (message := await outgoing.get()) is not None:
+                if isinstance(message, Exception):
+                    raise message
+                yield message
+        finally:
+            for task in tasks:
+                task.cancel()
+            self._streams.close(stream)
+            # Whoever waits here may be gone too: the store must still learn of it.
+            leaving = asyncio.create_task(self._leave(device, stream, tasks))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+            await asyncio.shield(leaving)
+
+    async def _leave(self, device: Device, stream: Stream, tasks: list[asyncio.Task[None]]) -> None:
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._ingest.leave(device, stream.id)
+
+    async def drain(self) -> None:
+        """Wait until everything about ended streams is stored."""
+        await asyncio.gather(*self._leaving, return_exceptions=True)
+
+    async def _push(
+        self,
+        device: Device,
+        device_class: str,
+        outgoing: Outgoing,
+        listening: asyncio.Task[None],
+    ) -> None:
+        """The whole desired state now, and after every change of it; the end of a device's part."""
+        try:
+            sent = told = None
+            with self._signals.subscribe(device_key(device.id)) as changed:
+                while True:
+                    changed.clear()
+                    await self._identification.check(device.id, current_certificate())
+                    if told != self._enroll.authorities():
+                        told = self._enroll.authorities()
+                        news = wire.ConnectResponse(authorities=authorities_to_wire(told))
+                        await outgoing.put(news)
+                    wanted = await self._director.wanted(device.id)
+                    if wanted != sent:
+                        sent = wanted
+                        signed = await self._director.sign(device.id, wanted)
+                        release = wanted.assignment.release
+                        known = await self._experience.of(device_class, release)
+                        assignment = assignment_to_wire(wanted.assignment, signed, known)
+                        await outgoing.put(wire.ConnectResponse(assignment=assignment))
+                    await changed.wait()
+        except Exception as error:  # noqa: BLE001 - the call that waits on the queue raises it
+            # Nothing more is taken of a device that does not read that it was cut off.
+            listening.cancel()
+            await outgoing.put(error)
+
+    async def _listen(
+        self,
+        device: Device,
+        greeting: Greeting,
+        incoming: AsyncIterator[wire.ConnectRequest],
+        outgoing: Outgoing,
+    ) -> None:
+        try:
+            async for message in incoming:
+                ack = await self._take(device, greeting, message)
+                if ack is not None:
+                    await outgoing.put(wire.ConnectResponse(ack=ack))
+            await outgoing.put(None)
+        except Exception as error:  # noqa: BLE001 - the call that waits on the queue raises it
+            await outgoing.put(error)
+
+    async def _take(
+        self, device: Device, greeting: Greeting, message: wire.ConnectRequest
+    ) -> wire.Ack | None:
+        match message.WhichOneof("message"):
+            case "status":
+                await self._ingest.progress(device, _progress(message.status))
+                return None
+            case "receipt":
+                return await self._take_receipt(device, message.receipt)
+            case "telemetry":
+                return await self._take_telemetry(device, message.telemetry)
+            case other:
+                raise InvalidInputError(
+                    f"a stream cannot go on with {other} (boot {greeting.boot_id!r})",
+                    advice="Update this server before its agents.",
+                )
+
+    async def _take_receipt(self, device: Device, message: wire.SignedReceipt) -> wire.Ack:
+        receipt = receipt_from_wire(message.receipt)
+        await self._ingest.receipt(
+            device, receipt, signed=message.receipt, signature=message.signature
+        )
+        return wire.Ack(receipt_generations=[receipt.generation])
+
+    async def _take_telemetry(self, device: Device, batch: wire.TelemetryBatch) -> wire.Ack:
+        if len(batch.windows) > MAX_WINDOWS:
+            raise InvalidInputError(
+                f"{len(batch.windows)} windows are more than {MAX_WINDOWS}",
+                advice="Send them in several batches.",
+            )
+        windows = []
+        dropped = 0
+        for window in batch.windows:
+            try:
+                windows.append(window_from_wire(window))
+            except ControlPlaneError as error:
+                dropped = max(dropped, window.sequence)
+                log.warning("window_dropped device=%s reason=%s", device.id, ascii(str(error)))
+        stored = await self._ingest.windows(device, _boot_id(batch.boot_id), windows)
+        return wire.Ack(telemetry_sequence=max(stored, dropped))
+
+
+async def _end(stream: Stream, outgoing: Outgoing) -> None:
+    await outgoing.put(await stream.ended())
+
+
+def _boot_id(text: str) -> str:
+    if not 0 < len(text) <= MAX_BOOT_ID_CHARACTERS:
+        raise InvalidInputError(
+            f"a boot id of {len(text)} characters is none", advice="Update the agent."
+        )
+    return word(text)
+
+
+def _greeting(hello: wire.Hello) -> Greeting:
+    facts = facts_from_wire(hello.facts)
+    return Greeting(
+        boot_id=_boot_id(hello.boot_id),
+        agent_version=word(hello.agent_version)[:64],
+        facts=facts,
+        hardware_class=hardware_class(facts),
+        current_release=word(hello.current_release),
+        last_good_release=word(hello.last_good_release),
+    )
+
+
+def _progress(status: wire.UpdateStatus) -> Progress:
+    return Progress(
+        generation=count(status.generation, "generation"),
+        state=update_state_from_wire(status.state),
+        detail=detail(status.detail),
+        bytes_done=count(status.bytes_done, "bytes_done"),
+        bytes_total=count(status.bytes_total, "bytes_total"),
+        current_release=word(status.current_release),
+        last_good_release=word(status.last_good_release),
+    )

@@ -1,0 +1,87 @@
+"""One catalog: which gRPC status an error is, and what the caller is told of it."""
+
+import logging
+from dataclasses import dataclass
+from typing import Final
+
+import grpc
+
+from artifact.errors import (
+    ArtifactError,
+    ChunkMismatchError,
+    InvalidManifestError,
+    UntrustedError,
+)
+from controlplane.errors import (
+    ConflictError,
+    ControlPlaneError,
+    ForbiddenError,
+    InvalidInputError,
+    NameTakenError,
+    NotFoundError,
+    OverloadedError,
+    StaleError,
+    StoppingError,
+    UnauthenticatedError,
+)
+
+log = logging.getLogger(__name__)
+
+# Trailing metadata beside the status.
+ADVICE_KEY: Final = "flotilla-advice"
+RETRY_AFTER_KEY: Final = "flotilla-retry-after-ms"
+MAX_TEXT_CHARACTERS: Final = 1500
+
+# The first that an error is an instance of.
+CATALOG: Final = (
+    (InvalidInputError, grpc.StatusCode.INVALID_ARGUMENT),
+    (InvalidManifestError, grpc.StatusCode.INVALID_ARGUMENT),
+    (ChunkMismatchError, grpc.StatusCode.INVALID_ARGUMENT),
+    (UntrustedError, grpc.StatusCode.FAILED_PRECONDITION),
+    (ArtifactError, grpc.StatusCode.INVALID_ARGUMENT),
+    (NotFoundError, grpc.StatusCode.NOT_FOUND),
+    (NameTakenError, grpc.StatusCode.ALREADY_EXISTS),
+    (StaleError, grpc.StatusCode.ABORTED),
+    (ConflictError, grpc.StatusCode.FAILED_PRECONDITION),
+    (UnauthenticatedError, grpc.StatusCode.UNAUTHENTICATED),
+    (ForbiddenError, grpc.StatusCode.PERMISSION_DENIED),
+    (OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (StoppingError, grpc.StatusCode.UNAVAILABLE),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How a failed RPC ends."""
+
+    code: grpc.StatusCode
+    message: str
+    trailing: tuple[tuple[str, str], ...] = ()
+
+
+def status_of(error: Exception, method: str) -> Status:
+    """The status of an error; one that is not ours is logged, and told in general words."""
+    code = next((code for kind, code in CATALOG if isinstance(error, kind)), None)
+    if code is not None and isinstance(error, ControlPlaneError | ArtifactError):
+        trailing = [(ADVICE_KEY, plain(error.advice))] if error.advice else []
+        if isinstance(error, OverloadedError):
+            milliseconds = max(1, round(error.retry_after_seconds * 1000))
+            trailing.append((RETRY_AFTER_KEY, str(milliseconds)))
+        return Status(code, plain(str(error)), tuple(trailing))
+    if isinstance(error, TimeoutError):
+        return Status(
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            f"{method} took longer than this server allows",
+            ((ADVICE_KEY, "Try again; if it stays so, look at the server's log."),),
+        )
+    log.error("call_failed method=%s", method, exc_info=error)
+    return Status(
+        grpc.StatusCode.INTERNAL,
+        f"{method} failed within the server",
+        ((ADVICE_KEY, "The server's log has the details."),),
+    )
+
+
+def plain(text: str) -> str:
+    """Printable ASCII, cut: what metadata may carry, and what a log line can take."""
+    return ascii(text)[1:-1].replace("\\'", "'")[:MAX_TEXT_CHARACTERS]

@@ -1,0 +1,146 @@
+"""Chunks as files: ``ab/cd/<sha256 hex>``, each written whole, flushed, then renamed into place.
+
+Everything here blocks: callers in an event loop use a thread.
+"""
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Final
+
+from artifact.chunks import MAX_INDEX_BYTES
+from controlplane.errors import InvalidInputError, NotFoundError
+
+DIGEST_BYTES: Final = 32
+# What one message of a download carries at most; the last of a download carries less.
+MESSAGE_BYTES: Final = 1 << 20
+
+
+class ChunkStore:
+    """A folder of chunks. One process writes to it."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._incoming = root / "incoming"
+        self._incoming.mkdir(parents=True, exist_ok=True)
+        for leftover in self._incoming.iterdir():
+            leftover.unlink()
+
+    def path(self, digest: bytes) -> Path:
+        if len(digest) != DIGEST_BYTES:
+            raise InvalidInputError(
+                f"a digest of {len(digest)} bytes is no SHA-256",
+                advice="Name chunks by their 32-byte SHA-256.",
+            )
+        name = digest.hex()
+        return self._root / name[:2] / name[2:4] / name
+
+    def size(self, digest: bytes) -> int | None:
+        """Bytes of this chunk, or None when it is not here."""
+        try:
+            return self.path(digest).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def missing(self, digests: Sequence[bytes]) -> list[bytes]:
+        """Those that are not here whole, each once, in the order asked.
+
+        Reads what is here: a chunk that the disk has altered is missing, so publishing mends it.
+        """
+        return [digest for digest in dict.fromkeys(digests) if not self._is_whole(digest)]
+
+    def _is_whole(self, digest: bytes) -> bool:
+        try:
+            data = self.path(digest).read_bytes()
+        except OSError:  # absent, or not readable any more
+            return False
+        return hashlib.sha256(data).digest() == digest
+
+    def put(self, data: bytes) -> tuple[bytes, bool]:
+        """Keep a chunk; its digest, and whether it is new."""
+        if not 0 < len(data) <= MAX_INDEX_BYTES:
+            raise InvalidInputError(
+                f"a chunk of {len(data)} bytes is not within 1 to {MAX_INDEX_BYTES}",
+                advice="Build the model with `flotilla model build`, which cuts it.",
+            )
+        digest = hashlib.sha256(data).digest()
+        path = self.path(digest)
+        if self._is_whole(digest):
+            return digest, False
+        folders = self._make_folders(path.parent)
+        incoming = self._incoming / f"{digest.hex()}-{secrets.token_hex(4)}"
+        try:
+            with incoming.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            incoming.rename(path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                incoming.unlink()
+            raise
+        for folder in folders:
+            _flush(folder)
+        return digest, True
+
+    def _make_folders(self, folder: Path) -> list[Path]:
+        """Make a chunk's folder; which ones must be flushed for the chunk to last."""
+        changed = [folder]
+        while not folder.exists():
+            folder = folder.parent
+            changed.append(folder)
+        changed[0].mkdir(parents=True, exist_ok=True)
+        return changed
+
+    def read(self, digest: bytes) -> bytes:
+        """A whole chunk; NotFoundError when it is not here."""
+        try:
+            return self.path(digest).read_bytes()
+        except FileNotFoundError:
+            raise self._absent(digest) from None
+
+    def remove(self, digest: bytes) -> None:
+        """Forget a chunk; for stores whose chunks can be made again."""
+        self.path(digest).unlink(missing_ok=True)
+
+    def messages(self, digests: Sequence[bytes], offset: int) -> Generator[bytes]:
+        """The chunks' bytes, concatenated from ``offset`` of the first, in runs of MESSAGE_BYTES.
+
+        Small chunks share a message. Raises NotFoundError before the first when any is missing.
+        """
+        for digest in digests:
+            if self.size(digest) is None:
+                raise self._absent(digest)
+        run = bytearray()
+        for digest in digests:
+            with self.path(digest).open("rb") as file:
+                file.seek(offset)
+                offset = 0
+                while data := file.read(MESSAGE_BYTES - len(run)):
+                    if not run and len(data) == MESSAGE_BYTES:
+                        yield data
+                        continue
+                    run += data
+                    if len(run) == MESSAGE_BYTES:
+                        yield bytes(run)
+                        run.clear()
+        if run:
+            yield bytes(run)
+
+    @staticmethod
+    def _absent(digest: bytes) -> NotFoundError:
+        return NotFoundError(
+            f"there is no chunk {digest.hex()}",
+            advice="Publish the release again with `flotilla publish`: it sends what is missing.",
+        )
+
+
+def _flush(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,174 @@
+"""The connection to a control plane: context file, secure channel, errors in plain words."""
+
+import contextlib
+import socket
+import ssl
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import grpc
+import msgspec
+
+from controlplane.cli.lazy import RefusedError, Settings
+
+TIMEOUT_SECONDS = 30.0
+PROBE_SECONDS = 3.0
+PAGE_SIZE = 500
+# A list without --limit still ends.
+MAX_LISTED = 1_000_000
+MAX_CONTEXT_BYTES = 1 << 18
+MAX_MESSAGE_BYTES = 64 << 20
+# Set by the server beside the status: what to do next (controlplane.api).
+ADVICE_KEY = "flotilla-advice"
+
+
+class Context(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the server is and how to be let in; `flotilla serve` writes the first one."""
+
+    server: Annotated[str, msgspec.Meta(pattern=r"^.{1,255}:[0-9]{1,5}\Z")]
+    token: Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+    ca_pem: Annotated[str, msgspec.Meta(min_length=1, max_length=65536)]
+
+
+def load_context(path: Path) -> Context:
+    """RefusedError when the file is missing or is no context."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_CONTEXT_BYTES)
+        return msgspec.json.decode(data, type=Context)
+    except FileNotFoundError as error:
+        raise RefusedError(
+            f"there is no context file {path}",
+            advice="Name one with --context or FLOTILLA_CONTEXT; "
+            "`flotilla serve --data-dir DIR` writes DIR/admin.json.",
+        ) from error
+    except OSError as error:
+        raise RefusedError(
+            f"cannot read the context file {path}: {error.strerror}",
+            advice="Check who owns it; it holds a secret token and is for its owner only.",
+        ) from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise RefusedError(
+            f"{path} is not a context file: {error}",
+            advice='It is JSON: {"server": "HOST:PORT", "token": "...", "ca_pem": "..."}.',
+        ) from error
+
+
+@contextlib.contextmanager
+def connect(settings: Settings) -> Iterator[grpc.Channel]:
+    """A channel that sends the bearer token; failed calls inside become RefusedError."""
+    context = load_context(settings.context_path)
+    credentials = grpc.composite_channel_credentials(
+        grpc.ssl_channel_credentials(context.ca_pem.encode()),
+        grpc.access_token_call_credentials(context.token),
+    )
+    options = [
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.primary_user_agent", "flotilla-cli"),
+        # A server that restarts is found again soon.
+        ("grpc.max_reconnect_backoff_ms", 2000),
+    ]
+    with grpc.secure_channel(context.server, credentials, options) as channel:
+        try:
+            yield channel
+        except grpc.RpcError as error:
+            raise refusal(error, context) from error
+
+
+def request_id() -> str:
+    """A new name for one mutation; sent again with it, the mutation happens once."""
+    return uuid.uuid4().hex
+
+
+def every_page(call: Callable[..., Any], request: Any, field: str, limit: int) -> Iterator[Any]:
+    """The items in ``field`` of a paged list, up to ``limit`` of them."""
+    request.page_size = min(limit, PAGE_SIZE)
+    while True:
+        response = call(request, timeout=TIMEOUT_SECONDS)
+        items = list(getattr(response, field))[:limit]
+        yield from items
+        limit -= len(items)
+        if not response.next_page_token or limit <= 0:
+            return
+        request.page_token = response.next_page_token
+
+
+def refusal(error: grpc.RpcError, context: Context) -> RefusedError:
+    """The one message, and the advice, for a failed call."""
+    code, details = error.code(), error.details() or ""
+    if code is grpc.StatusCode.UNAVAILABLE and not _advice(error):
+        message, advice = _unreachable(details, context)
+        return RefusedError(message, advice=advice)
+    return RefusedError(
+        details or f"the server answered {code.name}",
+        advice=_advice(error) or _ADVICE_BY_CODE.get(code, ""),
+    )
+
+
+_OTHER_AUTHORITY = (
+    "Use the context file of that server. If its CA was replaced (`flotilla ca`), take `ca_pem` "
+    "from a context file that was refreshed in time, or from admin.json in the server's data "
+    "directory; if not, something stands between: do not go on."
+)
+
+
+def _unreachable(details: str, context: Context) -> tuple[str, str]:
+    server = context.server
+    if "CERTIFICATE_VERIFY_FAILED" in details or "certificate verify failed" in details:
+        return (
+            f"{server} showed a certificate that the context's CA did not sign",
+            _OTHER_AUTHORITY,
+        )
+    for cause in ("Connection refused", "DNS resolution failed", "Timeout occurred"):
+        if cause.lower() in details.lower():
+            return (
+                f"cannot reach {server}: {cause.lower()}",
+                "Check that `flotilla serve` runs there, and the address in the context file.",
+            )
+    if _is_device_port(context):
+        return (
+            f"{server} hangs up on whoever shows no device certificate: that is the device port",
+            "Put the public port, from endpoints.json beside the server, into the context file.",
+        )
+    return f"cannot reach {server}: {details[:300]}", "Check the address, and try again."
+
+
+def _is_device_port(context: Context) -> bool:
+    """Whether the server, which TLS finds to be ours, hangs up on whoever shows no certificate."""
+    host, _, port = context.server.rpartition(":")
+    try:
+        settings = ssl.create_default_context(cadata=context.ca_pem)
+        # The address was checked by the call that failed.
+        settings.check_hostname = False
+        settings.set_alpn_protocols(["h2"])
+        address = (host.strip("[]"), int(port))
+        with (
+            socket.create_connection(address, PROBE_SECONDS) as plain,
+            settings.wrap_socket(plain) as secured,
+        ):
+            # The public port begins with its HTTP/2 settings.
+            return secured.recv(1) == b""
+    except (OSError, ValueError):
+        return False
+
+
+def _advice(error: grpc.RpcError) -> str:
+    trailing: Any = error.trailing_metadata() or ()
+    for key, value in trailing:
+        if key == ADVICE_KEY:
+            return str(value)
+    return ""
+
+
+_ADVICE_BY_CODE = {
+    grpc.StatusCode.UNAUTHENTICATED: "Get a token with `flotilla access token create`, "
+    "and put it into the context file.",
+    grpc.StatusCode.PERMISSION_DENIED: "Ask an admin for a token with a role that may do this.",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "The server is slow or stuck; look at its log, try again.",
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "The server is busy; try again in a moment.",
+    grpc.StatusCode.UNIMPLEMENTED: "The server is older than this command; update it.",
+    grpc.StatusCode.INTERNAL: "The server's log has the details.",
+    grpc.StatusCode.UNKNOWN: "The server's log has the details.",
+}

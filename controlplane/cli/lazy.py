@@ -1,0 +1,103 @@
+"""A command group that imports a subcommand only when it is used, and how errors leave it."""
+
+import importlib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from artifact.errors import ArtifactError
+from controlplane.errors import ControlPlaneError
+from runtimes.errors import RuntimeFault
+
+
+@dataclass(slots=True)
+class Settings:
+    """The global options. ``json`` may also be set by --json behind the subcommand."""
+
+    context_path: Path
+    json: bool = False
+
+
+pass_settings = click.make_pass_decorator(Settings)
+
+
+class RefusedError(click.ClickException):
+    """What was asked was refused or failed: one message, then what to do next. Exit code 1."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, advice: str = "") -> None:
+        super().__init__(message)
+        self.advice = advice
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"Error: {self.message}", file=file or sys.stderr)
+        if self.advice:
+            click.echo(f"  {self.advice}", file=file or sys.stderr)
+
+
+class LazyGroup(click.Group):
+    """``commands_by_target`` maps a name to (module:attribute, short help)."""
+
+    def __init__(
+        self, *args: Any, commands_by_target: Mapping[str, tuple[str, str]], **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.targets = commands_by_target
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(self.targets)
+
+    def get_command(
+        self,
+        ctx: click.Context,  # noqa: ARG002 - click's signature
+        cmd_name: str,
+    ) -> click.Command | None:
+        if cmd_name not in self.targets:
+            return None
+        module, _, attribute = self.targets[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        _accept_json(command)
+        return command
+
+    def format_commands(
+        self,
+        ctx: click.Context,  # noqa: ARG002 - click's signature
+        formatter: click.HelpFormatter,
+    ) -> None:
+        """From the table: listing must not import every subcommand."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in self.targets.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ControlPlaneError, ArtifactError, RuntimeFault) as error:
+            raise RefusedError(str(error), advice=error.advice) from error
+
+
+def _accept_json(command: click.Command) -> None:
+    """Let --json stand behind the subcommand too, where most people type it."""
+    if isinstance(command, click.Group):
+        for child in command.commands.values():
+            _accept_json(child)
+    elif not any("--json" in parameter.opts for parameter in command.params):
+        command.params.append(
+            click.Option(
+                ["--json"],
+                is_flag=True,
+                expose_value=False,
+                callback=_set_json,
+                help="Print JSON instead of tables.",
+            )
+        )
+
+
+def _set_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    settings = ctx.find_object(Settings)
+    if value and settings is not None:
+        settings.json = True

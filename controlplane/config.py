@@ -1,0 +1,104 @@
+"""How a control plane is set up. Everything has a default but the data directory."""
+
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from controlplane.errors import AddressError, InvalidInputError
+
+_ADDRESS: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]*):(?P<port>[0-9]{1,5})")
+_RATE: Final = re.compile(r"(?P<number>[0-9]{1,12})(?P<unit>|KiB|MiB|GiB)")
+_RATE_UNITS: Final = {"": 0, "KiB": 10, "MiB": 20, "GiB": 30}
+MAX_PORT: Final = 65535
+# Agents give up on what is slower than 1 KiB/s.
+LEAST_RATE: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen. Port 0 takes any free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+def parse_address(text: str) -> Address:
+    """HOST:PORT, [IPV6]:PORT, or :PORT for every interface; AddressError otherwise."""
+    match = _ADDRESS.fullmatch(text)
+    if match is None or int(match["port"]) > MAX_PORT:
+        raise AddressError(
+            f"{text[:80]!r} is not an address", advice="Write HOST:PORT, for instance 0.0.0.0:8443."
+        )
+    return Address(match["host"].strip("[]") or "0.0.0.0", int(match["port"]))  # noqa: S104 - asked for
+
+
+def parse_rate(text: str | None) -> int | None:
+    """Bytes per second of 500KiB, 10MiB or 1GiB; InvalidInputError otherwise. None: no limit."""
+    if text is None:
+        return None
+    match = _RATE.fullmatch(text)
+    rate = int(match["number"]) << _RATE_UNITS[match["unit"]] if match else 0
+    if rate < LEAST_RATE:
+        raise InvalidInputError(
+            f"{text[:80]!r} is not a rate of at least {LEAST_RATE} bytes per second",
+            advice="Write it like 500KiB, 10MiB or 1GiB.",
+        )
+    return rate
+
+
+LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
+WILDCARDS: Final = frozenset(("0.0.0.0", "::", ""))  # noqa: S104 - to recognise them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Set by `flotilla serve`; the rest are figures that tests change."""
+
+    data_dir: Path
+    public: Address = Address("0.0.0.0", 8443)  # noqa: S104 - boxes come from elsewhere
+    device: Address = Address("0.0.0.0", 8444)  # noqa: S104
+    http: Address = Address("127.0.0.1", 8080)
+    # Names and addresses that boxes and operators reach this server by; the first counts most.
+    hostnames: tuple[str, ...] = ()
+    # None: the embedded database, in the data directory.
+    database_url: str | None = None
+
+    device_certificate_days: float = 14
+    server_certificate_days: float = 14
+    telemetry_window_seconds: float = 2.0
+    status_interval_seconds: float = 0.5
+    telemetry_retention_days: float = 14
+    request_retention_days: float = 7
+    # Streams that may be opened at once, and how many more each second.
+    connect_burst: int = 500
+    connects_per_second: float = 200.0
+    # How long a caller may take to finish its TLS handshake, and over one page of plain HTTP.
+    handshake_seconds: float = 20.0
+    http_seconds: float = 10.0
+    shutdown_grace_seconds: float = 5.0
+    # How fast chunks may go out, by this process; None: as fast as they can.
+    device_bytes_per_second: int | None = None
+    site_bytes_per_second: int | None = None
+    # What the deltas that are kept may take on the disk.
+    delta_cache_bytes: int = 8 << 30
+
+    @property
+    def certificate_names(self) -> tuple[str, ...]:
+        """Every name that the server's certificate is for."""
+        bound = [a.host for a in (self.public, self.device) if a.host not in WILDCARDS]
+        names = (*self.hostnames, *bound, *LOOPBACK_NAMES, socket.gethostname())
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def advertised_host(self) -> str:
+        """Where a box that just joined is told to find the device port."""
+        if self.hostnames:
+            return self.hostnames[0]
+        host = self.device.host
+        return socket.gethostname() if host in WILDCARDS else host

@@ -1,0 +1,85 @@
+"""Plain HTTP for machines that watch this one: /healthz, /readyz, /metrics."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final
+
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from controlplane.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+# Beyond so many connections at once the answer is 503.
+MAX_CONNECTIONS: Final = 1024
+
+
+def make_app(metrics: Metrics, check_ready: Callable[[], Awaitable[None]]) -> Starlette:
+    """``check_ready`` raises while requests cannot be answered."""
+
+    async def healthz(_: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def readyz(_: Request) -> Response:
+        try:
+            await check_ready()
+        except Exception:
+            log.exception("not_ready")
+            return PlainTextResponse("the database does not answer\n", status_code=503)
+        return PlainTextResponse("ok\n")
+
+    async def show_metrics(_: Request) -> Response:
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return Starlette(
+        routes=[
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/metrics", show_metrics),
+        ]
+    )
+
+
+class HttpServer(uvicorn.Server):
+    """Uvicorn without its signal handlers: the whole process stops as one.
+
+    A connection serves one page and lasts ``seconds`` at most, whether it is its request that does
+    not come or its answer that is not read.
+    """
+
+    def __init__(self, app: Starlette, seconds: float) -> None:
+        class OnePage(H11Protocol):
+            def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+                super().connection_made(transport)
+                self._end = self.loop.call_later(seconds, transport.abort)
+
+            def connection_lost(self, exc: Exception | None) -> None:
+                self._end.cancel()
+                super().connection_lost(exc)
+
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=OnePage,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                headers=[("connection", "close")],
+                timeout_graceful_shutdown=1,
+                limit_concurrency=MAX_CONNECTIONS,
+            )
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

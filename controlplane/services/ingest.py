@@ -1,0 +1,180 @@
+"""What devices say: greetings, progress, receipts, telemetry."""
+
+import logging
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Final
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from controlplane.errors import InvalidInputError
+from controlplane.fleet import UpdateState
+from controlplane.metrics import Metrics
+from controlplane.rollouts.commands import Outcome
+from controlplane.services.rollout_driver import RolloutDriver
+from controlplane.services.signals import FLEET_CHANGED, Signals
+from controlplane.store import receipts, sessions, telemetry
+from controlplane.store.database import Database
+from controlplane.store.devices import Device
+from controlplane.store.receipts import Receipt
+from controlplane.store.sessions import Greeting, Progress
+from controlplane.telemetry import Window, check_window
+
+log = logging.getLogger(__name__)
+
+# The reason in a receipt when the agent was stopped in the middle of a switch.
+INTERRUPTED: Final = "interrupted"
+
+# A stream that nothing was heard from for so long has gone with the process that held it.
+SILENT_SECONDS: Final = 90.0
+
+
+class IngestService:
+    """Everything that comes over a device's stream, stored once."""
+
+    def __init__(
+        self,
+        database: Database,
+        signals: Signals,
+        rollouts: RolloutDriver,
+        metrics: Metrics,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._database = database
+        self._signals = signals
+        self._rollouts = rollouts
+        self._metrics = metrics
+        self._clock = clock
+
+    async def greet(self, device: Device, session: str, greeting: Greeting) -> None:
+        async with self._database.write() as tx:
+            await sessions.greet(tx, device.id, session, greeting, self._clock())
+            tx.after_commit(lambda: self._signals.notify(FLEET_CHANGED))
+        log.info(
+            "device_connected device=%s name=%s current=%s",
+            device.id,
+            device.name,
+            ascii(greeting.current_release),
+        )
+
+    async def leave(self, device: Device, session: str) -> None:
+        async with self._database.write() as tx:
+            if await sessions.leave(tx, device.id, session, self._clock()):
+                tx.after_commit(lambda: self._signals.notify(FLEET_CHANGED))
+        log.info("device_left device=%s name=%s", device.id, device.name)
+
+    async def progress(self, device: Device, progress: Progress) -> None:
+        async with self._database.write() as tx:
+            await sessions.report_progress(tx, device.id, progress, self._clock())
+            tx.after_commit(lambda: self._signals.notify(FLEET_CHANGED))
+
+    async def receipt(
+        self, device: Device, receipt: Receipt, *, signed: bytes, signature: bytes
+    ) -> None:
+        """Store a receipt, once, and tell the rollout that it answers.
+
+        InvalidInputError when the device did not sign it, or its outcome ends nothing.
+        """
+        _verify(device, signed, signature)
+        if not receipt.outcome.final:
+            raise InvalidInputError(
+                f"a receipt cannot say {receipt.outcome}", advice="Update the agent."
+            )
+        now = self._clock()
+        async with self._database.write() as tx:
+            new = await receipts.add(
+                tx, device.id, receipt, signed=signed, signature=signature, now=now
+            )
+            if not new:
+                return
+            await sessions.report_progress(tx, device.id, _end(receipt), now)
+            await self._rollouts.settle(tx, device.id, _outcome(receipt), now)
+            tx.after_commit(lambda: self._signals.notify(FLEET_CHANGED))
+        self._metrics.receipts.labels(receipt.outcome).inc()
+        log.info(
+            "receipt_stored device=%s generation=%d release=%s outcome=%s reason=%s",
+            device.id,
+            receipt.generation,
+            ascii(receipt.release),
+            receipt.outcome,
+            ascii(receipt.reason),
+        )
+
+    async def windows(self, device: Device, boot_id: str, windows: Sequence[Window]) -> int:
+        """Store what is new and sound of these; the highest sequence, which need not come again.
+
+        A window with impossible figures is dropped, or it would come again for ever.
+        """
+        sound = []
+        for window in windows:
+            try:
+                check_window(window)
+            except InvalidInputError as error:
+                log.warning("window_dropped device=%s reason=%s", device.id, ascii(str(error)))
+            else:
+                sound.append(window)
+        if sound:
+            async with self._database.write() as tx:
+                await telemetry.add(tx, device.id, boot_id, sound)
+            self._metrics.windows.inc(len(sound))
+        return max((window.sequence for window in windows), default=0)
+
+    async def touch(self, device_ids: Sequence[str]) -> None:
+        """The streams of these devices are open."""
+        if device_ids:
+            async with self._database.write() as tx:
+                await sessions.touch(tx, device_ids, self._clock())
+
+    async def expire(self, *, everyone: bool = False) -> None:
+        """Forget streams that ended unseen; ``everyone``'s when this process is all there is."""
+        now = self._clock()
+        before = now + timedelta(days=1) if everyone else now - timedelta(seconds=SILENT_SECONDS)
+        async with self._database.write() as tx:
+            gone = await sessions.expire(tx, before)
+        if gone:
+            log.info("sessions_expired count=%d", gone)
+            self._signals.notify(FLEET_CHANGED)
+
+    async def forget_windows(self, retention: timedelta) -> None:
+        async with self._database.write() as tx:
+            count = await telemetry.forget(tx, self._clock() - retention)
+        log.info("windows_forgotten count=%d", count)
+
+
+def _verify(device: Device, signed: bytes, signature: bytes) -> None:
+    key = load_der_public_key(device.public_key)
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise TypeError(f"device {device.id} has a key of the kind {type(key).__name__}")
+    try:
+        key.verify(signature, signed, ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature:
+        raise InvalidInputError(
+            f"the receipt is not signed by the key of {device.name!r}",
+            advice="Enrol the box again: its key and its certificate do not fit.",
+        ) from None
+
+
+def _end(receipt: Receipt) -> Progress:
+    return Progress(
+        generation=receipt.generation,
+        state=receipt.outcome,
+        detail=receipt.detail or receipt.reason,
+        bytes_done=receipt.bytes_downloaded,
+        bytes_total=receipt.bytes_downloaded,
+        current_release=receipt.current_release,
+        last_good_release=receipt.last_good_release,
+    )
+
+
+def _outcome(receipt: Receipt) -> Outcome:
+    return Outcome(
+        generation=receipt.generation,
+        committed=receipt.outcome is UpdateState.COMMITTED,
+        detail=": ".join(part for part in (receipt.reason, receipt.detail) if part),
+        bytes_downloaded=receipt.bytes_downloaded,
+        switch_seconds=receipt.switch_seconds,
+        interrupted=receipt.reason == INTERRUPTED,
+    )

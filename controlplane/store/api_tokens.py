@@ -1,0 +1,76 @@
+"""API tokens: what operators and their tools show, and the role that it gives them."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy import Boolean, Column, String, Table, insert, select, update
+
+from controlplane.errors import NotFoundError
+from controlplane.store.database import AnyRow, Transaction
+from controlplane.store.paging import Page, PageRequest, fetch_page
+from controlplane.store.schema import METADATA, UtcDateTime
+
+API_TOKENS: Final = Table(
+    "api_tokens",
+    METADATA,
+    Column("id", String(32), primary_key=True),
+    Column("name", String(63), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("secret_sha256", String(64), nullable=False, unique=True),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime),
+    Column("revoked", Boolean, nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiToken:
+    """An API token, without its secret; ``expires_at`` None means never."""
+
+    id: str
+    name: str
+    role: str
+    secret_sha256: str
+    created_at: datetime
+    expires_at: datetime | None
+    revoked: bool
+
+
+def _token(row: AnyRow) -> ApiToken:
+    return ApiToken(**row._mapping)  # noqa: SLF001 - the documented way to a row's names
+
+
+async def add(tx: Transaction, token: ApiToken) -> None:
+    row = {column.name: getattr(token, column.name) for column in API_TOKENS.columns}
+    await tx.execute(insert(API_TOKENS), row)
+
+
+async def get(tx: Transaction, token_id: str) -> ApiToken:
+    row = await tx.first(select(API_TOKENS).where(API_TOKENS.c.id == token_id))
+    if row is None:
+        raise NotFoundError(
+            f"there is no API token {token_id[:80]!r}",
+            advice="`flotilla access token list` shows all.",
+        )
+    return _token(row)
+
+
+async def find_by_secret(tx: Transaction, secret_sha256: str) -> ApiToken | None:
+    row = await tx.first(select(API_TOKENS).where(API_TOKENS.c.secret_sha256 == secret_sha256))
+    return _token(row) if row else None
+
+
+async def any_exists(tx: Transaction) -> bool:
+    return await tx.first(select(API_TOKENS.c.id).limit(1)) is not None
+
+
+async def page(tx: Transaction, request: PageRequest) -> Page[ApiToken]:
+    """Newest first."""
+    return await fetch_page(
+        tx, select(API_TOKENS), API_TOKENS.c.id, request, _token, newest_first=True
+    )
+
+
+async def revoke(tx: Transaction, token_id: str) -> None:
+    await tx.execute(update(API_TOKENS).where(API_TOKENS.c.id == token_id).values(revoked=True))

@@ -1,0 +1,155 @@
+"""One database, embedded (SQLite, WAL) or a server (PostgreSQL), and its transactions."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import (
+    URL,
+    Connection,
+    CursorResult,
+    Executable,
+    Row,
+    Table,
+    event,
+    make_url,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
+
+BUSY_TIMEOUT_MS: Final = 10_000
+# Rows of one INSERT batch; measured best for both databases.
+BATCH_ROWS: Final = 1000
+# SQLite takes at most 32,766 parameters in a statement.
+BATCH_IDS: Final = 10_000
+_WRITES: Final = "flotilla_writes"
+
+
+Item = TypeVar("Item")
+AnyRow = Row[*tuple[Any, ...]]
+
+
+def batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+class Transaction:
+    """Everything read and written between a begin and its commit."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+        self._after_commit: list[Callable[[], None]] = []
+
+    @property
+    def dialect(self) -> str:
+        return self._connection.dialect.name
+
+    async def execute(
+        self,
+        statement: Executable,
+        parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    ) -> CursorResult[*tuple[Any, ...]]:
+        return await self._connection.execute(statement, parameters)
+
+    async def execute_batches(
+        self, statement: Executable, rows: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """The statement for each of the rows, of which there may be none or very many."""
+        for batch in batches(rows, BATCH_ROWS):
+            await self.execute(statement, batch)
+
+    async def first(self, statement: Executable) -> AnyRow | None:
+        return (await self.execute(statement)).first()
+
+    async def all(self, statement: Executable) -> Sequence[AnyRow]:
+        return (await self.execute(statement)).all()
+
+    async def changed(self, statement: Executable) -> int:
+        """How many rows an UPDATE or DELETE changed."""
+        return (await self.execute(statement)).rowcount
+
+    async def insert_new(self, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Insert rows, leaving alone those whose primary key is there already."""
+        insert = postgresql.insert if self.dialect == "postgresql" else sqlite.insert
+        statement = insert(table).on_conflict_do_nothing()
+        await self.execute_batches(statement, rows)
+
+    def after_commit(self, action: Callable[[], None]) -> None:
+        """Call ``action`` once this is committed; never when it is rolled back."""
+        self._after_commit.append(action)
+
+    def committed(self) -> None:
+        for action in self._after_commit:
+            action()
+
+
+class Database:
+    """Transactions over one engine. Writers of the embedded database take turns."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.engine = engine
+        self._turn = asyncio.Lock()
+
+    @property
+    def embedded(self) -> bool:
+        return self.engine.dialect.name == "sqlite"
+
+    @contextlib.asynccontextmanager
+    async def read(self) -> AsyncIterator[Transaction]:
+        """One consistent view; what it changes is rolled back."""
+        async with self.engine.connect() as connection:
+            yield Transaction(connection)
+
+    @contextlib.asynccontextmanager
+    async def write(self) -> AsyncIterator[Transaction]:
+        """Commits when the block ends, rolls back when it raises. Wait for no network within it."""
+        async with contextlib.AsyncExitStack() as stack:
+            if self.embedded:
+                await stack.enter_async_context(self._turn)
+            connection = await stack.enter_async_context(self.engine.connect())
+            await connection.execution_options(**{_WRITES: True})
+            transaction = Transaction(connection)
+            async with connection.begin():
+                yield transaction
+        transaction.committed()
+
+    async def close(self) -> None:
+        await self.engine.dispose()
+
+
+def open_database(url: str | URL) -> Database:
+    """``sqlite+aiosqlite:///path`` or ``postgresql+asyncpg://...``; connects on first use."""
+    url = make_url(url)
+    if url.get_backend_name() != "sqlite":
+        return Database(create_async_engine(url, pool_pre_ping=True))
+    engine = create_async_engine(url)
+    event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+    event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    return Database(engine)
+
+
+def embedded_url(path: Path) -> URL:
+    return URL.create("sqlite+aiosqlite", database=str(path))
+
+
+def _prepare_sqlite(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+    del entry
+    # The driver's own BEGIN comes too late and is never IMMEDIATE: _begin_sqlite does it.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A reader that turns writer cannot wait for its turn: writers say so from the start.
+    writes = connection.get_execution_options().get(_WRITES)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,9 @@
+"""How Alembic reaches the database: over the connection that the caller gives it."""
+
+from alembic import context
+
+from controlplane.store.tables import METADATA
+
+context.configure(connection=context.config.attributes["connection"], target_metadata=METADATA)
+with context.begin_transaction():
+    context.run_migrations()

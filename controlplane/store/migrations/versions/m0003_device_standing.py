@@ -1,0 +1,17 @@
+"""Why a device is in its state, since when its certificate is in use, and whose a key is."""
+
+import sqlalchemy as sa
+from alembic import op
+
+from controlplane.store.schema import UtcDateTime
+
+revision = "0003"
+down_revision = "0002"
+
+
+def upgrade() -> None:
+    op.add_column(
+        "devices", sa.Column("state_reason", sa.Text(), nullable=False, server_default="")
+    )
+    op.add_column("devices", sa.Column("certificate_seen_at", UtcDateTime(), nullable=True))
+    op.create_index("ix_devices_public_key", "devices", ["public_key"], unique=False)

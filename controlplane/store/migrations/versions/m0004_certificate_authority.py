@@ -1,0 +1,14 @@
+"""Which authority issued a device's certificate."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0004"
+down_revision = "0003"
+
+
+def upgrade() -> None:
+    op.add_column(
+        "devices",
+        sa.Column("certificate_authority", sa.String(64), nullable=False, server_default=""),
+    )

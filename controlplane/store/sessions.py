@@ -1,0 +1,103 @@
+"""What devices say over their streams, and which streams are open: kept in the rows of devices."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import msgspec
+from sqlalchemy import update
+
+from controlplane.fleet import HardwareFacts, UpdateState
+from controlplane.store.database import BATCH_IDS, Transaction, batches
+from controlplane.store.devices import DEVICES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Greeting:
+    """What a device says when it opens its stream."""
+
+    boot_id: str
+    agent_version: str
+    facts: HardwareFacts
+    hardware_class: str
+    current_release: str
+    last_good_release: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What a device says while it works on an assignment."""
+
+    generation: int
+    state: UpdateState
+    detail: str
+    bytes_done: int
+    bytes_total: int
+    current_release: str
+    last_good_release: str
+
+
+async def greet(
+    tx: Transaction, device_id: str, session: str, greeting: Greeting, now: datetime
+) -> None:
+    """The device is on a new stream, and this is what it said."""
+    await tx.execute(
+        update(DEVICES)
+        .where(DEVICES.c.id == device_id)
+        .values(
+            session=session,
+            last_seen_at=now,
+            boot_id=greeting.boot_id,
+            agent_version=greeting.agent_version,
+            facts=msgspec.to_builtins(greeting.facts),
+            hardware_class=greeting.hardware_class,
+            current_release=greeting.current_release,
+            last_good_release=greeting.last_good_release,
+        )
+    )
+
+
+async def report_progress(
+    tx: Transaction, device_id: str, progress: Progress, now: datetime
+) -> None:
+    """Statuses come in order on a stream; one of an older generation is out of date."""
+    await tx.execute(
+        update(DEVICES)
+        .where(DEVICES.c.id == device_id, DEVICES.c.update_generation <= progress.generation)
+        .values(
+            last_seen_at=now,
+            update_generation=progress.generation,
+            update_state=progress.state,
+            update_detail=progress.detail,
+            bytes_done=progress.bytes_done,
+            bytes_total=progress.bytes_total,
+            current_release=progress.current_release,
+            last_good_release=progress.last_good_release,
+        )
+    )
+
+
+async def leave(tx: Transaction, device_id: str, session: str, now: datetime) -> bool:
+    """The stream ended; False when the device is on a newer one already."""
+    return bool(
+        await tx.changed(
+            update(DEVICES)
+            .where(DEVICES.c.id == device_id, DEVICES.c.session == session)
+            .values(session=None, last_seen_at=now)
+        )
+    )
+
+
+async def touch(tx: Transaction, device_ids: Sequence[str], now: datetime) -> None:
+    """These devices' streams are open now."""
+    for batch in batches(device_ids, BATCH_IDS):
+        await tx.execute(update(DEVICES).where(DEVICES.c.id.in_(batch)).values(last_seen_at=now))
+
+
+async def expire(tx: Transaction, seen_before: datetime) -> int:
+    """Forget streams of devices that were last seen before this; how many."""
+    return await tx.changed(
+        update(DEVICES)
+        .where(DEVICES.c.session.is_not(None), DEVICES.c.last_seen_at < seen_before)
+        .values(session=None)
+    )

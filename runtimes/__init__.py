@@ -1,0 +1,1 @@
+"""One folder per runtime, the same rooms in each: inspect, quantize, engine."""

@@ -1,0 +1,107 @@
+"""From a LoRA file to an adapter that releases name: ``adapter.json``, and the file beside it."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from artifact.manifest import Adapter
+from runtimes import registry
+from runtimes.base import Inspection, Runtime
+from runtimes.build.description import described_files
+from runtimes.build.folder import MODEL_FILE, half_made, read_model
+from runtimes.errors import BuildError, UnsupportedModelError
+from runtimes.inspection.process import inspect_apart
+from runtimes.source import open_source
+
+ADAPTER_FILE: Final = "adapter.json"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRequest:
+    """``label`` is what requests choose it by; ``base`` a folder with a built model."""
+
+    source: Path
+    base: Path
+    label: str
+    name: str
+    version: str
+    out: Path
+    force: bool = False
+
+
+def build_adapter(request: AdapterRequest) -> Adapter:
+    """Binds an adapter to every variant of the base that it fits; BuildError, UnsafeFileError."""
+    source = open_source(request.source)
+    bases = _fitting(source.runtime, source.inspection, request.base)
+    _check_destination(request)
+    with half_made(request.out) as folder:
+        path = folder / f"adapter.{source.runtime.format}"
+        shutil.copyfile(source.path, path)
+        (file,) = described_files(source.runtime, [path])
+        adapter = Adapter(
+            name=request.label,
+            model=request.name,
+            version=request.version,
+            file=file,
+            bases=tuple(bases),
+        )
+        try:
+            adapter = msgspec.json.decode(msgspec.json.encode(adapter), type=Adapter)
+        except msgspec.ValidationError as error:
+            raise BuildError(
+                f"this is not a sound adapter: {error}",
+                advice="Names are lower-case publisher/name; labels have at most 63 characters.",
+            ) from error
+        document = msgspec.json.format(msgspec.json.encode(adapter), indent=1)
+        (folder / ADAPTER_FILE).write_bytes(document)
+        if request.out.exists():
+            shutil.rmtree(request.out)
+        folder.replace(request.out)
+    return adapter
+
+
+def _fitting(runtime: Runtime, adapter: Inspection, base: Path) -> list[str]:
+    """Digests of the base's files that the adapter fits."""
+    model = read_model(base)
+    if model is None:
+        raise BuildError(
+            f"{base} has no readable {MODEL_FILE}",
+            advice="Give --base a folder that `flotilla model build` made.",
+        )
+    digests, misfits = [], []
+    location = registry.location(runtime.name)
+    for variant in model.variants:
+        if variant.runtime != runtime.name:
+            continue
+        for file in variant.files:
+            if not file.name.endswith(f".{runtime.format}"):
+                continue
+            found = inspect_apart(location, base / variant.name / file.name).inspection
+            try:
+                runtime.check_adapter(adapter, found)
+            except UnsupportedModelError as error:
+                misfits.append(f"{variant.name}: {error}")
+            else:
+                digests.append(file.sha256)
+    if not digests:
+        reason = misfits[0] if misfits else f"it has none for {runtime.name}"
+        raise BuildError(
+            f"the adapter fits no variant of {model.reference}; {reason}",
+            advice="Give the base that it was trained on.",
+        )
+    return digests
+
+
+def _check_destination(request: AdapterRequest) -> None:
+    out = request.out
+    if not out.exists():
+        return
+    is_adapter = (out / ADAPTER_FILE).is_file()
+    if not out.is_dir() or (any(out.iterdir()) and not (is_adapter and request.force)):
+        raise BuildError(
+            f"{out} is there already",
+            advice="Give --out a new folder, or --force to replace an adapter.",
+        )

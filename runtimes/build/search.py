@@ -1,0 +1,154 @@
+"""Trying variants against goals, in the order that reaches them soonest."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from artifact.manifest import Variant
+from runtimes.base import Scheme
+from runtimes.build.goals import Goals, miss_of_quality, miss_of_size
+from runtimes.build.request import Attempt, BuildRequest, Outcome, VariantRequest
+from runtimes.build.variants import VariantMaker
+from runtimes.errors import BuildError, QuantizeError, VariantFailedError
+from runtimes.source import Source
+
+# A dry run rounds sizes: only what is clearly too large is not even made.
+_PREDICTION_ERROR = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A variant to try, and what it is made of."""
+
+    request: VariantRequest
+    source: Source
+
+
+def check_search(request: BuildRequest) -> None:
+    """BuildError when the goals cannot steer, or cannot be judged."""
+    goals = request.goals
+    if goals is None:
+        if request.search:
+            raise BuildError(
+                "a search needs goals to stop at",
+                advice="Give max-degradation, max-size or max-memory.",
+            )
+        return
+    if not (goals.max_degradation or goals.max_size_bytes or goals.max_memory_bytes):
+        raise BuildError("the goals say nothing", advice="Give at least one limit.")
+    if request.search and goals.smallest_first and not goals.max_degradation:
+        raise BuildError(
+            "a search for the smallest variant would take any, however bad",
+            advice="Give max-degradation, or prioritize quality.",
+        )
+    if request.evaluation is None and (goals.max_degradation or request.compare):
+        raise BuildError(
+            "there is nothing to compare variants on",
+            advice="Give evaluation data: a text, or an .npz with labels.",
+        )
+
+
+def all_schemes(sources: Sequence[Source], request: BuildRequest) -> Iterator[Candidate]:
+    """Every scheme that a source's runtime knows, calibrated where that applies."""
+    for source in sources:
+        quantizer = source.runtime.quantizer()
+        for name in quantizer.schemes:
+            calibration = request.calibration if quantizer.calibrates(name) else None
+            how = Scheme(name, calibration=calibration)
+            yield Candidate(VariantRequest(name, how, source.runtime.name), source)
+
+
+class Search:
+    """Tries candidates and remembers how each ended."""
+
+    def __init__(self, maker: VariantMaker, request: BuildRequest, spare: Path) -> None:
+        """``spare`` is a folder for what is needed only meanwhile."""
+        self._maker = maker
+        self._request = request
+        self._spare = spare
+        self._goals = request.goals or Goals()
+        self.attempts: list[Attempt] = []
+
+    def run(self, candidates: Sequence[Candidate]) -> list[Variant]:
+        """The variants to keep; with ``search`` the first per source, else all that meet."""
+        kept: list[Variant] = []
+        done: dict[str, str] = {}
+        for candidate in self._in_order(candidates) if self._request.search else candidates:
+            path = str(candidate.source.path)
+            if path in done:
+                self._note(candidate, Outcome.NOT_TRIED, f"{done[path]} meets the goals already")
+                continue
+            variant = self._try(candidate)
+            if variant is not None:
+                kept.append(variant)
+                if self._request.search:
+                    done[path] = variant.name
+        return kept
+
+    def _in_order(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """From the end that the goals name, source by source."""
+        ordered: list[Candidate] = []
+        for source in dict.fromkeys(str(candidate.source.path) for candidate in candidates):
+            of_source = [one for one in candidates if str(one.source.path) == source]
+            sizes = [self._predicted_size(one) for one in of_source]
+            if all(sizes):
+                by_size = sorted(zip(sizes, of_source, strict=True), key=lambda pair: -pair[0])
+                of_source = [one for _, one in by_size]
+            else:
+                schemes = self._maker.quantizer(of_source[0].source).schemes
+                of_source.sort(key=lambda one: schemes.index(one.request.how.name))
+            ordered += reversed(of_source) if self._goals.smallest_first else of_source
+        return ordered
+
+    def _predicted_size(self, candidate: Candidate) -> int:
+        """Bytes; one byte for what its source does not allow, which trying it will say."""
+        quantizer = self._maker.quantizer(candidate.source)
+        try:
+            return quantizer.predict_size(candidate.source.path, candidate.request.how)
+        except QuantizeError:
+            return 1
+
+    def _try(self, candidate: Candidate) -> Variant | None:
+        goals, maker = self._goals, self._maker
+        predicted = self._predicted_size(candidate) * (1 - _PREDICTION_ERROR)
+        if missed := miss_of_size(goals, int(predicted)):
+            self._note(candidate, Outcome.MISSED, f"about {missed}")
+            return None
+        try:
+            variant = maker.make(candidate.request, candidate.source)
+        except QuantizeError as error:
+            maker.drop(candidate.request.name)
+            if not self._request.search:
+                raise
+            self._note(candidate, Outcome.REFUSED, str(error))
+            return None
+        missed = miss_of_size(goals, variant.size_bytes, variant.memory_bytes)
+        if not missed and self._request.evaluation is not None:
+            try:
+                found = maker.compared(variant, candidate.source, self._spare)
+            except VariantFailedError as error:
+                maker.drop(variant.name)
+                if not self._request.search:
+                    raise
+                self._note(candidate, Outcome.FAILED, str(error), variant)
+                return None
+            variant = found.variant
+            missed = miss_of_quality(goals, variant, found.comparison)
+        if missed:
+            maker.drop(variant.name)
+            self._note(candidate, Outcome.MISSED, missed, variant)
+            return None
+        self._note(candidate, Outcome.KEPT, "", variant)
+        return variant
+
+    def _note(
+        self,
+        candidate: Candidate,
+        outcome: Outcome,
+        reason: str,
+        variant: Variant | None = None,
+    ) -> None:
+        request, runtime = candidate.request, candidate.source.runtime.name
+        self.attempts.append(
+            Attempt(request.name, runtime, request.how.name, outcome, reason, variant)
+        )

@@ -1,0 +1,62 @@
+"""``python -m runtimes.deltas BASE TARGET DESTINATION``: a delta, made in a process of its own.
+
+Both files come from publishers, so whoever starts this may bound and kill it. It prints the delta's
+size; files that no runtime can read are compared as bytes.
+"""
+
+import contextlib
+import hashlib
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Final
+
+from artifact.deltas.encode import Side, Tensor, make_delta
+from artifact.splitting import Span
+from runtimes import registry
+from runtimes.errors import UnsafeFileError
+
+# Two segments, their tables, and the headers of two files.
+MAX_DATA_BYTES: Final = 1 << 30
+NICENESS: Final = 10
+# If nobody is left to end it.
+MAX_CPU_SECONDS: Final = 3600
+
+
+def side(path: Path) -> Side:
+    """A file with its digest and with the tensors that lie in it."""
+    with path.open("rb") as source:
+        digest = hashlib.file_digest(source, "sha256").digest()
+    return Side(path, digest, _tensors(path))
+
+
+def _tensors(path: Path) -> list[Tensor]:
+    """As the first runtime that can read the file finds them."""
+    for name in registry.names():
+        try:
+            inspection = registry.find(name).inspector().inspect(path)
+        except UnsafeFileError:
+            continue
+        return [
+            Tensor(tensor.name, tensor.type, tensor.shape, Span(tensor.offset, tensor.size))
+            for tensor in inspection.tensors
+            if not tensor.file
+        ]
+    return []
+
+
+def main() -> int:
+    base, target, destination = map(Path, sys.argv[1:])
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_DATA, (MAX_DATA_BYTES, MAX_DATA_BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_SECONDS, MAX_CPU_SECONDS))
+    with contextlib.suppress(OSError):
+        os.nice(NICENESS)
+    size = make_delta(side(base), side(target), destination)
+    sys.stdout.write(f"{size}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

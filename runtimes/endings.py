@@ -1,0 +1,14 @@
+"""How a process ended, in words."""
+
+import signal
+
+
+def ending_of(return_code: int) -> str:
+    """Of what subprocess gives; real-time signals have a number and no name."""
+    if return_code >= 0:
+        return f"exited with code {return_code}"
+    try:
+        name = signal.Signals(-return_code).name
+    except ValueError:
+        name = f"signal {-return_code}"
+    return f"was ended by {name}"

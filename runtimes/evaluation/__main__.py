@@ -1,0 +1,74 @@
+"""``python -m runtimes.evaluation``: the evaluating process. A Job comes on its standard input."""
+
+import importlib
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from artifact.manifest import Task
+from runtimes import registry
+from runtimes.base import LoadSpec
+from runtimes.errors import RuntimeFault
+from runtimes.evaluation.frames import MAX_WORDS, Ended, Failed, Job, write_end, write_rows
+from runtimes.quality import predict, read_evaluation
+
+
+def main() -> int:
+    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+    # Whatever a runtime prints must not come between the frames.
+    with os.fdopen(os.dup(1), "wb") as pipe:
+        os.dup2(2, 1)
+        try:
+            _evaluate(job, pipe)
+        except RuntimeFault as error:
+            write_end(pipe, Failed(str(error)[:MAX_WORDS], error.advice[:MAX_WORDS]))
+        except MemoryError:
+            write_end(pipe, Failed("there is not enough memory to evaluate the model", ""))
+    return 0
+
+
+def _evaluate(job: Job, pipe: BinaryIO) -> None:
+    runtime = registry.find(job.runtime)
+    evaluation = read_evaluation(Path(job.evaluation), job.task)
+    runtime.prepare()
+    # These are the reader's, not the model's.
+    importlib.import_module("runtimes.arrays")
+    before = _begin_counting()
+    spec = LoadSpec(
+        files={name: Path(path) for name, path in job.files.items()},
+        task=job.task,
+        context_length=job.context_length if job.task is Task.TEXT_GENERATION else 0,
+    )
+    engine = runtime.load(spec)
+    try:
+        for some in predict(engine, evaluation):
+            write_rows(pipe, some)
+        write_end(pipe, Ended(max(0, _status("VmHWM") - before) if before else 0))
+    finally:
+        engine.close()
+
+
+def _begin_counting() -> int:
+    """Resident bytes now, from which the peak is counted on; 0 where the kernel does not tell."""
+    try:
+        # Forgets the peak that importing the engine had (proc(5)).
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        return _status("VmRSS")
+    except OSError:
+        return 0
+
+
+def _status(key: str) -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""The side that asks: starts evaluating processes, and reads what they predict."""
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import IO, BinaryIO, Final, cast
+
+import msgspec
+
+from runtimes.endings import ending_of
+from runtimes.environment import engine_environment
+from runtimes.errors import BuildError
+from runtimes.evaluation.frames import Ended, Failed, Job, read
+from runtimes.predictions import Predictions
+
+_MAX_COMPLAINT_BYTES: Final = 4096
+
+
+class Evaluating:
+    """A process under way: to be iterated to its end, then it has ``memory_bytes``."""
+
+    def __init__(self, process: subprocess.Popen[bytes], complaints: IO[bytes], what: str) -> None:
+        self._process = process
+        self._complaints = complaints
+        self._what = what
+        self.memory_bytes = 0
+
+    def __iter__(self) -> Iterator[Predictions]:
+        pipe = cast("BinaryIO", self._process.stdout)
+        while True:
+            try:
+                frame = read(pipe)
+            except (EOFError, ValueError, msgspec.MsgspecError) as error:
+                raise self._died(error) from error
+            if isinstance(frame, Failed):
+                raise BuildError(f"{self._what}: {frame.message}", advice=frame.advice)
+            if isinstance(frame, Ended):
+                self.memory_bytes = frame.memory_bytes
+                return
+            yield frame
+
+    def _died(self, error: Exception) -> BuildError:
+        code = self._process.wait()
+        self._complaints.seek(0)
+        last = self._complaints.read()[-_MAX_COMPLAINT_BYTES:].decode(errors="replace").strip()
+        how = ending_of(code)
+        return BuildError(
+            f"{self._what}: the process that evaluated it {how}: {last[-500:]!a} {error}",
+            advice="Look whether memory ran out; evaluate with less context, or a smaller model.",
+        )
+
+
+@contextlib.contextmanager
+def evaluating(job: Job, what: str) -> Iterator[Evaluating]:
+    """Starts a process; it is gone when this ends, in any case."""
+    with (
+        tempfile.TemporaryFile() as complaints,
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", "runtimes.evaluation"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            env=engine_environment(),
+        ) as process,
+    ):
+        try:
+            stdin = cast("BinaryIO", process.stdin)
+            with contextlib.suppress(BrokenPipeError), stdin:
+                stdin.write(msgspec.json.encode(job))
+            yield Evaluating(process, complaints, what)
+        finally:
+            process.kill()

@@ -1,0 +1,43 @@
+"""What the inspecting process says: read with bounds, as whatever it read may speak through it."""
+
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from runtimes.base import Inspection
+
+# 65,536 tensors with names of some hundred bytes, twice over.
+MAX_ANSWER_BYTES: Final = 64 << 20
+MAX_WORDS: Final = 4096
+
+Words = Annotated[str, Meta(max_length=MAX_WORDS)]
+
+
+class Found(Struct, frozen=True, tag=True):
+    """The file is sound."""
+
+    inspection: Inspection
+    confinement: Annotated[str, Meta(max_length=64)]
+
+
+class Refused(Struct, frozen=True, tag=True):
+    """The file is not."""
+
+    message: Words
+    advice: Words
+
+
+Answer = Found | Refused
+
+_decoder: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(answer: Answer) -> bytes:
+    return _encoder.encode(answer)
+
+
+def decode(data: bytes | bytearray) -> Answer:
+    """Raises msgspec.MsgspecError for anything else."""
+    return _decoder.decode(data)

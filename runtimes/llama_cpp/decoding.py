@@ -1,0 +1,33 @@
+"""Which weights of a GGUF model one generated token reads, told from its header."""
+
+from typing import Final
+
+from runtimes.base import Inspection, TensorInfo
+
+# A row of it is looked up; where the model has no head of its own it is the head too.
+_EMBEDDING: Final = "token_embd.weight"
+_HEAD: Final = "output.weight"
+_EXPERTS: Final = "_exps."
+
+
+def decode_bytes(inspection: Inspection) -> dict[str, int]:
+    """Bytes by the weights' type; of a mixture of experts only those that one token wakes."""
+    names = {tensor.name for tensor in inspection.tensors}
+    read: dict[str, int] = {}
+    for tensor in inspection.tensors:
+        if tensor.name == _EMBEDDING and _HEAD in names:
+            continue
+        read[tensor.type] = read.get(tensor.type, 0) + _read_of(tensor, inspection)
+    return read
+
+
+def _read_of(tensor: TensorInfo, inspection: Inspection) -> int:
+    if _EXPERTS not in tensor.name:
+        return tensor.size
+    used, all_of_them = (
+        inspection.metadata.get(f"{inspection.architecture}.{key}", "")
+        for key in ("expert_used_count", "expert_count")
+    )
+    if not (used.isdecimal() and all_of_them.isdecimal() and 0 < int(used) <= int(all_of_them)):
+        return tensor.size
+    return tensor.size * int(used) // int(all_of_them)

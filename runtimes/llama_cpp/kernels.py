@@ -1,0 +1,145 @@
+"""What llama.cpp's own kernels do on this box: a matrix of quantized weights times vectors.
+
+Times one vector is what decoding a token consists of, so its rate, on weights too large for any
+cache, is the roof over a model's speed; times many is what processing a prompt consists of. The
+interface is ggml's C functions, checked with a product that is known before anything is believed.
+The engine's library is loaded here: never import this in the daemon.
+"""
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+# Of ggml_type; the longest name that a quantization scheme begins with is its kernel.
+TYPES: Final = {
+    "f32": 0,
+    "f16": 1,
+    "bf16": 30,
+    "q8_0": 8,
+    "q6_k": 14,
+    "q5_k": 13,
+    "q5_0": 6,
+    "q4_k": 12,
+    "q4_0": 2,
+    "iq4_xs": 23,
+    "iq4": 20,
+    "q3_k": 11,
+    "iq3_xxs": 18,
+    "iq3": 21,
+    "q2_k": 10,
+    "iq2": 22,
+}
+# Of a row; a common width of models, and a multiple of every block.
+COLUMNS: Final = 4096
+# Sound as scales and as indexes, in every format; a zero would be a page that is not there.
+FILLING: Final = 0x11
+# The graph, its bookkeeping, and one work buffer per run.
+SLACK_BYTES: Final = 32 << 20
+
+
+class _InitParams(ctypes.Structure):
+    _fields_ = (
+        ("mem_size", ctypes.c_size_t),
+        ("mem_buffer", ctypes.c_void_p),
+        ("no_alloc", ctypes.c_bool),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A matrix times vectors. ``run`` multiplies once, on as many threads as it was made for."""
+
+    run: Callable[[], None]
+    weight_bytes: int
+    weights: int
+
+
+class Kernels:
+    """Raises OSError or AttributeError when the engine's library is not there, or another one."""
+
+    def __init__(self) -> None:
+        spec = find_spec("llama_cpp")
+        if spec is None or spec.origin is None:
+            raise OSError("llama-cpp-python is not installed")
+        folder = Path(spec.origin).parent / "lib"
+        self._base: Any = ctypes.CDLL(str(folder / "libggml-base.so"))
+        self._cpu: Any = ctypes.CDLL(str(folder / "libggml-cpu.so"))
+        pointer, number = ctypes.c_void_p, ctypes.c_int64
+        for name, result, arguments in (
+            ("ggml_init", pointer, (_InitParams,)),
+            ("ggml_free", None, (pointer,)),
+            ("ggml_row_size", ctypes.c_size_t, (ctypes.c_int, number)),
+            ("ggml_new_tensor_2d", pointer, (pointer, ctypes.c_int, number, number)),
+            ("ggml_mul_mat", pointer, (pointer, pointer, pointer)),
+            ("ggml_new_graph", pointer, (pointer,)),
+            ("ggml_build_forward_expand", None, (pointer, pointer)),
+            ("ggml_get_data", pointer, (pointer,)),
+        ):
+            function = getattr(self._base, name)
+            function.restype, function.argtypes = result, arguments
+        compute = self._cpu.ggml_graph_compute_with_ctx
+        compute.restype, compute.argtypes = ctypes.c_int, (pointer, pointer, ctypes.c_int)
+        self._cpu.ggml_cpu_init()
+        if abs(self._known_product() - 1) > 1e-3:  # noqa: PLR2004 - float32 over 4096 terms
+            raise OSError("the library multiplies otherwise than expected")
+
+    def product(
+        self, kind: str, area_bytes: int, threads: int, vectors: int = 1
+    ) -> tuple[Product, "_Context"]:
+        """With weights of this kind of about so many bytes; close the context afterwards."""
+        row_bytes = self._base.ggml_row_size(TYPES[kind], COLUMNS)
+        rows = max(1, area_bytes // row_bytes)
+        context = _Context(self._base, rows * row_bytes)
+        weights, _, graph = self._graph(context, TYPES[kind], rows, vectors)
+        ctypes.memset(self._base.ggml_get_data(weights), FILLING, rows * row_bytes)
+
+        def run() -> None:
+            if self._cpu.ggml_graph_compute_with_ctx(context.pointer, graph, threads) != 0:
+                raise OSError(f"the kernel of {kind} failed")
+
+        return Product(run, rows * row_bytes, rows * COLUMNS), context
+
+    def _graph(
+        self, context: "_Context", kind: int, rows: int, vectors: int = 1
+    ) -> tuple[int, int, int]:
+        """Weights, product and graph; the vectors are all ones."""
+        base, pointer = self._base, context.pointer
+        weights = base.ggml_new_tensor_2d(pointer, kind, COLUMNS, rows)
+        vector = base.ggml_new_tensor_2d(pointer, 0, COLUMNS, vectors)
+        count = COLUMNS * vectors
+        ones = (ctypes.c_float * count)(*[1.0] * count)
+        ctypes.memmove(base.ggml_get_data(vector), ones, ctypes.sizeof(ones))
+        product = base.ggml_mul_mat(pointer, weights, vector)
+        graph = base.ggml_new_graph(pointer)
+        base.ggml_build_forward_expand(graph, product)
+        return weights, product, graph
+
+    def _known_product(self) -> float:
+        """One row of COLUMNS times 1 / COLUMNS, times ones: 1."""
+        context = _Context(self._base, COLUMNS * 4)
+        try:
+            weights, product, graph = self._graph(context, TYPES["f32"], 1)
+            row = (ctypes.c_float * COLUMNS)(*[1.0 / COLUMNS] * COLUMNS)
+            ctypes.memmove(self._base.ggml_get_data(weights), row, ctypes.sizeof(row))
+            if self._cpu.ggml_graph_compute_with_ctx(context.pointer, graph, 1) != 0:
+                return 0.0
+            return ctypes.c_float.from_address(self._base.ggml_get_data(product)).value
+        finally:
+            context.close()
+
+
+class _Context:
+    """Memory for tensors and a graph."""
+
+    def __init__(self, base: Any, tensor_bytes: int) -> None:
+        self._base = base
+        self.pointer = base.ggml_init(_InitParams(tensor_bytes + SLACK_BYTES, None, False))
+        if not self.pointer:
+            raise MemoryError(f"ggml has no {tensor_bytes} bytes")
+
+    def close(self) -> None:
+        """Gives the memory back."""
+        self._base.ggml_free(self.pointer)

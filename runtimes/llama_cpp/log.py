@@ -1,0 +1,63 @@
+"""llama.cpp's log: to ``logging`` instead of stderr, and to whoever listens.
+
+What it says about buffer sizes is kept, because that is the only place where it tells what it has
+allocated.
+"""
+
+import contextlib
+import ctypes
+import logging
+import re
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import llama_cpp
+
+log = logging.getLogger(__name__)
+
+# ggml_log_level: 2 is informative, 3 a warning, 4 an error, 5 goes on with the line before.
+_LEVELS: Final = {3: logging.INFO, 4: logging.WARNING}
+_BUFFER_SIZE: Final = re.compile(r"\b(?:model|KV|RS|compute|output) buffer size =\s*([0-9.]+) MiB")
+
+_listeners: list[Callable[[str], None]] = []
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _log_line(level: int, text: bytes, _: ctypes.c_void_p) -> None:
+    line = text.decode(errors="replace").strip()
+    if line:
+        for listener in _listeners:
+            listener(line)
+        log.log(_LEVELS.get(level, logging.DEBUG), "llama_cpp line=%s", ascii(line[:500]))
+
+
+llama_cpp.llama_log_set(_log_line, ctypes.c_void_p(0))
+
+
+class Account:
+    """What llama.cpp says while it loads: buffer sizes, and the first complaint."""
+
+    def __init__(self) -> None:
+        self.complaint = ""
+        self._mebibytes = 0.0
+
+    @property
+    def bytes(self) -> int:
+        return int(self._mebibytes * (1 << 20))
+
+    def hear(self, line: str) -> None:
+        """Takes a line of the log."""
+        if found := _BUFFER_SIZE.search(line):
+            self._mebibytes += float(found[1])
+        if "error" in line and not self.complaint:
+            self.complaint = f": {line[:500]!a}"
+
+
+@contextlib.contextmanager
+def listening(listener: Callable[[str], None]) -> Iterator[None]:
+    """Hands every log line to ``listener`` meanwhile."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)

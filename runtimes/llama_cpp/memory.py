@@ -1,0 +1,56 @@
+"""How much memory a GGUF model will take, told from its header.
+
+Weights take what they take in the file; keys and values are cached in f16, which is llama.cpp's
+default; compute buffers hold one batch's activations, the attention mask and the logits of
+MAX_OUTPUTS positions. The widths of the activations are fitted to what llama.cpp reserves
+(tests/runtimes/test_memory.py).
+"""
+
+from typing import Final
+
+from artifact.manifest import Task
+from runtimes.base import Inspection
+from runtimes.errors import UnsupportedModelError
+from runtimes.llama_cpp.limits import BATCH_TOKENS, DEFAULT_CONTEXT, MAX_OUTPUTS
+
+_F16_BYTES: Final = 2
+_F32_BYTES: Final = 4
+
+
+def estimate(inspection: Inspection, size_bytes: int, context_length: int) -> int:
+    """Predicted peak bytes; UnsupportedModelError when the header lacks the dimensions."""
+    embeds = inspection.task is Task.EMBEDDING
+    usual = BATCH_TOKENS if embeds else DEFAULT_CONTEXT
+    context = context_length or min(inspection.context_length, usual)
+    # An encoder reads a whole text in one pass.
+    batch = context if embeds else min(BATCH_TOKENS, context)
+    dim = _dimension(inspection, "embedding_length")
+    heads = _dimension(inspection, "attention.head_count")
+    kv_heads = _dimension(inspection, "attention.head_count_kv", heads)
+    key_width = _dimension(inspection, "attention.key_length", dim // heads)
+    value_width = _dimension(inspection, "attention.value_length", dim // heads)
+    layers = _dimension(inspection, "block_count")
+    hidden = _dimension(inspection, "feed_forward_length", 4 * dim)
+    cache = layers * context * kv_heads * (key_width + value_width) * _F16_BYTES
+    activations = batch * (4 * dim + 2 * hidden) * _F32_BYTES
+    mask = batch * context * _F16_BYTES
+    logits = MAX_OUTPUTS * _vocabulary(inspection) * _F32_BYTES
+    return size_bytes + cache + activations + mask + logits
+
+
+def _dimension(inspection: Inspection, key: str, default: int | None = None) -> int:
+    full_key = f"{inspection.architecture}.{key}"
+    text = inspection.metadata.get(full_key)
+    if text is not None and text.isdecimal() and 0 < int(text) < 1 << 32:
+        return int(text)
+    if text is None and default is not None:
+        return default
+    raise UnsupportedModelError(
+        f"the model's memory cannot be told: its header has {full_key} = {text}",
+        advice="Export the model again with a current converter.",
+    )
+
+
+def _vocabulary(inspection: Inspection) -> int:
+    count = inspection.metadata.get("tokenizer.ggml.tokens#", "0")
+    return int(count)

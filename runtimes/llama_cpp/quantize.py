@@ -1,0 +1,244 @@
+"""Smaller variants of a GGUF model, by llama.cpp's own quantizer."""
+
+import ctypes
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from artifact.manifest import Task
+from runtimes.base import Inspection, Progress, Scheme, TensorInfo
+from runtimes.errors import QuantizeError
+from runtimes.llama_cpp.inspect import GgufInspector
+from runtimes.quantizing import check_scheme, making
+
+# Mean squares per column (arrays), by the weight's name.
+Importance = dict[str, Any]
+
+# Scheme to llama_ftype, and the length that a matrix's rows must be a multiple of.
+_SCHEMES: Final = {
+    "f16": (1, 1),
+    "bf16": (32, 1),
+    "q8_0": (7, 32),
+    "q6_k": (18, 256),
+    "q5_k_m": (17, 256),
+    "q5_k_s": (16, 256),
+    "q5_0": (8, 32),
+    "q4_k_m": (15, 256),
+    "q4_k_s": (14, 256),
+    "q4_0": (2, 32),
+    "iq4_nl": (25, 32),
+    "iq4_xs": (30, 256),
+    "q3_k_l": (13, 256),
+    "q3_k_m": (12, 256),
+    "iq3_m": (27, 256),
+    "q3_k_s": (11, 256),
+    "iq3_s": (26, 256),
+    "iq3_xxs": (23, 256),
+    "q2_k": (10, 256),
+    "iq2_m": (29, 256),
+    "iq2_s": (28, 256),
+    "iq2_xs": (20, 256),
+    "iq2_xxs": (19, 256),
+}
+# So few bits that llama.cpp makes them only of weights whose importance is known.
+_NEED_CALIBRATION: Final = frozenset({"iq3_xxs", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs"})
+# The sources, and what each may become at 16 bits without losing what it holds.
+_HALVES: Final = {
+    "f16": frozenset({"f16"}),
+    "bf16": frozenset({"bf16"}),
+    "f32": frozenset({"f16", "bf16"}),
+}
+_OPTIONS: Final = ("calibration", "prune_layers")
+_SHORT_BLOCK: Final = 32
+_TENSOR_LINE: Final = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]")
+_SIZE_LINE: Final = re.compile(r"quant size\s*=\s*([0-9.]+) MiB")
+
+_ANY_IMPORTANCE: Final[Importance] = {}
+
+
+class LlamaCppQuantizer:
+    """The source is an f16, bf16 or f32 file. ``calibration`` is a text, for an importance matrix.
+
+    The last importance matrix is kept: a search asks for many schemes with the same one.
+    """
+
+    def __init__(self) -> None:
+        self._importance: tuple[tuple[Path, Path], Importance] | None = None
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        return tuple(_SCHEMES)
+
+    def calibrates(self, scheme: str) -> bool:
+        return scheme in _SCHEMES and scheme not in _HALVES
+
+    def quantize(self, source: Path, scheme: Scheme, destination: Path, progress: Progress) -> None:
+        inspection = self._check(source, scheme)
+        importance = self._importance_of(source, scheme, progress)
+        with making(scheme, destination, progress) as half_made:
+            if inspection.quantization == scheme.name and not scheme.prune_layers:
+                shutil.copyfile(source, half_made)
+                return
+            _quantize(source, scheme, importance, half_made, progress)
+
+    def predict_size(self, source: Path, scheme: Scheme) -> int:
+        """From llama.cpp's dry run; within a hundredth of a MiB and the header's changes."""
+        inspection = self._check(source, scheme)
+        found = 0.0
+
+        def listen(line: str) -> None:
+            nonlocal found
+            if match := _SIZE_LINE.search(line):
+                found = float(match[1])
+
+        # That there is an importance matrix changes the types of some weights; its values do not.
+        params, _kept = _parameters(scheme, _ANY_IMPORTANCE if scheme.calibration else None)
+        params.dry_run = True
+        _run(source, Path(os.devnull), scheme, params, listen)
+        header = min((tensor.offset for tensor in inspection.tensors), default=0)
+        return header + int(found * (1 << 20)) if found else 0
+
+    def _check(self, source: Path, scheme: Scheme) -> Inspection:
+        check_scheme("llama_cpp", scheme, self.schemes, _OPTIONS)
+        inspection = GgufInspector().inspect(source)
+        _check_source(source, scheme, inspection)
+        _check_layers(scheme, inspection)
+        return inspection
+
+    def _importance_of(self, source: Path, scheme: Scheme, progress: Progress) -> Importance | None:
+        if scheme.calibration is None or not self.calibrates(scheme.name):
+            return None
+        from runtimes.llama_cpp.importance import measure_importance
+
+        key = (source, scheme.calibration)
+        if self._importance is None or self._importance[0] != key:
+            self._importance = key, measure_importance(*key, progress)
+        return self._importance[1]
+
+
+def _check_source(source: Path, scheme: Scheme, inspection: Inspection) -> None:
+    found = inspection.quantization
+    if found not in _HALVES:
+        raise QuantizeError(
+            f"{source.name} is {found} already; quantizing twice adds errors",
+            advice="Start from the f16 file that it was made from.",
+        )
+    if scheme.name in _HALVES and scheme.name not in _HALVES[found]:
+        raise QuantizeError(
+            f"{source.name} is {found}, and as {scheme.name} it would lose some of what it holds",
+            advice=f"Export the model as {scheme.name}, or take {found}.",
+        )
+    if inspection.task is not Task.TEXT_GENERATION and scheme.calibration is not None:
+        raise QuantizeError(
+            f"{source.name} is no language model, and only those are calibrated",
+            advice="Leave the calibration out (calibrate: false in a recipe).",
+        )
+    if scheme.name in _NEED_CALIBRATION and scheme.calibration is None:
+        raise QuantizeError(
+            f"{scheme.name} has so few bits that it needs to know which weights matter",
+            advice="Give a calibration text.",
+        )
+    multiple = _SCHEMES[scheme.name][1]
+    misfits = [tensor for tensor in inspection.tensors if _misfits(tensor, multiple)]
+    if misfits:
+        first = misfits[0]
+        raise QuantizeError(
+            f"{scheme.name} packs rows in blocks of {multiple}, and {len(misfits)} matrices do not "
+            f"divide so: {first.name} has rows of {first.shape[-1]}",
+            advice="Use q8_0, q5_0, q4_0 or iq4_nl, whose blocks are 32 long."
+            if multiple > _SHORT_BLOCK
+            else "Deploy this model as f16.",
+        )
+
+
+def _misfits(tensor: TensorInfo, multiple: int) -> bool:
+    return len(tensor.shape) > 1 and tensor.shape[-1] % multiple != 0
+
+
+def _check_layers(scheme: Scheme, inspection: Inspection) -> None:
+    """Layers to leave out are there, some are left, and the header does not list them singly."""
+    prefix = f"{inspection.architecture}."
+    layers = inspection.metadata.get(f"{prefix}block_count", "0")
+    count = int(layers) if layers.isdecimal() else 0
+    dropped = set(scheme.prune_layers)
+    if dropped - set(range(count)) or len(dropped) != len(scheme.prune_layers):
+        raise QuantizeError(
+            f"prune_layers is {list(scheme.prune_layers)}, and the model has the layers 0 to "
+            f"{count - 1}",
+            advice="Name each layer to leave out once.",
+        )
+    if dropped and len(dropped) == count:
+        raise QuantizeError(
+            f"no layer of {count} would be left", advice="Keep at least one; most keep nearly all."
+        )
+    lists = [key for key, length in inspection.metadata.items() if length == layers and "#" in key]
+    if dropped and any(key.startswith(prefix) for key in lists):
+        raise QuantizeError(
+            f"{inspection.architecture} sets something per layer: {lists[0].rstrip('#')}",
+            advice="Its layers cannot be left out; prune it in its training framework.",
+        )
+
+
+def _quantize(
+    source: Path,
+    scheme: Scheme,
+    importance: Importance | None,
+    destination: Path,
+    progress: Progress,
+) -> None:
+    def listen(line: str) -> None:
+        if found := _TENSOR_LINE.match(line):
+            progress(f"quantizing to {scheme.name}", int(found[1]) / max(1, int(found[2])))
+
+    params, _kept = _parameters(scheme, importance)
+    _run(source, destination, scheme, params, listen)
+
+
+def _parameters(scheme: Scheme, importance: Importance | None) -> tuple[Any, Any]:
+    """llama.cpp's parameters, and what they point to: to be kept while they are used."""
+    import llama_cpp
+
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = _SCHEMES[scheme.name][0]
+    params.nthread = len(os.sched_getaffinity(0))
+    # Both lists end with an entry that says so.
+    layers = (ctypes.c_int32 * (len(scheme.prune_layers) + 1))(*sorted(scheme.prune_layers), -1)
+    if scheme.prune_layers:
+        params.prune_layers = layers
+    named = importance or {}
+    entries = (llama_cpp.llama_model_imatrix_data * (len(named) + 1))()
+    for entry, (name, values) in zip(entries, named.items(), strict=False):
+        entry.name = name.encode()
+        entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        entry.size = values.size
+    if importance is not None:
+        params.imatrix = entries
+    return params, (layers, entries, importance)
+
+
+def _run(
+    source: Path, destination: Path, scheme: Scheme, params: Any, listen: Callable[[str], None]
+) -> None:
+    import llama_cpp
+
+    from runtimes.llama_cpp.log import listening
+
+    last_line = ""
+
+    def listen_too(line: str) -> None:
+        nonlocal last_line
+        last_line = line
+        listen(line)
+
+    with listening(listen_too):
+        status = llama_cpp.llama_model_quantize(
+            str(source).encode(), str(destination).encode(), ctypes.byref(params)
+        )
+    if status != 0:
+        raise QuantizeError(
+            f"llama.cpp could not make {scheme.name} of {source.name}: {last_line!a:.400}",
+            advice="Check the source with `flotilla model inspect`, and the room on the disk.",
+        )

@@ -1,0 +1,274 @@
+"""Several texts at once in one context: who is processed in the next step, and in which sequence.
+
+Every step is one batch: a token of each text that is being generated, and a bounded share of the
+prompts that are still being read, so that a long one does not hold up the others. Whoever wants a
+token drives the steps; there is no thread. Texts with different adapters take turns, since an
+adapter holds for a whole batch.
+
+The context's cells are shared. A text is taken in when its prompt fits beside the others; when the
+cells run out all the same, the youngest gives its place up and is read again later, so the oldest
+can always fill the context. What an ended text leaves in its sequence serves the next one that
+begins alike.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, Protocol
+
+from runtimes.errors import RuntimeFault
+from runtimes.generation import Chosen
+from runtimes.llama_cpp.batch import Part
+from runtimes.llama_cpp.limits import BATCH_TOKENS
+from runtimes.llama_cpp.streams import Slot, Stream
+from runtimes.sampling import Sampler
+
+# While others generate, so much of prompts is read per step: about so long, at least so many.
+STALL_SECONDS: Final = 0.1
+FEWEST_PROMPT_TOKENS: Final = 16
+FIRST_PROMPT_TOKENS: Final = 64
+# Shorter beginnings are not worth another way of computing the same logits.
+SHORTEST_PREFIX: Final = 32
+# Room that a text should find for its next tokens before it is taken in.
+GROWTH_TOKENS: Final = 64
+
+
+class Context(Protocol):
+    """What a Model (runtimes.llama_cpp.native) gives."""
+
+    cells: int
+
+    @property
+    def keeps_prefixes(self) -> bool: ...
+    def cut(self, sequence: int, position: int) -> None: ...
+    def copy(self, source: int, target: int, length: int) -> None: ...
+    def forget(self) -> None: ...
+    def use_adapter(self, name: str) -> None: ...
+    def process(self, parts: Sequence[Part]) -> list[Any] | None: ...
+    def is_end(self, token: int) -> bool: ...
+
+
+class Scheduler:
+    """Holds the context's sequences; every method may be called from any thread."""
+
+    def __init__(
+        self, context: Context, parallel: int, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._context = context
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._slots = [Slot(number) for number in range(parallel)]
+        # In the order in which they came: those in a slot, and those that wait for one.
+        self._live: list[Stream] = []
+        self._waiting: list[Stream] = []
+        # Whether the context is in another use.
+        self.lent = False
+        self._steps = 0
+        self._prompt_seconds_per_token = 0.0
+
+    def open(self, tokens: Sequence[int], room: int, sampler: Sampler, adapter: str = "") -> Stream:
+        """A text of at most ``room`` tokens that follows a prompt."""
+        stream = Stream(self, tokens, room, sampler, adapter)
+        with self._lock:
+            self._waiting.append(stream)
+        return stream
+
+    def poll(self, stream: Stream) -> Chosen | None:
+        """The stream's next token, after one step if it has none ready and the context is free."""
+        with self._lock:
+            if not stream.ready and stream.error is None and not self.lent:
+                self._step()
+            if stream.ready:
+                return stream.ready.popleft()
+            if stream.error is not None:
+                raise stream.error
+            return None
+
+    def remove(self, stream: Stream) -> None:
+        """Ends a stream; removing it twice is fine."""
+        with self._lock:
+            stream.ended = True
+            if stream in self._waiting:
+                self._waiting.remove(stream)
+            if stream in self._live:
+                self._live.remove(stream)
+                self._leave(stream)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """The context for another use, emptied before and after, and without an adapter.
+
+        The streams are read again later; polling them brings nothing until then.
+        """
+        with self._lock:
+            # First, as it may raise.
+            self._context.use_adapter("")
+            self.lent = True
+            while self._live:
+                self._give_up(self._live[-1])
+            for slot in self._slots:
+                self._empty(slot)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._context.forget()
+                self.lent = False
+
+    def _step(self) -> None:
+        """Takes in who fits, and processes one batch."""
+        self._admit()
+        wanting = [stream for stream in self._live if stream.wants]
+        if not wanting:
+            if self._live and self._waiting:
+                # Nobody reads those that have the places: the others go first.
+                self._waiting.append(self._yield_place(self._live[-1]))
+            return
+        self._steps += 1
+        # Adapters in turn: that of whoever was processed longest ago.
+        adapter = min(wanting, key=lambda stream: stream.step).adapter
+        group = [stream for stream in wanting if stream.adapter == adapter]
+        parts = self._parts(group)
+        started = self._clock()
+        try:
+            self._context.use_adapter(adapter)
+            rows = self._context.process([part for _, part in parts])
+        except RuntimeFault as error:
+            self._fail([stream for stream, _ in parts], error)
+            return
+        if rows is None:
+            self._make_room()
+            return
+        seconds = self._clock() - started
+        self._learn(parts, seconds)
+        for (stream, part), logits in zip(parts, rows, strict=True):
+            stream.step = self._steps
+            stream.spend(seconds)
+            self._advance(stream, part, logits)
+
+    def _parts(self, group: list[Stream]) -> list[tuple[Stream, Part]]:
+        """What each of a group gets processed: one token, or a share of its prompt."""
+        reading = [stream for stream in group if stream.missing > 1]
+        generating = len(group) - len(reading)
+        room = BATCH_TOKENS - generating
+        if any(stream.missing == 1 for stream in self._live):
+            room = min(room, self._prompt_share())
+        share = max(room // max(len(reading), 1), 1)
+        parts = []
+        for stream in group:
+            assert stream.slot is not None  # noqa: S101 - it is live
+            count = min(stream.missing, share)
+            tokens = stream.tokens[stream.held : stream.held + count]
+            logits = "last" if count == stream.missing else "none"
+            parts.append((stream, Part(stream.slot.number, stream.held, tokens, logits)))
+        return parts
+
+    def _prompt_share(self) -> int:
+        if not self._prompt_seconds_per_token:
+            return FIRST_PROMPT_TOKENS
+        share = int(STALL_SECONDS / self._prompt_seconds_per_token)
+        return min(max(share, FEWEST_PROMPT_TOKENS), BATCH_TOKENS)
+
+    def _learn(self, parts: list[tuple[Stream, Part]], seconds: float) -> None:
+        count = sum(len(part.tokens) for _, part in parts)
+        if count >= FEWEST_PROMPT_TOKENS:
+            before = self._prompt_seconds_per_token or seconds / count
+            self._prompt_seconds_per_token = (before + seconds / count) / 2
+
+    def _advance(self, stream: Stream, part: Part, logits: Any) -> None:
+        assert stream.slot is not None  # noqa: S101 - it is live
+        stream.held += len(part.tokens)
+        stream.slot.tokens += part.tokens
+        stream.slot.used = self._steps
+        if part.logits == "last":
+            stream.choose(logits, self._context.is_end)
+
+    def _admit(self) -> None:
+        """Gives slots to those that wait, first come, first served, while they fit."""
+        while self._waiting:
+            free = [slot for slot in self._slots if not slot.taken]
+            expected = sum(len(each.tokens) + GROWTH_TOKENS for each in self._live)
+            expected += len(self._waiting[0].tokens) + GROWTH_TOKENS
+            if not free or (self._live and expected > self._context.cells):
+                return
+            stream = self._waiting.pop(0)
+            stream.slot = self._place(stream, free)
+            stream.slot.taken = True
+            stream.slot.adapter = stream.adapter
+            self._live.append(stream)
+
+    def _place(self, stream: Stream, free: list[Slot]) -> Slot:
+        """A free slot for it, with as much of its beginning as any slot holds."""
+        # At least one token has to be processed, for its logits.
+        wanted = stream.tokens[:-1]
+        alike = [slot for slot in self._slots if slot.adapter == stream.adapter and slot.tokens]
+        best = max(alike, key=lambda slot: _common(slot.tokens, wanted), default=None)
+        length = _common(best.tokens, wanted) if best else 0
+        if best is None or length < SHORTEST_PREFIX or not self._context.keeps_prefixes:
+            slot = min(free, key=lambda slot: (bool(slot.tokens), slot.used))
+            self._empty(slot)
+            length = 0
+        elif best.taken:
+            slot = min(free, key=lambda slot: (bool(slot.tokens), slot.used))
+            self._empty(slot)
+            self._context.copy(best.number, slot.number, length)
+            slot.tokens = best.tokens[:length]
+        else:
+            slot = best
+            self._context.cut(slot.number, length)
+            del slot.tokens[length:]
+        stream.held = length
+        if not stream.step:
+            stream.cached_tokens = length
+        return slot
+
+    def _make_room(self) -> None:
+        """Frees cells: what an ended text left, or else the youngest text's."""
+        idle = [slot for slot in self._slots if slot.tokens and not slot.taken]
+        if idle:
+            self._empty(min(idle, key=lambda slot: slot.used))
+        elif len(self._live) > 1:
+            self._give_up(self._live[-1])
+        else:
+            error = RuntimeFault(
+                f"the context's {self._context.cells} cells do not hold one text",
+                advice="Start the model again; if it comes back, deploy a shorter context.",
+            )
+            self._fail(list(self._live), error)
+
+    def _give_up(self, stream: Stream) -> None:
+        """Puts a text back at the head of the line."""
+        self._waiting.insert(0, self._yield_place(stream))
+
+    def _yield_place(self, stream: Stream) -> Stream:
+        self._live.remove(stream)
+        self._empty(self._leave(stream))
+        stream.held = 0
+        return stream
+
+    def _fail(self, streams: list[Stream], error: Exception) -> None:
+        for stream in streams:
+            stream.fail(error)
+            self._live.remove(stream)
+            self._empty(self._leave(stream))
+
+    def _leave(self, stream: Stream) -> Slot:
+        slot = stream.slot
+        assert slot is not None  # noqa: S101 - it is live
+        slot.taken = False
+        stream.slot = None
+        return slot
+
+    def _empty(self, slot: Slot) -> None:
+        if slot.tokens:
+            self._context.cut(slot.number, 0)
+            slot.tokens = []
+
+
+def _common(held: Sequence[int], wanted: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    for position, (left, right) in enumerate(zip(held, wanted, strict=False)):
+        if left != right:
+            return position
+    return min(len(held), len(wanted))

@@ -1,0 +1,101 @@
+"""One text among several in a context: what it has, what it waits for, where it is kept."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from runtimes.generation import Chosen
+from runtimes.sampling import Sampler
+
+# Tokens that a reader may fall behind before its text waits for it.
+LOOKAHEAD: Final = 2
+
+
+class Owner(Protocol):
+    """Who drives the streams: the Scheduler."""
+
+    def poll(self, stream: "Stream") -> Chosen | None: ...
+
+    def remove(self, stream: "Stream") -> None: ...
+
+
+@dataclass(slots=True)
+class Slot:
+    """A sequence of the context, and the tokens whose keys and values it holds."""
+
+    number: int
+    tokens: list[int] = field(default_factory=list)
+    adapter: str = ""
+    taken: bool = False
+    used: int = 0
+
+
+class Stream:
+    """One text on its way; a TokenSource (runtimes.generation)."""
+
+    def __init__(
+        self,
+        owner: "Owner",
+        tokens: Sequence[int],
+        room: int,
+        sampler: Sampler,
+        adapter: str,
+    ) -> None:
+        self.prefill_seconds = self.decode_seconds = 0.0
+        self.cached_tokens = 0
+        self.adapter = adapter
+        # The prompt and what was generated; the slot holds the first ``held`` of them.
+        self.tokens = list(tokens)
+        self.held = 0
+        self.slot: Slot | None = None
+        self.ready: deque[Chosen] = deque()
+        self.error: Exception | None = None
+        self.ended = False
+        self.step = 0
+        self._owner = owner
+        self._sampler = sampler
+        self._most = len(self.tokens) + room
+        self._begun = False
+
+    def poll(self) -> Chosen | None:
+        """The next token; None when one step did not bring it."""
+        return self._owner.poll(self)
+
+    def close(self) -> None:
+        """No more of them are wanted; the sequence is free for others."""
+        self._owner.remove(self)
+
+    @property
+    def wants(self) -> bool:
+        """Whether it has something to process and somebody who waits for it."""
+        return not self.ended and len(self.ready) < LOOKAHEAD
+
+    @property
+    def missing(self) -> int:
+        """Tokens to process before the next one can be chosen."""
+        return len(self.tokens) - self.held
+
+    def choose(self, logits: Any, is_end: Callable[[int], bool]) -> None:
+        """The next token from the logits after the last."""
+        try:
+            chosen = self._sampler.choose(logits)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this text's alone
+            self.fail(error)
+            return
+        self._begun = True
+        self.tokens.append(chosen.token)
+        self.ready.append(chosen)
+        self.ended = is_end(chosen.token) or len(self.tokens) >= self._most
+
+    def spend(self, seconds: float) -> None:
+        """A step that processed some of it took so long."""
+        if self._begun:
+            self.decode_seconds += seconds
+        else:
+            self.prefill_seconds += seconds
+
+    def fail(self, error: Exception) -> None:
+        """Its reader is told; nothing more comes."""
+        self.error = error
+        self.ended = True

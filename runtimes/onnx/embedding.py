@@ -1,0 +1,175 @@
+"""Text embeddings by ONNX Runtime, for encoders as sentence-transformers and Optimum export them.
+
+A graph that pools by itself has the output ``sentence_embedding``; of ``last_hidden_state`` (or
+``token_embeddings``) the rows of the real tokens are pooled here. Every vector has length 1, as
+OpenAI's have, so that a dot product is the cosine.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artifact.manifest import Task
+from runtimes.arrays import DTYPES
+from runtimes.base import (
+    Embeddings,
+    Generation,
+    LoadSpec,
+    OnCancel,
+    Sampling,
+    Score,
+    Steps,
+    TensorSpec,
+    TensorValue,
+)
+from runtimes.embedding import DEFAULT_PARALLEL, check_length, check_number, check_texts
+from runtimes.errors import LoadError, UnsupportedModelError
+from runtimes.generation import choose_context
+from runtimes.onnx.encoder import POOLED, TOKEN_OUTPUTS, is_encoder, width_of
+from runtimes.onnx.memory import DEFAULT_CONTEXT, PASS_TOKENS, pass_bytes
+from runtimes.onnx.session import datatype, open_session
+from runtimes.onnx.side_files import read_heads, read_pooling
+from runtimes.onnx.tokens import TextTokenizer
+
+Floats = NDArray[np.float32]
+
+
+class OnnxEmbeddingEngine:
+    """An encoder with its tokenizer."""
+
+    def __init__(self, spec: LoadSpec) -> None:
+        self._tokenizer = TextTokenizer(spec.files)
+        self.context_length = choose_context(
+            spec.context_length, self._tokenizer.context_length, DEFAULT_CONTEXT
+        )
+        self._pooling = read_pooling(spec.files)
+        self.parallel = spec.parallel or DEFAULT_PARALLEL
+        self._session, loaded = open_session(spec)
+        self._inputs = {value.name: value for value in self._session.get_inputs()}
+        outputs = [value.name for value in self._session.get_outputs()]
+        if not is_encoder(self._inputs, outputs):
+            raise LoadError(
+                f"the encoder has the inputs {', '.join(self._inputs)[:300]} and the outputs "
+                f"{', '.join(outputs)[:300]}",
+                advice="Export it with `optimum-cli export onnx --task feature-extraction`.",
+            )
+        self._output = next(name for name in (POOLED, *TOKEN_OUTPUTS) if name in outputs)
+        width = width_of((value.name, value.shape) for value in self._session.get_outputs())
+        self._memory_bytes = loaded.with_run(
+            pass_bytes(read_heads(spec.files), width, self.context_length)
+        )
+
+    def embed(self, texts: Sequence[str]) -> Steps[Embeddings]:
+        check_texts(texts)
+        tokens: list[list[int]] = []
+        for text in texts:
+            if tokens:
+                yield
+            tokens.append(self._encode(text))
+        rows: dict[int, Floats] = {}
+        for batch in _batches(tokens):
+            if rows:
+                yield
+            rows |= zip(batch, self._run([tokens[at] for at in batch]), strict=True)
+        vectors = [rows[at] for at in range(len(texts))]
+        return Embeddings(
+            vectors=tuple(vector.astype("<f4").tobytes() for vector in vectors),
+            dimensions=len(vectors[0]),
+            prompt_tokens=sum(map(len, tokens)),
+        )
+
+    def _encode(self, text: str) -> list[int]:
+        tokens = self._tokenizer.encode(text)
+        check_length(len(tokens), self.context_length)
+        return tokens
+
+    def _run(self, batch: list[list[int]]) -> Floats:
+        """Unit vectors, a row for each text."""
+        if self._session is None:
+            raise UnsupportedModelError("the model is closed", advice="Load it again.")
+        width = max(map(len, batch))
+        mask = np.zeros((len(batch), width), dtype=np.int64)
+        ids = np.zeros_like(mask)
+        for row, tokens in enumerate(batch):
+            ids[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = 1
+        feed = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "token_type_ids": np.zeros_like(mask),
+            "position_ids": np.broadcast_to(np.arange(width, dtype=np.int64), mask.shape),
+        }
+        wanted = {name: _typed(feed[name], value) for name, value in self._inputs.items()}
+        (output,) = self._session.run([self._output], wanted)
+        values: Floats = output.astype(np.float32, copy=False)
+        if self._output != POOLED:
+            values = _pool(values, mask, self._pooling)
+        lengths = np.linalg.norm(values, axis=1, keepdims=True)
+        check_number(float(lengths.max()))
+        unit: Floats = values / np.maximum(lengths, np.finfo(np.float32).tiny)
+        return unit
+
+    def generate(self, prompt: str, sampling: Sampling) -> Generation:
+        raise _only_embeds(f"{len(prompt)} characters and {sampling.max_tokens} tokens")
+
+    def render_chat(self, messages: Sequence[dict[str, str]]) -> str:
+        raise _only_embeds(f"{len(messages)} messages")
+
+    def score(self, text: str) -> Steps[Score]:
+        raise _only_embeds(f"{len(text)} characters")
+
+    def infer(
+        self, inputs: Sequence[TensorValue], on_cancel: OnCancel | None = None
+    ) -> list[TensorValue]:
+        del on_cancel
+        raise _only_embeds(f"{len(inputs)} tensors")
+
+    def tensors(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        return (), ()
+
+    def memory_bytes(self) -> int:
+        """As loaded, and the pass that is still to come."""
+        return self._memory_bytes
+
+    def close(self) -> None:
+        self._session = None
+
+
+def _batches(tokens: list[list[int]]) -> Iterator[list[int]]:
+    """Positions of texts of like length, so that little is padding; each batch fits a pass."""
+    batch: list[int] = []
+    for at in sorted(range(len(tokens)), key=lambda at: len(tokens[at])):
+        if batch and len(tokens[at]) * (len(batch) + 1) > PASS_TOKENS:
+            yield batch
+            batch = []
+        batch.append(at)
+    yield batch
+
+
+def _pool(values: Floats, mask: NDArray[np.int64], pooling: str) -> Floats:
+    """(texts, tokens, width) to (texts, width), over real tokens only."""
+    real = mask[:, :, None].astype(np.float32)
+    pooled: Floats
+    match pooling:
+        case "cls":
+            pooled = values[:, 0]
+        case "max":
+            pooled = np.where(real > 0, values, -np.inf).max(axis=1)
+        case "lasttoken":
+            pooled = values[np.arange(len(values)), mask.sum(axis=1) - 1]
+        case _:
+            pooled = (values * real).sum(axis=1) / real.sum(axis=1)
+    return pooled
+
+
+def _typed(array: NDArray[np.int64], value: Any) -> NDArray[Any]:
+    return array.astype(DTYPES[datatype(value.type)], copy=False)
+
+
+def _only_embeds(sent: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"this model does {Task.EMBEDDING}; {sent} came",
+        advice="Call the embeddings endpoint.",
+    )

@@ -1,0 +1,154 @@
+"""The small JSON files beside an ONNX language model, as Optimum writes them; bounded."""
+
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from runtimes.errors import UnsafeFileError
+
+MAX_CONFIG_BYTES = 1 << 20
+# The largest vocabularies' tokenizer.json have about 35 MB.
+MAX_TOKENIZER_BYTES = 128 << 20
+
+POOLING = "pooling.json"
+
+# A list where stages of a model of images differ.
+Heads = Annotated[int, Meta(ge=0, le=1 << 16)] | list[int] | None
+TokenId = Annotated[int, Meta(ge=0, lt=1 << 24)]
+S = TypeVar("S", bound=Struct)
+
+
+class ModelConfig(Struct, frozen=True):
+    """config.json and generation_config.json, as far as they matter here."""
+
+    model_type: Annotated[str, Meta(max_length=64)] = ""
+    max_position_embeddings: Annotated[int, Meta(ge=0, le=1 << 24)] = 0
+    num_attention_heads: Heads = None
+    # The same in DistilBERT and XLM, and in GPT-2.
+    n_heads: Heads = None
+    n_head: Heads = None
+    bos_token_id: TokenId | None = None
+    eos_token_id: TokenId | list[TokenId] | None = None
+
+    @property
+    def heads(self) -> int:
+        """Attention heads; 0 where it does not say."""
+        said = (self.num_attention_heads, self.n_heads, self.n_head)
+        return next((each for each in said if isinstance(each, int)), 0)
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens that end a text."""
+        if self.eos_token_id is None:
+            return frozenset()
+        return frozenset(
+            self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
+        )
+
+
+class SpecialToken(Struct, frozen=True):
+    """A token that tokenizer_config.json spells out."""
+
+    content: str
+
+
+class TokenizerConfig(Struct, frozen=True):
+    """tokenizer_config.json, as far as it matters here."""
+
+    add_bos_token: bool | None = None
+    bos_token: str | SpecialToken | None = None
+    eos_token: str | SpecialToken | None = None
+    chat_template: str | list[dict[str, str]] | None = None
+
+    @property
+    def begin(self) -> str:
+        return _content(self.bos_token)
+
+    @property
+    def end(self) -> str:
+        return _content(self.eos_token)
+
+    @property
+    def template(self) -> str:
+        """The chat template; of several, the one called default."""
+        if isinstance(self.chat_template, list):
+            named = {entry.get("name"): entry.get("template", "") for entry in self.chat_template}
+            return named.get("default", "")
+        return self.chat_template or ""
+
+
+class PoolingConfig(Struct, frozen=True):
+    """1_Pooling/config.json of sentence-transformers, lying beside the model as pooling.json."""
+
+    pooling_mode_cls_token: bool = False
+    pooling_mode_max_tokens: bool = False
+    pooling_mode_lasttoken: bool = False
+    pooling_mode_mean_tokens: bool = False
+
+    @property
+    def mode(self) -> str:
+        """cls, max, lasttoken or mean."""
+        if self.pooling_mode_cls_token:
+            return "cls"
+        if self.pooling_mode_max_tokens:
+            return "max"
+        return "lasttoken" if self.pooling_mode_lasttoken else "mean"
+
+
+def _content(token: str | SpecialToken | None) -> str:
+    return token.content if isinstance(token, SpecialToken) else token or ""
+
+
+def read_config(path: Path) -> ModelConfig:
+    """config.json or generation_config.json; all defaults when it is not there."""
+    return _read(path, ModelConfig)
+
+
+def read_tokenizer_config(path: Path) -> TokenizerConfig:
+    """tokenizer_config.json; all defaults when it is not there."""
+    return _read(path, TokenizerConfig)
+
+
+def read_heads(files: dict[str, Path]) -> int:
+    """Attention heads by config.json; 0 where it is not there or does not say."""
+    path = files.get("config.json")
+    return read_config(path).heads if path is not None else 0
+
+
+def read_pooling(files: dict[str, Path]) -> str:
+    """How token embeddings become one: mean where pooling.json does not say otherwise."""
+    path = files.get(POOLING)
+    return _read(path, PoolingConfig).mode if path is not None else "mean"
+
+
+def read_chat_template(path: Path) -> str:
+    """chat_template.jinja, where newer exports keep it; empty when it is not there."""
+    if not path.is_file():
+        return ""
+    return read_bounded(path, MAX_CONFIG_BYTES).decode(errors="replace")
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """The bytes of a small file; UnsafeFileError when it is not small."""
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise UnsafeFileError(
+            f"{path.name} has more than {limit} bytes",
+            advice="Export the model again; no tokenizer or configuration is that large.",
+        )
+    return data
+
+
+def _read(path: Path, kind: type[S]) -> S:
+    if not path.is_file():
+        return kind()
+    try:
+        return msgspec.json.decode(read_bounded(path, MAX_CONFIG_BYTES), type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UnsafeFileError(
+            f"{path.name} is not the configuration of a model: {error}",
+            advice="Export the model again.",
+        ) from error

@@ -1,0 +1,87 @@
+"""Tensors in, tensors out: any ONNX model as the Open Inference Protocol sees it."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from onnxruntime import RunOptions
+
+from artifact.manifest import Task
+from runtimes.arrays import to_array, to_value
+from runtimes.base import (
+    Embeddings,
+    Generation,
+    LoadSpec,
+    OnCancel,
+    Sampling,
+    Score,
+    Steps,
+    TensorSpec,
+    TensorValue,
+)
+from runtimes.errors import InvalidInputError, UnsupportedModelError
+from runtimes.onnx.session import open_session, specs
+from runtimes.tensors import check_inputs
+
+
+class OnnxTensorEngine:
+    """An InferenceSession for classification and other tensors."""
+
+    def __init__(self, spec: LoadSpec) -> None:
+        self._task = spec.task
+        self._session, loaded = open_session(spec)
+        self._memory_bytes = loaded.with_run(0)
+        self._inputs = specs(self._session.get_inputs())
+        self._outputs = specs(self._session.get_outputs())
+
+    def infer(
+        self, inputs: Sequence[TensorValue], on_cancel: OnCancel | None = None
+    ) -> list[TensorValue]:
+        if self._session is None:
+            raise UnsupportedModelError("the model is closed", advice="Load it again.")
+        check_inputs(inputs, self._inputs)
+        feed = {value.name: to_array(value) for value in inputs}
+        options = RunOptions()
+        if on_cancel is not None:
+            # ONNX Runtime looks at it between two nodes of the graph.
+            on_cancel(partial(setattr, options, "terminate", True))
+        try:
+            outputs = self._session.run(None, feed, options)
+        except Exception as error:
+            # Shapes that only the graph can judge; the session stays sound.
+            raise InvalidInputError(
+                f"the model refuses these inputs: {str(error)[:500]}",
+                advice="Check the sizes of the free dimensions.",
+            ) from error
+        named = zip(self._outputs, outputs, strict=True)
+        return [to_value(spec.name, output) for spec, output in named]
+
+    def tensors(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        return self._inputs, self._outputs
+
+    def generate(self, prompt: str, sampling: Sampling) -> Generation:
+        raise self._no_text(f"{len(prompt)} characters and {sampling.max_tokens} tokens")
+
+    def render_chat(self, messages: Sequence[dict[str, str]]) -> str:
+        raise self._no_text(f"{len(messages)} messages")
+
+    def score(self, text: str) -> Steps[Score]:
+        raise self._no_text(f"{len(text)} characters")
+
+    def embed(self, texts: Sequence[str]) -> Steps[Embeddings]:
+        raise self._no_text(f"{len(texts)} texts")
+
+    @property
+    def parallel(self) -> int:
+        return 1
+
+    def memory_bytes(self) -> int:
+        return self._memory_bytes
+
+    def close(self) -> None:
+        self._session = None
+
+    def _no_text(self, sent: str) -> UnsupportedModelError:
+        return UnsupportedModelError(
+            f"this model does {self._task}, not {Task.TEXT_GENERATION}; {sent} came",
+            advice="Send tensors to its infer endpoint.",
+        )

@@ -1,0 +1,73 @@
+"""What a model is built from: a file or a folder, and the runtime that reads it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtimes import registry
+from runtimes.base import Inspection, Runtime
+from runtimes.errors import BuildError
+from runtimes.inspection.process import inspect_apart
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model's main file, the small files that belong to it, and what was found in it.
+
+    ``confinement`` says how the process was confined that found it (runtimes.confinement).
+    """
+
+    runtime: Runtime
+    path: Path
+    side_files: tuple[Path, ...]
+    inspection: Inspection
+    confinement: str
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """All its files by name: the main one, those beside it, and what holds its weights."""
+        outside = {tensor.file for tensor in self.inspection.tensors if tensor.file}
+        paths = (self.path, *self.side_files, *(self.path.with_name(name) for name in outside))
+        return {path.name: path for path in sorted(paths)}
+
+
+def open_source(path: Path) -> Source:
+    """Finds and inspects the model at a path.
+
+    A folder holds one model file, or several of which one is called ``model``; as Hugging Face's
+    ONNX community does it, that may lie in ``onnx/`` below. A file stands alone.
+    Raises BuildError, UnsupportedModelError or UnsafeFileError.
+    """
+    main = _main_file(path) if path.is_dir() else path
+    if not main.is_file():
+        raise BuildError(f"there is no file {main}", advice="Check the path.")
+    runtime = registry.find_by_format(main.suffix.removeprefix("."))
+    # The inner folder's files win over those above it.
+    folders = {path, main.parent} if path.is_dir() else set()
+    beside = {
+        name: folder / name
+        for folder in sorted(folders)
+        for name in runtime.side_files
+        if (folder / name).is_file()
+    }
+    found = inspect_apart(registry.location(runtime.name), main)
+    return Source(
+        runtime, main, tuple(beside.values()), found.inspection, confinement=found.confinement
+    )
+
+
+def _main_file(folder: Path) -> Path:
+    formats = {registry.find(name).format for name in registry.names()}
+    for inner in (folder, folder / "onnx"):
+        found = sorted(p for p in inner.glob("*") if p.suffix.removeprefix(".") in formats)
+        models = [path for path in found if path.stem == "model"] or found
+        if len(models) == 1:
+            return models[0]
+        if models:
+            names = ", ".join(path.name for path in models[:8])
+            raise BuildError(
+                f"{inner} holds {len(models)} model files: {names}", advice="Name the one you mean."
+            )
+    raise BuildError(
+        f"{folder} holds no model file",
+        advice=f"Looked for: {registry.advised_endings()}.",
+    )

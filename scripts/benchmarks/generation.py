@@ -1,0 +1,126 @@
+"""Generation through the gateway against the same engine in this process, and llama-bench."""
+
+import http.client
+import json
+import statistics
+import time
+
+from benchmarks import llama_bench
+from benchmarks.deployment import CONTEXT, Deployment
+from benchmarks.result import Result
+from runtimes.base import Engine, LoadSpec, Sampling
+from runtimes.llama_cpp import RUNTIME
+
+RATE_BAR = 0.97
+LLAMA_BENCH_BAR = 0.95
+TTFT_BAR_MS = 3.0
+REPETITIONS = 7
+TURNS = 5
+TOKENS = 96
+PROMPT = "The import statement combines two operations; it searches for the named module, then"
+
+
+def run(deployment: Deployment) -> list[Result]:
+    """Alternately the gateway and the engine, on the same file; medians of both."""
+    from artifact.manifest import Task
+
+    files = {deployment.model_file.name: deployment.model_file}
+    engine = RUNTIME.load(LoadSpec(files, Task.TEXT_GENERATION, context_length=CONTEXT))
+    try:
+        here, there = [], []
+        for repetition in range(REPETITIONS + 1):
+            # Another opening each time, so that no side profits from a prompt it has seen.
+            prompt = f"{repetition}. {PROMPT}"
+            inside, outside = _in_process(engine, prompt), _gateway(deployment.box.gateway, prompt)
+            if repetition:  # the first of each only warms up
+                there.append(inside)
+                here.append(outside)
+    finally:
+        engine.close()
+    ours, peer = _medians(here), _medians(there)
+    added = (ours[0] - peer[0]) * 1000
+    ratio = ours[1] / peer[1]
+    return [
+        Result(
+            "generation through the gateway",
+            f"{ours[1]:.1f} tokens/s = {ratio:.3f} x",
+            f"{peer[1]:.1f} tokens/s, same engine in-process",
+            f">= {RATE_BAR} x",
+            ratio >= RATE_BAR,
+        ),
+        Result(
+            "TTFT through the gateway",
+            f"{ours[0] * 1000:.1f} ms = {added:+.1f} ms",
+            f"{peer[0] * 1000:.1f} ms, same engine in-process",
+            f"<= +{TTFT_BAR_MS:.0f} ms",
+            added <= TTFT_BAR_MS,
+        ),
+        _beside_llama_bench(deployment),
+    ]
+
+
+def _beside_llama_bench(deployment: Deployment) -> Result:
+    """Tokens per second of generation alone, and llama.cpp's own benchmark, in turns."""
+    what, bar = "generation beside llama.cpp's own", f">= {LLAMA_BENCH_BAR} x"
+    ours, peers = [], []
+    for turn in range(TURNS):
+        ours.append(_gateway(deployment.box.gateway, f"{turn}: {PROMPT}")[1])
+        measured = llama_bench.rates(deployment.model_file, prompt_tokens=1, tokens=TOKENS)
+        if measured is None:
+            return Result(what, "", "no llama-bench here", bar, None, llama_bench.ABSENT)
+        peers.append(measured[1])
+    # Either side's pace changes from minute to minute with what else the machine has to do.
+    ratio = statistics.median(our / peer for our, peer in zip(ours, peers, strict=True))
+    return Result(
+        what,
+        f"{statistics.median(ours):.1f} tokens/s = {ratio:.3f} x",
+        f"{statistics.median(peers):.1f} tokens/s, llama-bench",
+        bar,
+        ratio >= LLAMA_BENCH_BAR,
+    )
+
+
+def _medians(runs: list[tuple[float, float]]) -> tuple[float, float]:
+    return statistics.median(r[0] for r in runs), statistics.median(r[1] for r in runs)
+
+
+def _in_process(engine: Engine, prompt: str) -> tuple[float, float]:
+    """Seconds to the first token, and tokens per second after it."""
+    began = time.perf_counter()
+    generation = engine.generate(prompt, Sampling(max_tokens=TOKENS))
+    next(generation)
+    first = time.perf_counter()
+    for _ in generation:
+        pass
+    ended = time.perf_counter()
+    return first - began, (generation.usage.generated_tokens - 1) / (ended - first)
+
+
+def _gateway(address: str, prompt: str) -> tuple[float, float]:
+    """The same, as an HTTP client sees it; tokens are counted by the answer's own usage."""
+    body = {
+        "model": "bench",
+        "prompt": prompt,
+        "max_tokens": TOKENS,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    connection = http.client.HTTPConnection(address, timeout=120)
+    connection.connect()
+    began = time.perf_counter()
+    connection.request(
+        "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
+    )
+    answer = connection.getresponse()
+    first, generated = 0.0, 0
+    for line in answer:
+        if not line.startswith(b"data: {"):
+            continue
+        first = first or time.perf_counter()
+        event = json.loads(line[6:])
+        if event.get("usage"):
+            generated = event["usage"]["completion_tokens"]
+    ended = time.perf_counter()
+    connection.close()
+    return first - began, (generated - 1) / (ended - first)

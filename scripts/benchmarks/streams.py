@@ -1,0 +1,89 @@
+"""Four streams at once through the gateway against one: what the batch gives."""
+
+import http.client
+import json
+import statistics
+import threading
+import time
+from pathlib import Path
+
+from benchmarks import llama_bench
+from benchmarks.deployment import Deployment
+from benchmarks.result import Result
+
+BAR = 2.0
+STREAMS = 4
+REPETITIONS = 5
+TOKENS = 64
+PROMPT = "The import statement combines two operations; it searches for the named module, then"
+
+
+def run(deployment: Deployment) -> list[Result]:
+    """One stream and four in turn, prompts included; the ratio is the median of each pair's own."""
+    one, four = [], []
+    for repetition in range(REPETITIONS + 1):
+        alone = _rate(deployment.box.gateway, 1, repetition)
+        together = _rate(deployment.box.gateway, STREAMS, repetition)
+        if repetition:  # the first of each only warms up
+            one.append(alone)
+            four.append(together)
+    single, batched = statistics.median(one), statistics.median(four)
+    # A pair saw the same noise, as far as that goes.
+    ratio = statistics.median(many / alone for many, alone in zip(four, one, strict=True))
+    return [
+        Result(
+            f"{STREAMS} streams at once",
+            f"{batched:.1f} tokens/s = {ratio:.2f} x",
+            f"{single:.1f} tokens/s, one stream",
+            f">= {BAR:g} x",
+            ratio >= BAR,
+            _of_the_kernels(deployment.model_file),
+        )
+    ]
+
+
+def _of_the_kernels(model: Path) -> str:
+    """What a scheduler can get at most: a batch of so many tokens against one token at a time."""
+    rates = llama_bench.rates(model, prompt_tokens=STREAMS, tokens=TOKENS)
+    if rates is None:
+        return llama_bench.ABSENT
+    batch, single = rates
+    return f"llama-bench: a batch of {STREAMS} is {batch / single:.2f} x"
+
+
+def _rate(address: str, streams: int, repetition: int) -> float:
+    """Tokens per second of all streams together, from the first request to the last token."""
+    counts = [0] * streams
+
+    def stream(number: int) -> None:
+        # No stream profits from a prompt that was read before.
+        counts[number] = _generate(address, f"{repetition}.{number}.{streams} {PROMPT}")
+
+    threads = [threading.Thread(target=stream, args=(number,)) for number in range(streams)]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts) / (time.perf_counter() - began)
+
+
+def _generate(address: str, prompt: str) -> int:
+    body = {
+        "model": "bench",
+        "prompt": prompt,
+        "max_tokens": TOKENS,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    connection = http.client.HTTPConnection(address, timeout=300)
+    connection.request(
+        "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
+    )
+    generated = 0
+    for line in connection.getresponse():
+        if line.startswith(b"data: {") and (usage := json.loads(line[6:]).get("usage")):
+            generated = usage["completion_tokens"]
+    connection.close()
+    return generated

@@ -1,0 +1,96 @@
+"""The memory estimate: corrected by loads, and at shorter contexts."""
+
+from dataclasses import replace
+
+import pytest
+
+from agent.selection import Knowledge, Measurement, rank
+from agent.selection.memory import memory_model
+from artifact.manifest import SelectionPolicy, SlotPolicy, Task, Variant
+from tests.agent.selection.test_ranking import FACTS, GIB, component, variant, why
+
+MIB = 1 << 20
+# 4 GiB of weights and what goes with them, and half a MiB for each of 4096 tokens.
+LONG = Variant(
+    name="long",
+    runtime="llama_cpp",
+    format="gguf",
+    quantization="q4_k_m",
+    files=variant("x", 4).files,
+    memory_bytes=6 * GIB,
+    context_length=4096,
+    context_bytes=MIB // 2,
+)
+
+
+def load(
+    name: str, estimated: float, took: float, *, runtime: str = "llama_cpp", model: str = "a/b@1"
+) -> Measurement:
+    """What loading took, in GiB."""
+    return Measurement(
+        model=model,
+        variant=name,
+        task=Task.TEXT_GENERATION,
+        runtime=runtime,
+        quantization="q4_k_m",
+        size_bytes=GIB,
+        parameters=0,
+        context_length=2048,
+        estimated_memory_bytes=int(estimated * GIB),
+        memory_bytes=int(took * GIB),
+        tokens_per_second=10,
+        ttft_seconds=0.1,
+    )
+
+
+def test_what_its_own_load_took_here_is_what_a_variant_needs() -> None:
+    tight = variant("tight", 3)
+    known = Knowledge(FACTS, [load("tight", 3.3, 4.1, model="demo/model@1")])
+    decision = rank(component(tight), SelectionPolicy(), known)
+    assert why(decision, "tight").startswith("needs 4.1 GiB, budget 3.8 GiB (took 4.1 GiB when")
+    assert not rank(component(tight), SelectionPolicy(), Knowledge(FACTS)).nothing_fits
+
+
+def test_loads_of_like_models_correct_the_estimate_and_it_is_said() -> None:
+    other = variant("other", 3)
+    known = Knowledge(FACTS, [load("q4", 2.0, 2.5), load("q8", 2.0, 2.7)])
+    decision = rank(component(other), SelectionPolicy(), known)
+    assert "(estimate x 1.30, as loading llama_cpp models took here)" in why(decision, "other")
+    assert decision.candidate("other").predicted_memory_bytes == pytest.approx(4.29 * GIB, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "unlike", [load("tiny", 0.1, 0.3), load("onnx", 2, 3, runtime="onnx"), load("huge", 40, 80)]
+)
+def test_loads_of_another_runtime_or_size_do_not(unlike: Measurement) -> None:
+    assert memory_model(variant("v", 2), "demo/model@1", [unlike]).why == ""
+
+
+@pytest.mark.parametrize(("took", "factor"), [(0.1, 0.8), (90.0, 2.0)])
+def test_a_correction_is_bounded(took: float, factor: float) -> None:
+    model = memory_model(variant("v", 2), "demo/model@1", [load("q4", 2.0, took)])
+    assert model.bytes_at(2048) == pytest.approx(2.2 * GIB * factor, rel=0.001)
+
+
+def test_a_shorter_context_is_told_and_taken_only_as_the_release_allows() -> None:
+    policy = SelectionPolicy(slots={"chat": SlotPolicy(max_memory_bytes=5 * GIB)})
+    known = Knowledge(replace(FACTS, model_memory_bytes=8 * GIB))
+    told = why(rank(component(LONG), policy, known), "long")
+    assert told == (
+        "needs 6.0 GiB, budget 5.0 GiB; fits with context <= 2048, the release asks for 4096"
+    )
+    asked = SelectionPolicy(max_memory_bytes=5 * GIB, min_context_length=2049)
+    assert "the release asks for 2049" in why(rank(component(LONG), asked, known), "long")
+    asked = SelectionPolicy(max_memory_bytes=5 * GIB, min_context_length=1024)
+    taken = rank(component(LONG), asked, known).candidate("long")
+    assert (taken.bucket, taken.context_length) == ("ranked", 2048)
+    assert taken.predicted_memory_bytes == 5 * GIB
+    assert "with a context of 2048 instead of 4096" in taken.reason
+    too_small = rank(component(LONG), SelectionPolicy(), Knowledge(FACTS))
+    assert why(too_small, "long") == "needs 6.0 GiB, budget 3.8 GiB"
+
+
+def test_the_whole_context_is_never_shortened_without_need() -> None:
+    asked = SelectionPolicy(min_context_length=64)
+    fits = rank(component(variant("v", 1)), asked, Knowledge(FACTS)).candidate("v")
+    assert fits.context_length == 0

@@ -1,0 +1,158 @@
+"""The predicted speed: what was measured here, by the class, or the roofline as calibrated here."""
+
+import itertools
+from dataclasses import replace
+from statistics import median
+
+import pytest
+
+from agent.facts import MicroBenchmark
+from agent.selection import Measurement, Prior, Source
+from agent.selection.prediction import Predictor, weight_rate
+from artifact.manifest import File, Task, Variant
+
+BENCHMARK = MicroBenchmark(
+    memory_bytes_per_second=10e9,
+    matmul_flops_per_second=100e9,
+    weight_bytes_per_second={"f16": 10e9, "q8_0": 8e9, "q4_k": 5e9, "q6_k": 6e9, "q5_k": 5e9},
+)
+BITS = {"f16": 16.0, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q4_k_m": 4.9}
+MODEL = "acme/m@1"
+
+
+def variant(quantization: str, parameters: float) -> Variant:
+    size = int(parameters * BITS[quantization] / 8)
+    return Variant(
+        name=quantization,
+        runtime="llama_cpp",
+        format="gguf",
+        quantization=quantization,
+        files=(File(name="m", size=size, sha256="0" * 64, index="0" * 64),),
+        memory_bytes=size,
+        parameters=int(parameters),
+        # Deeper as it is larger.
+        matrices=int(16 * (parameters / 1e6) ** 0.45),
+    )
+
+
+def truth(one: Variant) -> float:
+    """Tokens/s of a box that is slower than its roofline, differently so by quantization."""
+    odd = {"q4_k_m": 0.9, "q5_k_m": 1.15}.get(one.quantization, 1.0)
+    seconds = 1.6 * odd * one.size_bytes / weight_rate(BENCHMARK, one.quantization)
+    return 1 / (seconds + 100e-6 + 10e-6 * one.matrices)
+
+
+def measured(one: Variant, model: str = MODEL) -> Measurement:
+    return Measurement(
+        model=model,
+        variant=one.name,
+        task=Task.TEXT_GENERATION,
+        runtime=one.runtime,
+        quantization=one.quantization,
+        size_bytes=one.size_bytes,
+        parameters=one.parameters,
+        matrices=one.matrices,
+        context_length=512,
+        estimated_memory_bytes=one.memory_bytes,
+        memory_bytes=one.memory_bytes,
+        tokens_per_second=truth(one),
+        ttft_seconds=one.parameters * 1e-9,
+        joules_per_token=20 / truth(one),
+    )
+
+
+def predictor(*known: Measurement, benchmark: MicroBenchmark = BENCHMARK) -> Predictor:
+    return Predictor(MODEL, Task.TEXT_GENERATION, benchmark, known)
+
+
+def error(known: list[Measurement], one: Variant) -> float:
+    predicted = predictor(*known).predict(one)
+    assert predicted.source is Source.CALIBRATED
+    return abs(predicted.tokens_per_second / truth(one) - 1)
+
+
+def test_a_rate_is_of_the_kernel_with_the_longest_fitting_name() -> None:
+    rates = MicroBenchmark(
+        memory_bytes_per_second=9, weight_bytes_per_second={"q4": 1, "q4_k": 2, "q5_k": 3}
+    )
+    assert weight_rate(rates, "q4_k_m") == 2
+    assert weight_rate(rates, "q4_0") == 1
+    assert weight_rate(rates, "int8") == 9
+
+
+def test_without_measurements_it_is_the_bare_roofline() -> None:
+    one = variant("q4_k_m", 350e6)
+    found = predictor().predict(one)
+    assert found.source is Source.ROOFLINE
+    assert found.tokens_per_second == pytest.approx(5e9 / one.size_bytes)
+    # Sixteen tokens of two operations per weight.
+    assert found.ttft_seconds == pytest.approx(16 * 2 * 350e6 / 100e9)
+    assert predictor(benchmark=MicroBenchmark()).predict(one).tokens_per_second == 0
+
+
+def test_an_embedding_model_takes_the_arithmetic_of_a_whole_text() -> None:
+    whole, eighth = (variant(name, 1e6) for name in ("f16", "q8_0"))
+    embedding = replace(predictor(), task=Task.EMBEDDING)
+    # Sixteen tokens of two operations per weight; reading those takes a tenth of it, here.
+    assert embedding.predict(whole).tokens_per_second == pytest.approx(100e9 / (16 * 2 * 1e6))
+    fast = replace(embedding, benchmark=replace(BENCHMARK, int8_operations_per_second=200e9))
+    assert fast.predict(whole) == embedding.predict(whole)
+    assert fast.predict(eighth).tokens_per_second == pytest.approx(200e9 / (16 * 2 * 1e6))
+    # Not faster than its weights are read, however fast the arithmetic is.
+    endless = replace(embedding, benchmark=replace(BENCHMARK, matmul_flops_per_second=1e15))
+    assert endless.predict(whole).tokens_per_second == pytest.approx(10e9 / whole.size_bytes)
+
+
+def test_an_embedding_model_is_calibrated_in_texts() -> None:
+    one = variant("f16", 1e6)
+    known = replace(measured(one, "acme/other@1"), task=Task.EMBEDDING, tokens_per_second=1000)
+    found = replace(predictor(known), task=Task.EMBEDDING).predict(one)
+    assert found.source is Source.CALIBRATED
+    assert found.tokens_per_second == pytest.approx(1000, rel=0.2)
+
+
+def test_every_other_pair_of_variants_is_predicted_within_15_percent() -> None:
+    variants = [variant(name, 350e6) for name in BITS]
+    errors = [
+        error([measured(each) for each in known], one)
+        for known in itertools.combinations(variants, 2)
+        for one in variants
+        if one not in known
+    ]
+    assert median(errors) < 0.15
+
+
+def test_another_models_variants_predict_this_ones_by_quantization() -> None:
+    known = [measured(variant(name, 120e6), "acme/small@1") for name in BITS]
+    errors = [error(known, variant(name, 350e6)) for name in BITS]
+    assert median(errors) < 0.15
+
+
+def test_one_measurement_already_brings_the_rest_closer() -> None:
+    one, other = variant("q8_0", 350e6), variant("f16", 350e6)
+    bare = predictor().predict(other).tokens_per_second
+    assert error([measured(one)], other) < 0.15 < abs(bare / truth(other) - 1)
+
+
+def test_other_runtimes_and_tasks_say_nothing() -> None:
+    strange = replace(measured(variant("q8_0", 350e6)), runtime="onnx")
+    classifier = replace(measured(variant("f16", 350e6)), task=Task.TENSOR)
+    assert predictor(strange, classifier).predict(variant("q6_k", 1e8)).source is Source.ROOFLINE
+
+
+def test_its_own_measurement_comes_before_the_class_and_that_before_the_roofline() -> None:
+    one = variant("q4_k_m", 350e6)
+    priors = {"q4_k_m": Prior(tokens_per_second=7, joules_per_token=0.5)}
+    known = replace(predictor(measured(variant("q8_0", 350e6))), priors=priors)
+    found = known.predict(one)
+    assert (found.source, found.tokens_per_second) == (Source.HARDWARE_CLASS, 7)
+    found = replace(known, measured=[measured(one)]).predict(one)
+    assert (found.source, found.tokens_per_second) == (Source.MEASURED_HERE, truth(one))
+
+
+def test_energy_and_ttft_follow_what_was_measured() -> None:
+    one = variant("q6_k", 700e6)
+    found = predictor(measured(variant("q8_0", 350e6))).predict(one)
+    # The same power, for the time that a token takes.
+    assert found.joules_per_token == pytest.approx(20 / found.tokens_per_second)
+    assert found.ttft_seconds == pytest.approx(0.7)

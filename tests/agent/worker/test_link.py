@@ -1,0 +1,74 @@
+"""The worker's end of its socket: one thread waits for commands, another reads while it works."""
+
+import socket
+import threading
+
+from agent.worker import messages
+from agent.worker.__main__ import Link
+from agent.worker.mapped import Mapped
+
+SECONDS = 20
+COUNT = 1000
+
+
+# Both ends stay open: a link ends its process when the daemon's is closed.
+_OPEN: list[socket.socket] = []
+
+
+def linked() -> tuple[socket.socket, Link]:
+    """The daemon's end, and a link at the other."""
+    ours, theirs = socket.socketpair()
+    _OPEN.append(ours)
+    link = Link(theirs, Mapped())
+    link.listen()
+    return ours, link
+
+
+def command(command_id: int) -> messages.ScoreText:
+    return messages.ScoreText(id=command_id, text="x" * (command_id % 7))
+
+
+def cancellation(link: Link, command_id: int) -> threading.Event:
+    heard = threading.Event()
+    link.on_cancel(command_id, heard.set)
+    return heard
+
+
+def test_a_cancellation_is_heard_while_it_works() -> None:
+    daemon, link = linked()
+    daemon.sendall(messages.encode(command(1)))
+    assert link.next_command(wait=True) == command(1)
+    heard = cancellation(link, 1)
+    daemon.sendall(messages.encode(messages.Cancel(id=1)))
+    assert heard.wait(SECONDS)
+    assert link.cancelled(1)
+
+
+def test_what_came_while_it_worked_is_there_when_it_waits() -> None:
+    daemon, link = linked()
+    daemon.sendall(messages.encode(command(1)))
+    assert link.next_command(wait=True) == command(1)
+    heard = cancellation(link, 1)
+    # The second has been read once the cancellation after it has.
+    daemon.sendall(messages.encode(command(2)) + messages.encode(messages.Cancel(id=1)))
+    assert heard.wait(SECONDS)
+    assert link.next_command(wait=True) == command(2)
+    assert link.next_command(wait=False) is None
+
+
+def test_no_command_is_lost_between_the_two_who_read() -> None:
+    daemon, link = linked()
+    found: list[messages.AnyCommand | None] = []
+    taken = threading.Semaphore(0)
+
+    def work() -> None:
+        for _ in range(COUNT):
+            found.append(link.next_command(wait=True))
+            taken.release()
+
+    threading.Thread(target=work, daemon=True).start()
+    for command_id in range(COUNT):
+        # It works no more, and perhaps does not wait yet.
+        daemon.sendall(messages.encode(command(command_id)))
+        assert taken.acquire(timeout=SECONDS)
+    assert found == [command(command_id) for command_id in range(COUNT)]

@@ -1,0 +1,184 @@
+"""What was seen once is a floor for ever: no power cut, replay or clock takes a device back."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from image_world import START, Numbers, World, manifest
+from tuf.api.metadata import Targets, Timestamp
+
+from artifact.errors import ClockSetBackError, ExpiredMetadataError, UntrustedError
+from artifact.trust.client import CLOCK_FLOOR, CLOCK_TOLERANCE, MAX_VERSION
+from artifact.trust.image import sign
+from artifact.trust.metadata import parse
+from artifact.trust.repository import make_snapshot_timestamp
+from artifact.trust.verify import ImageVerifier
+
+CHAT = "acme/chat@1"
+
+
+@pytest.fixture
+def floors() -> Numbers:
+    return Numbers()
+
+
+@pytest.fixture
+def fresh(world: World, floors: Numbers, tmp_path: Path) -> Callable[[], ImageVerifier]:
+    """A verifier whose cache is empty each time, as a power cut may leave it."""
+    caches = iter(range(100))
+    return lambda: world.verifier(tmp_path / f"cache-{next(caches)}", floors)
+
+
+def names(floors: Numbers) -> dict[str, int]:
+    """Without the digests of the keys that signed."""
+    return {name.partition("@")[0]: number for name, number in floors.kept.items()}
+
+
+def test_every_role_leaves_its_version_the_time_and_the_lowest_release(
+    world: World, floors: Numbers, fresh: Callable[[], ImageVerifier]
+) -> None:
+    world.publish(manifest(), lowest=1)
+    fresh().resolve(CHAT)
+    assert names(floors) == {
+        "image/root": 1,
+        "image/timestamp": 2,
+        "image/snapshot": 2,
+        "image/targets": 1,
+        "image/acme": 2,
+        "image/min_release/acme/chat": 1,
+        CLOCK_FLOOR: int(START.timestamp()),
+    }
+
+
+def test_a_replay_is_refused_even_when_the_cache_is_lost(
+    world: World, fresh: Callable[[], ImageVerifier]
+) -> None:
+    old = world.store["timestamp.json"]
+    world.publish(manifest())
+    fresh().resolve(CHAT)
+    world.store["timestamp.json"] = old
+    with pytest.raises(UntrustedError, match="fell back from version 2 to 1"):
+        fresh().resolve(CHAT)
+
+
+def test_what_a_refusal_showed_is_a_floor_too(
+    world: World, fresh: Callable[[], ImageVerifier]
+) -> None:
+    world.publish(manifest())
+    listed = dict(world.store)
+    world.delist(CHAT)
+    with pytest.raises(UntrustedError, match="does not list"):
+        fresh().resolve(CHAT)
+    world.store = listed
+    with pytest.raises(UntrustedError, match="fell back"):
+        fresh().resolve(CHAT)
+
+
+def test_what_a_failed_walk_verified_is_a_floor_too(
+    world: World, fresh: Callable[[], ImageVerifier]
+) -> None:
+    world.publish(manifest())
+    before = dict(world.store)
+    world.publish(manifest(version="2", counter=2))
+    world.store["3.snapshot.json"] = b"{}"
+    with pytest.raises(UntrustedError, match="cannot be verified"):
+        fresh().resolve(CHAT)
+    world.store = before
+    with pytest.raises(UntrustedError, match="timestamp metadata fell back from version 3 to 2"):
+        fresh().resolve(CHAT)
+
+
+def test_new_keys_start_a_new_floor(
+    world: World, floors: Numbers, fresh: Callable[[], ImageVerifier]
+) -> None:
+    """Else whoever stole the old ones could end all updates by signing a huge version."""
+    world.publish(manifest())
+    signed = parse(Timestamp, world.roles["timestamp"], "timestamp").signed
+    signed.version = 10**6
+    honest = world.store["timestamp.json"]
+    world.store["timestamp.json"] = sign(signed, [world.online.timestamp])
+    fresh().resolve(CHAT)
+    world.store["timestamp.json"] = honest
+    with pytest.raises(UntrustedError, match="fell back"):
+        fresh().resolve(CHAT)
+
+    world.replace_timestamp_key()
+    assert fresh().resolve(CHAT).counter == 1
+
+
+def test_a_version_beyond_all_use_is_refused_and_does_no_harm(
+    world: World, floors: Numbers, fresh: Callable[[], ImageVerifier]
+) -> None:
+    world.publish(manifest())
+    signed = parse(Timestamp, world.roles["timestamp"], "timestamp").signed
+    signed.version = MAX_VERSION + 1
+    world.store["timestamp.json"] = sign(signed, [world.online.timestamp])
+    with pytest.raises(UntrustedError, match="more than 9007199254740992"):
+        fresh().resolve(CHAT)
+    assert max(floors.kept.values(), default=0) <= MAX_VERSION
+
+
+def test_a_clock_set_back_is_refused_and_a_corrected_one_is_not(
+    world: World, fresh: Callable[[], ImageVerifier]
+) -> None:
+    world.publish(manifest())
+    fresh().resolve(CHAT)
+    world.pass_time(-CLOCK_TOLERANCE)
+    assert fresh().resolve(CHAT).counter == 1
+    world.pass_time(timedelta(seconds=-1))
+    with pytest.raises(ClockSetBackError, match="3601 s before") as raised:
+        fresh().resolve(CHAT)
+    assert "NTP" in raised.value.advice
+
+
+def test_expired_metadata_does_not_come_back_with_an_old_clock(
+    world: World, fresh: Callable[[], ImageVerifier]
+) -> None:
+    world.publish(manifest())
+    old = dict(world.store)
+    world.pass_time(timedelta(days=3))
+    world.refresh()
+    fresh().resolve(CHAT)
+    world.store = old
+    world.pass_time(timedelta(days=-3))
+    with pytest.raises(ClockSetBackError):
+        fresh().resolve(CHAT)
+
+
+def test_a_clock_that_was_far_ahead_leaves_no_floor(
+    world: World, floors: Numbers, fresh: Callable[[], ImageVerifier]
+) -> None:
+    """Everything has expired then, so nothing says that this time was right."""
+    world.publish(manifest())
+    world.pass_time(timedelta(days=4000))
+    with pytest.raises(ExpiredMetadataError):
+        fresh().resolve(CHAT)
+    assert CLOCK_FLOOR not in floors.kept
+    world.now = START
+    assert fresh().resolve(CHAT).counter == 1
+
+
+def test_a_lowest_release_holds_when_the_name_starts_over(
+    world: World, fresh: Callable[[], ImageVerifier]
+) -> None:
+    world.publish(manifest())
+    world.publish(manifest(version="2", counter=2), lowest=2)
+    fresh().resolve("acme/chat@2")
+    world.delist("acme/chat@1", "acme/chat@2")
+    world.publish(manifest(version="0", counter=1))
+    with pytest.raises(UntrustedError, match="below the publisher's min_release 2"):
+        fresh().resolve("acme/chat@0")
+
+
+def test_targets_itself_may_list_nothing(world: World, fresh: Callable[[], ImageVerifier]) -> None:
+    world.publish(manifest())
+    target = parse(Targets, world.roles["acme"], "acme").signed.targets["acme/chat/1.json"]
+    world.delist(CHAT)
+    targets = parse(Targets, world.roles["targets"], "targets").signed
+    targets.targets[target.path] = target
+    targets.version += 1
+    world.keep({"targets": sign(targets, [world.targets])})
+    world.keep(make_snapshot_timestamp(world.roles, world.online, now=world.now))
+    with pytest.raises(UntrustedError, match="acme does not list"):
+        fresh().resolve(CHAT)

@@ -1,0 +1,88 @@
+"""Storms, statuses and texts that come from outside."""
+
+import grpc
+import pytest
+
+from artifact.errors import ChunkMismatchError, UntrustedError
+from controlplane import errors
+from controlplane.api import streams
+from controlplane.api.status import ADVICE_KEY, CATALOG, plain, status_of
+from controlplane.api.streams import DEVICE_BURST, Admission, TokenBucket
+
+Code = grpc.StatusCode
+
+
+def test_a_bucket_lets_a_burst_through_and_refills() -> None:
+    now = 0.0
+    bucket = TokenBucket(burst=3, per_second=0.5, clock=lambda: now)
+    for _ in range(3):
+        bucket.take("too many")
+    with pytest.raises(errors.OverloadedError) as caught:
+        bucket.take("too many")
+    assert caught.value.retry_after_seconds == pytest.approx(2.0)
+    now = 2.0
+    bucket.take("too many")
+    with pytest.raises(errors.OverloadedError):
+        bucket.take("too many")
+    now = 1000.0
+    for _ in range(3):
+        bucket.take("too many")
+    with pytest.raises(errors.OverloadedError):
+        bucket.take("too many")
+
+
+def test_a_device_that_connects_without_end_takes_nobodys_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(streams, "MAX_IDLE", 2)
+    now = 0.0
+    admission = Admission(burst=DEVICE_BURST + 3, per_second=0.001, clock=lambda: now)
+    for _ in range(DEVICE_BURST):
+        admission.take("loud")
+    admission.take("first")
+    now = 1.0
+    admission.take("loud")
+    with pytest.raises(errors.OverloadedError, match="this device"):
+        admission.take("loud")
+    # Whoever has been quiet is forgotten for it; who is loud is not.
+    admission.take("second")
+    with pytest.raises(errors.OverloadedError, match="this device"):
+        admission.take("loud")
+    with pytest.raises(errors.OverloadedError, match="are connecting"):
+        admission.take("third")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.InvalidSelectorError("x"), Code.INVALID_ARGUMENT),
+        (errors.NotFoundError("x"), Code.NOT_FOUND),
+        (errors.NameTakenError("x"), Code.ALREADY_EXISTS),
+        (errors.StaleError("x"), Code.ABORTED),
+        (errors.DeviceBusyError("x"), Code.FAILED_PRECONDITION),
+        (errors.JoinRefusedError("x"), Code.PERMISSION_DENIED),
+        (UntrustedError("x"), Code.FAILED_PRECONDITION),
+        (ChunkMismatchError("x"), Code.INVALID_ARGUMENT),
+        (TimeoutError(), Code.DEADLINE_EXCEEDED),
+        (KeyError("secret"), Code.INTERNAL),
+    ],
+)
+def test_every_error_has_its_status(error: Exception, code: Code) -> None:
+    assert status_of(error, "/a/B").code is code
+
+
+def test_a_general_kind_never_hides_a_special_one() -> None:
+    kinds = [kind for kind, _ in CATALOG]
+    for position, kind in enumerate(kinds):
+        assert not any(issubclass(later, kind) for later in kinds[position + 1 :])
+
+
+def test_what_is_not_ours_is_not_told() -> None:
+    status = status_of(RuntimeError("password=hunter2"), "/a/B")
+    assert "hunter2" not in status.message
+    assert dict(status.trailing)[ADVICE_KEY]
+
+
+def test_texts_become_plain_and_short() -> None:
+    assert plain("a\nb\x00\u2603'") == "a\\nb\\x00\\u2603'"
+    assert len(plain("x" * 10_000)) == 1500

@@ -1,0 +1,54 @@
+"""Streams come, replace one another and go; what is said over them is kept, the newest of it."""
+
+from datetime import datetime, timedelta
+
+from controlplane.fleet import HardwareFacts, UpdateState
+from controlplane.store import devices, sessions
+from controlplane.store.database import Database
+from controlplane.store.sessions import Greeting, Progress
+
+GREETING = Greeting(
+    boot_id="b",
+    agent_version="1",
+    facts=HardwareFacts(),
+    hardware_class="c",
+    current_release="",
+    last_good_release="",
+)
+
+
+async def test_an_older_stream_does_not_end_the_newer(one: Database, now: datetime) -> None:
+    async with one.write() as tx:
+        await sessions.greet(tx, "id-box-1", "older", GREETING, now)
+        await sessions.greet(tx, "id-box-1", "newer", GREETING, now)
+        assert not await sessions.leave(tx, "id-box-1", "older", now)
+        assert (await devices.get(tx, "box-1")).connected
+        assert await sessions.leave(tx, "id-box-1", "newer", now)
+        assert not (await devices.get(tx, "box-1")).connected
+
+
+async def test_silent_streams_expire(one: Database, now: datetime) -> None:
+    async with one.write() as tx:
+        await sessions.greet(tx, "id-box-1", "s", GREETING, now)
+        assert await sessions.expire(tx, now) == 0
+        await sessions.touch(tx, ["id-box-1"], now + timedelta(seconds=50))
+        assert await sessions.expire(tx, now + timedelta(seconds=49)) == 0
+        assert await sessions.expire(tx, now + timedelta(seconds=51)) == 1
+
+
+async def test_progress_of_an_older_generation_is_out_of_date(one: Database, now: datetime) -> None:
+    def progress(generation: int, state: UpdateState) -> Progress:
+        return Progress(
+            generation=generation,
+            state=state,
+            detail="",
+            bytes_done=0,
+            bytes_total=0,
+            current_release="",
+            last_good_release="",
+        )
+
+    async with one.write() as tx:
+        for generation, state in ((2, UpdateState.FETCHING), (1, UpdateState.COMMITTED)):
+            await sessions.report_progress(tx, "id-box-1", progress(generation, state), now)
+        assert (await devices.get(tx, "box-1")).update_state is UpdateState.FETCHING

@@ -1,0 +1,29 @@
+"""Work of the update machine that ends in an error."""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from agent.update.job import Job
+from agent.update.machine import Event, State
+from agent.update.steps import Steps
+
+Step = Callable[[Job], Awaitable[Event]]
+
+
+def fails_in(states: set[State], patch: pytest.MonkeyPatch, *, before: bool) -> None:
+    """The work of these states ends in an error, before or after its effects."""
+    real = Steps.of
+
+    def of(steps: Steps, state: State) -> Step:
+        async def work(job: Job) -> Event:
+            if state in states and before:
+                raise OSError("as if the disk had failed")
+            event = await real(steps, state)(job)
+            if state in states:
+                raise OSError("as if the disk had failed")
+            return event
+
+        return work
+
+    patch.setattr(Steps, "of", of)
