@@ -147,6 +147,8 @@ class DebianBox:
             env=_ENVIRONMENT,
             check=False,
             timeout=COMMAND_SECONDS,
+            # A signal that a command sends to its own group is not for whoever runs the tests.
+            start_new_session=True,
         )
         if check and result.returncode != 0:
             raise BoxError(
