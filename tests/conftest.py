@@ -6,9 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from artifact.manifest import Lineage, Relation
 from runtimes.build import BuildRequest, VariantRequest, build
+
+# How long an example takes is the machine's business.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 LANGUAGE_VARIANTS = (

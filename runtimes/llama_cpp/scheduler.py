@@ -1,9 +1,9 @@
 """Several texts at once in one context: who is processed in the next step, and in which sequence.
 
-Every step is one batch: a token of each text that is being generated, and a bounded share of the
-prompts that are still being read, so that a long one does not hold up the others. Whoever wants a
-token drives the steps; there is no thread. Texts with different adapters take turns, since an
-adapter holds for a whole batch.
+Every step is one batch: a token of each text that is being generated, or of some in turn where that
+is faster (runtimes.llama_cpp.pace), and a bounded share of the prompts that are still being read,
+so that a long one does not hold up the others. Whoever wants a token drives the steps; there is no
+thread. Texts with different adapters take turns, since an adapter holds for a whole batch.
 
 The context's cells are shared. A text is taken in when its prompt fits beside the others; when the
 cells run out all the same, the youngest gives its place up and is read again later, so the oldest
@@ -21,13 +21,10 @@ from runtimes.errors import RuntimeFault
 from runtimes.generation import Chosen
 from runtimes.llama_cpp.batch import Part
 from runtimes.llama_cpp.limits import BATCH_TOKENS
+from runtimes.llama_cpp.pace import Pace
 from runtimes.llama_cpp.streams import Slot, Stream
 from runtimes.sampling import Sampler
 
-# While others generate, so much of prompts is read per step: about so long, at least so many.
-STALL_SECONDS: Final = 0.1
-FEWEST_PROMPT_TOKENS: Final = 16
-FIRST_PROMPT_TOKENS: Final = 64
 # Shorter beginnings are not worth another way of computing the same logits.
 SHORTEST_PREFIX: Final = 32
 # Room that a text should find for its next tokens before it is taken in.
@@ -65,7 +62,7 @@ class Scheduler:
         # Whether the context is in another use.
         self.lent = False
         self._steps = 0
-        self._prompt_seconds_per_token = 0.0
+        self._pace = Pace()
 
     def open(self, tokens: Sequence[int], room: int, sampler: Sampler, adapter: str = "") -> Stream:
         """A text of at most ``room`` tokens that follows a prompt."""
@@ -126,13 +123,10 @@ class Scheduler:
                 self._waiting.append(self._yield_place(self._live[-1]))
             return
         self._steps += 1
-        # Adapters in turn: that of whoever was processed longest ago.
-        adapter = min(wanting, key=lambda stream: stream.step).adapter
-        group = [stream for stream in wanting if stream.adapter == adapter]
-        parts = self._parts(group)
+        parts = self._parts(self._group(wanting))
         started = self._clock()
         try:
-            self._context.use_adapter(adapter)
+            self._context.use_adapter(parts[0][0].adapter)
             rows = self._context.process([part for _, part in parts])
         except RuntimeFault as error:
             self._fail([stream for stream, _ in parts], error)
@@ -141,11 +135,20 @@ class Scheduler:
             self._make_room()
             return
         seconds = self._clock() - started
-        self._learn(parts, seconds)
+        self._pace.learn(len(parts), sum(len(part.tokens) for _, part in parts), seconds)
         for (stream, part), logits in zip(parts, rows, strict=True):
             stream.step = self._steps
             stream.spend(seconds)
             self._advance(stream, part, logits)
+
+    def _group(self, wanting: list[Stream]) -> list[Stream]:
+        """Who shares the next batch, whoever was processed longest ago among them."""
+        waiting = sorted(wanting, key=lambda stream: stream.step)
+        # Adapters in turn.
+        group = [stream for stream in waiting if stream.adapter == waiting[0].adapter]
+        if all(stream.missing == 1 for stream in group):
+            return group[: self._pace.width(len(group))]
+        return group
 
     def _parts(self, group: list[Stream]) -> list[tuple[Stream, Part]]:
         """What each of a group gets processed: one token, or a share of its prompt."""
@@ -153,7 +156,7 @@ class Scheduler:
         generating = len(group) - len(reading)
         room = BATCH_TOKENS - generating
         if any(stream.missing == 1 for stream in self._live):
-            room = min(room, self._prompt_share())
+            room = min(room, self._pace.prompt_share())
         share = max(room // max(len(reading), 1), 1)
         parts = []
         for stream in group:
@@ -163,18 +166,6 @@ class Scheduler:
             logits = "last" if count == stream.missing else "none"
             parts.append((stream, Part(stream.slot.number, stream.held, tokens, logits)))
         return parts
-
-    def _prompt_share(self) -> int:
-        if not self._prompt_seconds_per_token:
-            return FIRST_PROMPT_TOKENS
-        share = int(STALL_SECONDS / self._prompt_seconds_per_token)
-        return min(max(share, FEWEST_PROMPT_TOKENS), BATCH_TOKENS)
-
-    def _learn(self, parts: list[tuple[Stream, Part]], seconds: float) -> None:
-        count = sum(len(part.tokens) for _, part in parts)
-        if count >= FEWEST_PROMPT_TOKENS:
-            before = self._prompt_seconds_per_token or seconds / count
-            self._prompt_seconds_per_token = (before + seconds / count) / 2
 
     def _advance(self, stream: Stream, part: Part, logits: Any) -> None:
         assert stream.slot is not None  # noqa: S101 - it is live

@@ -63,7 +63,7 @@ def wire(tmp_path_factory: pytest.TempPathFactory) -> Wire:
     return Wire(tmp_path_factory.mktemp("wire"), ChunkServer())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(which=st.integers(0, 3), spot=ANYWHERE)
 async def test_of_chunks_and_index_none_is_installed(wire: Wire, which: int, spot: Spot) -> None:
     digest = sorted(wire.sound)[which]
@@ -182,7 +182,7 @@ def alone(rot: Rot) -> Rot:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(spot=ANYWHERE)
 # In the name of a table, of which SQLite then says what is no UTF-8.
 @example(spot=(0.154296875, 7))
@@ -203,7 +203,7 @@ def test_a_damaged_queue_of_telemetry_lets_the_daemon_start(tmp_path: Path) -> N
     queue.close()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(spot=ANYWHERE)
 def test_of_the_journals_log_all_from_there_on_is_as_if_the_power_had_gone_then(
     rot: Rot, spot: Spot
@@ -218,7 +218,7 @@ def test_of_a_journals_document_every_byte_is_told(closed: Rot) -> None:
         assert alone(closed).after("journal.db", ((position + 0.5) / len(pages), 1)) is None
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(name=st.sampled_from(["journal.db", "journal.db-wal", COPY]), spot=ANYWHERE)
 def test_of_a_journal_and_its_copy_no_flip_costs_anything(rot: Rot, name: str, spot: Spot) -> None:
     assert rot.after(name, spot) == rot.said[-1]

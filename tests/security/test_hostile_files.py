@@ -132,7 +132,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("runtime", FORMATS)
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(chance=st.randoms(use_true_random=False))
 def test_a_spoiled_file_is_refused_or_found_sound(
     runtime: str, chance: Random, workshop: Path
@@ -141,7 +141,7 @@ def test_a_spoiled_file_is_refused_or_found_sound(
 
 
 @pytest.mark.parametrize("read", [read_config, read_tokenizer_config])
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, suppress_health_check=list(HealthCheck))
 @given(chance=st.randoms(use_true_random=False))
 def test_a_spoiled_configuration_is_refused_or_read(
     read: Callable[[Path], object], chance: Random, workshop: Path

@@ -556,7 +556,7 @@ async def test_metadata_that_trickles_is_given_up_and_asked_for_again(
 MANIFEST_WORLD: list[bytes] = []
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.data())
 def test_any_byte_flip_in_a_manifest_is_detected(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -58,7 +58,7 @@ def write_delta(
 
 @pytest.mark.parametrize("layout", LAYOUT_NUMBERS)
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_bytes_come_back_from_any_other_in_every_layout(
     layout: int, data: st.DataObject
 ) -> None:
@@ -155,7 +155,7 @@ def test_a_header_that_grew_costs_what_grew(tmp_path: Path) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_file_comes_back_whatever_its_tensors_claim(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -215,7 +215,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_flipped_bit_gives_the_right_file_or_none(
     made: Path, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

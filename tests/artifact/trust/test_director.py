@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from image_world import START, Numbers
 from securesystemslib.signer import Key, Signer
@@ -184,7 +184,6 @@ DIRECTOR = Director()
 HONEST = DIRECTOR.says()
 
 
-@settings(deadline=None)
 @given(st.sampled_from(["timestamp", "snapshot", "targets"]), st.data())
 def test_a_flipped_bit_changes_nothing_or_is_refused(name: str, data: st.DataObject) -> None:
     altered = bytearray(getattr(HONEST, name))

@@ -270,7 +270,7 @@ WORLD = World()
 WORLD.publish(manifest())
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.sampled_from(sorted(WORLD.store)), st.data())
 def test_a_flipped_bit_in_metadata_changes_nothing_or_is_refused(
     tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject

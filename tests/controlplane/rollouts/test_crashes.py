@@ -60,7 +60,7 @@ def happen(fleet: Fleet, event: str, number: int) -> None:
 
 # One device is to try again in the very tick in which the other's failure ends the rollout.
 @example([("a", "shaky", True), ("b", "bad", True)], [("", 0, 0), ("", 0, 0)], "rollback")
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(devices, events, st.sampled_from(["rollback", "pause", "abort"]))
 def test_whatever_happens_the_rollout_comes_to_rest_and_devices_obey(
     rows: list[tuple[str, str, bool]], story: list[tuple[str, int, int]], policy: str

@@ -40,7 +40,10 @@ def test_the_file_that_all_of_these_are_spoiled_from_is_sound(tmp_path: Path) ->
     assert found.offset + found.size == len(SOUND_GGUF)
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(noise=st.binary(max_size=24), at=st.integers(0, len(RICH_GGUF)))
 def test_any_bytes_are_read_or_refused_but_never_worse(
     noise: bytes, at: int, tmp_path: Path

@@ -9,9 +9,8 @@ import pytest
 from runtimes.base import Sampling
 from runtimes.errors import RuntimeFault
 from runtimes.llama_cpp.batch import Part
+from runtimes.llama_cpp.pace import FEWEST_PROMPT_TOKENS, FIRST_PROMPT_TOKENS, SAMPLES
 from runtimes.llama_cpp.scheduler import (
-    FEWEST_PROMPT_TOKENS,
-    FIRST_PROMPT_TOKENS,
     SHORTEST_PREFIX,
     Scheduler,
 )
@@ -106,7 +105,30 @@ def test_texts_that_run_at_once_are_those_that_run_alone() -> None:
     owner = scheduler(cells)
     streams = [opened(owner, range(begin, begin + 10), room=20) for begin in (0, 100, 200, 300)]
     assert run(*streams) == [list(range(begin + 10, begin + 30)) for begin in (0, 100, 200, 300)]
-    assert sizes(cells)[1:] == [[1, 1, 1, 1]] * 19
+    assert sizes(cells)[1 : SAMPLES + 1] == [[1, 1, 1, 1]] * SAMPLES
+
+
+def test_texts_take_turns_evenly_where_a_batch_is_no_faster() -> None:
+    cells = Cells()
+    now = 0.0
+
+    def process(parts: Sequence[Part]) -> list[np.ndarray | None] | None:
+        nonlocal now
+        now += sum(len(part.tokens) for part in parts) ** 2
+        return Cells.process(cells, parts)
+
+    cells.process = process  # type: ignore[method-assign]
+    owner = Scheduler(cells, 4, lambda: now)
+    streams = [opened(owner, [begin], room=40) for begin in (0, 100, 200, 300)]
+    for _ in range(60):
+        for stream in streams:
+            stream.poll()
+    last = cells.batches[-100:]
+    # All but those that try out how fast three at once are.
+    alone = [parts[0].sequence for parts in last if len(parts) == 1]
+    assert len(alone) >= 100 - SAMPLES
+    turns = [alone.count(number) for number in range(4)]
+    assert max(turns) - min(turns) <= SAMPLES
 
 
 def test_a_text_alone_is_never_processed_further_than_it_is_read() -> None:

@@ -24,7 +24,10 @@ def test_a_hostile_model_is_refused_with_advice(content: bytes, tmp_path: Path) 
     assert caught.value.advice
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(noise=st.binary(max_size=200), at=st.integers(0, 200))
 def test_any_bytes_are_read_or_refused_but_never_worse(
     noise: bytes, at: int, tmp_path: Path

@@ -1,0 +1,66 @@
+"""How much one step should do, from what steps took."""
+
+from collections.abc import Callable
+
+import pytest
+
+from runtimes.llama_cpp.pace import SAMPLES, STALE_STEPS, Pace
+
+
+def after(pace: Pace, texts: int, cost: Callable[[int], float], steps: int) -> list[int]:
+    """The widths of so many steps, each of which takes what ``cost`` says."""
+    widths = []
+    for _ in range(steps):
+        width = pace.width(texts)
+        pace.learn(width, width, cost(width))
+        widths.append(width)
+    return widths
+
+
+@pytest.mark.parametrize(
+    ("texts", "seconds", "best"),
+    [
+        # All at once; one at a time; two at a time.
+        (4, {1: 1.0, 2: 1.2, 4: 1.5}, 4),
+        (4, {1: 1.0, 2: 3.0, 4: 4.9}, 1),
+        (4, {1: 1.0, 2: 1.1, 4: 3.0}, 2),
+        # Not enough better than all at once.
+        (4, {1: 1.0, 2: 2.1, 4: 4.2}, 4),
+        (5, {1: 1.0, 2: 1.1, 4: 1.2, 5: 4.0}, 4),
+        (2, {1: 1.0, 2: 2.5}, 1),
+        (1, {1: 1.0}, 1),
+        # Too short for the clock.
+        (4, {1: 0.0, 2: 0.0, 4: 0.0}, 4),
+    ],
+)
+def test_after_some_of_each_the_fastest_is_taken(
+    texts: int, seconds: dict[int, float], best: int
+) -> None:
+    widths = after(Pace(), texts, seconds.__getitem__, 100)
+    tried = SAMPLES * len(seconds)
+    assert sorted(widths[:tried]) == sorted([*seconds] * SAMPLES)
+    assert set(widths[tried:]) == {best}
+
+
+def test_what_has_become_faster_is_found_though_it_was_not_taken() -> None:
+    pace = Pace()
+    assert after(pace, 4, {1: 1.0, 2: 3.0, 4: 6.0}.__getitem__, 100)[-1] == 1
+    # As after the text has grown, or when other programs leave the machine.
+    widths = after(pace, 4, {1: 1.0, 2: 1.2, 4: 1.5}.__getitem__, 12 * STALE_STEPS)
+    assert widths[-1] == 4
+    assert widths.count(4) > STALE_STEPS
+
+
+def test_measuring_again_is_a_small_share() -> None:
+    widths = after(Pace(), 4, {1: 1.0, 2: 1.2, 4: 1.5}.__getitem__, 10 * STALE_STEPS)
+    assert widths.count(4) > 0.98 * len(widths)
+
+
+def test_steps_that_read_prompts_say_nothing_of_widths() -> None:
+    pace = Pace()
+    for _ in range(10):
+        pace.learn(4, 4, 6.0)
+        pace.learn(4, 200, 0.1)
+        pace.learn(2, 2, 1.0)
+        pace.learn(1, 1, 1.0)
+    assert pace.width(4) == 2
