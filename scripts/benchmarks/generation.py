@@ -4,6 +4,7 @@ import http.client
 import json
 import statistics
 import time
+from typing import NamedTuple
 
 from benchmarks import llama_bench
 from benchmarks.deployment import CONTEXT, Deployment
@@ -18,6 +19,14 @@ REPETITIONS = 7
 TURNS = 5
 TOKENS = 96
 PROMPT = "The import statement combines two operations; it searches for the named module, then"
+
+
+class Answer(NamedTuple):
+    """Seconds to the first token, tokens per second after it, and how many the prompt had."""
+
+    ttft: float
+    rate: float
+    prompt_tokens: int
 
 
 def run(deployment: Deployment) -> list[Result]:
@@ -38,20 +47,20 @@ def run(deployment: Deployment) -> list[Result]:
     finally:
         engine.close()
     ours, peer = _medians(here), _medians(there)
-    added = (ours[0] - peer[0]) * 1000
-    ratio = ours[1] / peer[1]
+    added = (ours.ttft - peer.ttft) * 1000
+    ratio = ours.rate / peer.rate
     return [
         Result(
             "generation through the gateway",
-            f"{ours[1]:.1f} tokens/s = {ratio:.3f} x",
-            f"{peer[1]:.1f} tokens/s, same engine in-process",
+            f"{ours.rate:.1f} tokens/s = {ratio:.3f} x",
+            f"{peer.rate:.1f} tokens/s, same engine in-process",
             f">= {RATE_BAR} x",
             ratio >= RATE_BAR,
         ),
         Result(
             "TTFT through the gateway",
-            f"{ours[0] * 1000:.1f} ms = {added:+.1f} ms",
-            f"{peer[0] * 1000:.1f} ms, same engine in-process",
+            f"{ours.ttft * 1000:.1f} ms = {added:+.1f} ms",
+            f"{peer.ttft * 1000:.1f} ms, same engine in-process",
             f"<= +{TTFT_BAR_MS:.0f} ms",
             added <= TTFT_BAR_MS,
         ),
@@ -64,8 +73,9 @@ def _beside_llama_bench(deployment: Deployment) -> Result:
     what, bar = "generation beside llama.cpp's own", f">= {LLAMA_BENCH_BAR} x"
     ours, peers = [], []
     for turn in range(TURNS):
-        ours.append(_gateway(deployment.box.gateway, f"{turn}: {PROMPT}")[1])
-        measured = llama_bench.rates(deployment.model_file, prompt_tokens=1, tokens=TOKENS)
+        answer = _gateway(deployment.box.gateway, f"{turn}: {PROMPT}")
+        ours.append(answer.rate)
+        measured = llama_bench.rates(deployment.model_file, 1, TOKENS, answer.prompt_tokens)
         if measured is None:
             return Result(what, "", "no llama-bench here", bar, None, llama_bench.ABSENT)
         peers.append(measured[1])
@@ -80,12 +90,11 @@ def _beside_llama_bench(deployment: Deployment) -> Result:
     )
 
 
-def _medians(runs: list[tuple[float, float]]) -> tuple[float, float]:
-    return statistics.median(r[0] for r in runs), statistics.median(r[1] for r in runs)
+def _medians(answers: list[Answer]) -> Answer:
+    return Answer(*map(statistics.median, zip(*answers, strict=True)))
 
 
-def _in_process(engine: Engine, prompt: str) -> tuple[float, float]:
-    """Seconds to the first token, and tokens per second after it."""
+def _in_process(engine: Engine, prompt: str) -> Answer:
     began = time.perf_counter()
     generation = engine.generate(prompt, Sampling(max_tokens=TOKENS))
     next(generation)
@@ -93,10 +102,12 @@ def _in_process(engine: Engine, prompt: str) -> tuple[float, float]:
     for _ in generation:
         pass
     ended = time.perf_counter()
-    return first - began, (generation.usage.generated_tokens - 1) / (ended - first)
+    usage = generation.usage
+    rate = (usage.generated_tokens - 1) / (ended - first)
+    return Answer(first - began, rate, usage.prompt_tokens)
 
 
-def _gateway(address: str, prompt: str) -> tuple[float, float]:
+def _gateway(address: str, prompt: str) -> Answer:
     """The same, as an HTTP client sees it; tokens are counted by the answer's own usage."""
     body = {
         "model": "bench",
@@ -113,14 +124,14 @@ def _gateway(address: str, prompt: str) -> tuple[float, float]:
         "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
     )
     answer = connection.getresponse()
-    first, generated = 0.0, 0
+    first = 0.0
+    usage: dict[str, int] = {}
     for line in answer:
         if not line.startswith(b"data: {"):
             continue
         first = first or time.perf_counter()
-        event = json.loads(line[6:])
-        if event.get("usage"):
-            generated = event["usage"]["completion_tokens"]
+        usage = json.loads(line[6:]).get("usage") or usage
     ended = time.perf_counter()
     connection.close()
-    return first - began, (generated - 1) / (ended - first)
+    rate = (usage["completion_tokens"] - 1) / (ended - first)
+    return Answer(first - began, rate, usage["prompt_tokens"])

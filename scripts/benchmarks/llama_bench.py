@@ -13,13 +13,18 @@ from pathlib import Path
 ABSENT = "build llama-bench and set FLOTILLA_LLAMA_BENCH"
 
 
-def rates(model: Path, prompt_tokens: int, tokens: int) -> tuple[float, float] | None:
-    """Tokens per second of one batch of a prompt, and of generation; None where there is none."""
+def rates(
+    model: Path, prompt_tokens: int, tokens: int, depth: int = 0
+) -> tuple[float, float] | None:
+    """Tokens per second of one batch of a prompt, and of generation; None where there is none.
+
+    Each of them follows ``depth`` tokens that are not timed.
+    """
     found = shutil.which(os.environ.get("FLOTILLA_LLAMA_BENCH", "llama-bench"))
     if found is None:
         return None
     threads = str(len(os.sched_getaffinity(0)))
-    sizes = ["-p", str(prompt_tokens), "-n", str(tokens)]
+    sizes = ["-p", str(prompt_tokens), "-n", str(tokens), "-d", str(depth)]
     ran = subprocess.run(
         [found, "-m", str(model), *sizes, "-r", "3", "-t", threads, "-o", "json"],
         capture_output=True,
