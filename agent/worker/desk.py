@@ -24,8 +24,8 @@ from runtimes.errors import (
 )
 
 # A fast model's tokens go out together, at most so often: each frame costs the daemon, and whoever
-# reads, about as much as a small model's token. The first token never waits.
-FLUSH_SECONDS = 0.01
+# reads, about as much as a small model's token, and no screen shows more. The first never waits.
+FLUSH_SECONDS = 0.02
 # A long prompt or many texts may take minutes to read, and who says nothing for minutes is taken
 # for stuck. Only a single call of the engine has to be shorter than that.
 WORKING_SECONDS = 10.0

@@ -73,9 +73,13 @@ def _beside_llama_bench(deployment: Deployment) -> Result:
     what, bar = "generation beside llama.cpp's own", f">= {LLAMA_BENCH_BAR} x"
     ours, peers = [], []
     for turn in range(TURNS):
-        answer = _gateway(deployment.box.gateway, f"{turn}: {PROMPT}")
-        ours.append(answer.rate)
-        measured = llama_bench.rates(deployment.model_file, 1, TOKENS, answer.prompt_tokens)
+        # As llama-bench does it: one to warm up, then the mean of some.
+        warm, *answers = [
+            _gateway(deployment.box.gateway, f"{turn}.{number}: {PROMPT}")
+            for number in range(1 + llama_bench.REPETITIONS)
+        ]
+        ours.append(statistics.mean(answer.rate for answer in answers))
+        measured = llama_bench.rates(deployment.model_file, 1, TOKENS, warm.prompt_tokens)
         if measured is None:
             return Result(what, "", "no llama-bench here", bar, None, llama_bench.ABSENT)
         peers.append(measured[1])
@@ -124,14 +128,19 @@ def _gateway(address: str, prompt: str) -> Answer:
         "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
     )
     answer = connection.getresponse()
-    first = 0.0
-    usage: dict[str, int] = {}
-    for line in answer:
-        if not line.startswith(b"data: {"):
-            continue
-        first = first or time.perf_counter()
-        usage = json.loads(line[6:]).get("usage") or usage
+    opening = answer.readline()
+    first = time.perf_counter()
+    # Whoever takes the tokens one by one competes with the engine for this machine's cores.
+    events = opening + answer.read()
     ended = time.perf_counter()
     connection.close()
+    usage = usage_of(events)
     rate = (usage["completion_tokens"] - 1) / (ended - first)
     return Answer(first - began, rate, usage["prompt_tokens"])
+
+
+def usage_of(events: bytes) -> dict[str, int]:
+    """What a whole answer of server-sent events says that it cost."""
+    told = [line for line in events.splitlines() if line.startswith(b"data: {")]
+    usage: dict[str, int] = json.loads(told[-1].removeprefix(b"data: "))["usage"]
+    return usage

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+REPETITIONS = 3
 ABSENT = "build llama-bench and set FLOTILLA_LLAMA_BENCH"
 
 
@@ -26,7 +27,7 @@ def rates(
     threads = str(len(os.sched_getaffinity(0)))
     sizes = ["-p", str(prompt_tokens), "-n", str(tokens), "-d", str(depth)]
     ran = subprocess.run(
-        [found, "-m", str(model), *sizes, "-r", "3", "-t", threads, "-o", "json"],
+        [found, "-m", str(model), *sizes, "-r", str(REPETITIONS), "-t", threads, "-o", "json"],
         capture_output=True,
         check=True,
         timeout=600,

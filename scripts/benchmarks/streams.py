@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks import llama_bench
 from benchmarks.deployment import Deployment
+from benchmarks.generation import usage_of
 from benchmarks.result import Result
 
 BAR = 2.0
@@ -81,9 +82,6 @@ def _generate(address: str, prompt: str) -> int:
     connection.request(
         "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
     )
-    generated = 0
-    for line in connection.getresponse():
-        if line.startswith(b"data: {") and (usage := json.loads(line[6:]).get("usage")):
-            generated = usage["completion_tokens"]
+    events = connection.getresponse().read()
     connection.close()
-    return generated
+    return usage_of(events)["completion_tokens"]
