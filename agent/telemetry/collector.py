@@ -45,7 +45,8 @@ class Tally:
         self.generated_tokens += record.generated_tokens
         self.prefill_seconds += record.prefill_seconds
         self.decode_seconds += record.decode_seconds
-        self.latency_seconds.add(record.latency_seconds)
+        if record.latency_seconds is not None:
+            self.latency_seconds.add(record.latency_seconds)
         if record.ttft_seconds is not None:
             self.ttft_seconds.add(record.ttft_seconds)
 

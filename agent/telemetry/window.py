@@ -24,13 +24,14 @@ class Labels:
 class RequestRecord:
     """What one request cost. ``ttft_seconds`` is None when no first token was reached.
 
+    Nor is there a ``latency_seconds`` of what was refused: it would make the model look fast.
     ``ok`` is false for requests that failed through no fault of the caller; a caller that went
     away is ok. Prefill and decode are busy seconds of the engine.
     """
 
     labels: Labels
     ok: bool
-    latency_seconds: float
+    latency_seconds: float | None
     ttft_seconds: float | None = None
     prompt_tokens: int = 0
     generated_tokens: int = 0
