@@ -4,6 +4,7 @@ The models are real and so are the engines: what runs here runs under the units'
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -182,6 +183,15 @@ class Fleet:
         return self.restarted(dead) and self.serves()
 
 
+def _no_shortage() -> str | None:
+    """Why no process can be left without memory here; None when one can."""
+    if os.environ.get("FLOTILLA_TEST_OOM") != "1":
+        return "FLOTILLA_TEST_OOM=1 is not set (who watches this machine may take it for short)"
+    if not (MEMORY_CONTROLLER / "memory.limit_in_bytes").exists():
+        return "no memory controller of cgroup version 1"
+    return None
+
+
 @pytest.fixture(scope="session")
 def packages(require: Callable[..., None]) -> dict[str, Path]:
     """Both packages, built from this checkout."""
@@ -243,10 +253,9 @@ def test_when_memory_runs_out_workers_go_before_the_daemon(fleet: Fleet) -> None
 def test_a_daemon_outlives_its_workers_in_exhausted_memory_and_serves_when_there_is_some(
     fleet: Fleet, require: Callable[..., None]
 ) -> None:
-    v1 = (MEMORY_CONTROLLER / "memory.limit_in_bytes").exists()
-    require("memory-controller", missing=None if v1 else "no memory controller of cgroup version 1")
+    require("out-of-memory", missing=_no_shortage())
     daemon, workers = fleet.main_pid(), fleet.workers()
-    with fleet.box.short_of_memory(daemon, 256 * MIB, left_bytes=8 * MIB) as killed:
+    with fleet.box.short_of_memory(daemon, 256 * MIB, left_bytes=16 * MIB) as killed:
         fleet.box.run("kill", "-9", *map(str, workers))
         wait_until("workers being killed for memory", lambda: killed() >= 2)
         assert fleet.main_pid() == daemon
