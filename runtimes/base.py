@@ -118,9 +118,9 @@ class Usage:
     """What one generation cost; busy seconds of prompt processing and of generation.
 
     The first token falls out of prompt processing, so ``prefill_seconds`` is the engine's share of
-    TTFT, and ``decode_seconds`` covers ``generated_tokens - 1`` steps. A step that served several
-    generations counts whole for each of them. ``cached_prompt_tokens`` of the prompt were known
-    from before.
+    TTFT, and ``decode_seconds`` covers ``generated_tokens - 1`` steps. A step counts whole
+    for each generation that it served or that waited for its turn. ``cached_prompt_tokens`` of the
+    prompt were known from before.
     """
 
     prompt_tokens: int

@@ -61,7 +61,8 @@ def _triton(totals: Totals, workers: Workers) -> Iterator[Family]:
         (
             "nv_inference_request_success",
             "Number of successful inference requests",
-            lambda tally: tally.requests - tally.errors,
+            # Those of which the durations are.
+            lambda tally: tally.latency_seconds.count,
         ),
         (
             "nv_inference_request_failure",

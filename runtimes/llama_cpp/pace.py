@@ -4,7 +4,9 @@ Texts that share a step share the reading of the weights, but not every kernel m
 with some formats a batch of two takes longer than two steps of one.
 """
 
-from dataclasses import dataclass
+import statistics
+from collections import deque
+from dataclasses import dataclass, field
 from typing import Final
 
 from runtimes.llama_cpp.limits import BATCH_TOKENS
@@ -13,21 +15,18 @@ from runtimes.llama_cpp.limits import BATCH_TOKENS
 STALL_SECONDS: Final = 0.1
 FEWEST_PROMPT_TOKENS: Final = 16
 FIRST_PROMPT_TOKENS: Final = 64
-# A width is judged by so many of its steps, and measured again after so many steps of others.
+# A width is judged by its last steps, and measured again after so many of others.
 SAMPLES: Final = 3
 STALE_STEPS: Final = 256
-# Of a new measurement, against what was known.
-WEIGHT: Final = 0.25
 # All at once is even for everybody, and nothing less is worth a gain below this.
 GAIN: Final = 1.1
 
 
 @dataclass(slots=True)
 class _Width:
-    """Steps that gave so many texts a token each: the seconds of one, how many, when the last."""
+    """Steps that gave so many texts a token each: the seconds of the last, and when that was."""
 
-    seconds: float = 0.0
-    samples: int = 0
+    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     measured_at: int = 0
 
 
@@ -36,20 +35,23 @@ class Pace:
 
     def __init__(self) -> None:
         self._prompt_seconds_per_token = 0.0
-        self._widths: dict[int, _Width] = {}
+        # By adapter, which makes steps longer, and number of texts.
+        self._widths: dict[tuple[str, int], _Width] = {}
         self._steps = 0
 
-    def learn(self, texts: int, tokens: int, seconds: float) -> None:
-        """A step processed so many tokens of so many texts."""
+    def read(self, tokens: int, seconds: float) -> None:
+        """A step processed so many tokens, some of prompts among them."""
         self._steps += 1
         if tokens >= FEWEST_PROMPT_TOKENS:
             before = self._prompt_seconds_per_token or seconds / tokens
             self._prompt_seconds_per_token = (before + seconds / tokens) / 2
-        if tokens == texts:
-            width = self._widths.setdefault(texts, _Width(seconds))
-            width.seconds += (seconds - width.seconds) * max(WEIGHT, 1 / (width.samples + 1))
-            width.samples += 1
-            width.measured_at = self._steps
+
+    def generated(self, adapter: str, texts: int, seconds: float) -> None:
+        """A step gave so many texts of an adapter a token each."""
+        self._steps += 1
+        width = self._widths.setdefault((adapter, texts), _Width())
+        width.seconds.append(seconds)
+        width.measured_at = self._steps
 
     def prompt_share(self) -> int:
         """Tokens of prompts to read in a step that others wait for."""
@@ -58,20 +60,21 @@ class Pace:
         share = int(STALL_SECONDS / self._prompt_seconds_per_token)
         return min(max(share, FEWEST_PROMPT_TOKENS), BATCH_TOKENS)
 
-    def width(self, texts: int) -> int:
+    def width(self, adapter: str, texts: int) -> int:
         """How many of so many texts should get a token in the next step.
 
-        All, unless fewer at a time, in turn, bring more tokens per second. All, a half, a quarter
-        and so on, and one are tried.
+        All, unless fewer at a time, in turn, bring more tokens per second; all and the powers of
+        two below are tried.
         """
         candidates = [texts, *(1 << n for n in reversed(range((texts - 1).bit_length())))]
+        rates = {}
         for candidate in candidates:
-            known = self._widths.get(candidate, _Width())
-            if known.samples < SAMPLES or self._steps - known.measured_at >= STALE_STEPS:
+            known = self._widths.setdefault((adapter, candidate), _Width())
+            if self._steps - known.measured_at >= STALE_STEPS:
+                known.seconds.clear()
+            if len(known.seconds) < SAMPLES:
                 return candidate
-        best = max(candidates, key=self._rate)
-        return best if self._rate(best) > GAIN * self._rate(texts) else texts
-
-    def _rate(self, width: int) -> float:
-        """Tokens per second; of steps too short to measure, whatever makes them few."""
-        return width / max(self._widths[width].seconds, 1e-9)
+            # Of steps too short to measure, whatever makes them few.
+            rates[candidate] = candidate / max(statistics.median(known.seconds), 1e-9)
+        best = max(candidates, key=rates.__getitem__)
+        return best if rates[best] > GAIN * rates[texts] else texts

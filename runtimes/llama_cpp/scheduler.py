@@ -68,6 +68,8 @@ class Scheduler:
         """A text of at most ``room`` tokens that follows a prompt."""
         stream = Stream(self, tokens, room, sampler, adapter)
         with self._lock:
+            # Behind everybody who has had a turn: newcomers without end would hold up the others.
+            stream.turn = self._steps
             self._waiting.append(stream)
         return stream
 
@@ -123,34 +125,38 @@ class Scheduler:
                 self._waiting.append(self._yield_place(self._live[-1]))
             return
         self._steps += 1
-        parts = self._parts(self._group(wanting))
+        group = self._group(wanting)
+        generating = all(stream.missing == 1 for stream in group)
+        if generating:
+            group = group[: self._pace.width(group[0].adapter, len(group))]
+        parts = self._parts(group)
         started = self._clock()
         try:
-            self._context.use_adapter(parts[0][0].adapter)
-            rows = self._context.process([part for _, part in parts])
+            self._context.use_adapter(group[0].adapter)
+            rows = self._context.process(parts)
         except RuntimeFault as error:
-            self._fail([stream for stream, _ in parts], error)
+            self._fail(group, error)
             return
         if rows is None:
             self._make_room()
             return
         seconds = self._clock() - started
-        self._pace.learn(len(parts), sum(len(part.tokens) for _, part in parts), seconds)
-        for (stream, part), logits in zip(parts, rows, strict=True):
-            stream.step = self._steps
+        if generating:
+            self._pace.generated(group[0].adapter, len(group), seconds)
+        else:
+            self._pace.read(sum(len(part.tokens) for part in parts), seconds)
+        for stream in wanting:
             stream.spend(seconds)
+        for stream, part, logits in zip(group, parts, rows, strict=True):
+            stream.turn = self._steps
             self._advance(stream, part, logits)
 
     def _group(self, wanting: list[Stream]) -> list[Stream]:
-        """Who shares the next batch, whoever was processed longest ago among them."""
-        waiting = sorted(wanting, key=lambda stream: stream.step)
-        # Adapters in turn.
-        group = [stream for stream in waiting if stream.adapter == waiting[0].adapter]
-        if all(stream.missing == 1 for stream in group):
-            return group[: self._pace.width(len(group))]
-        return group
+        """Those of one adapter, in turn as the adapters are: who was last processed comes last."""
+        waiting = sorted(wanting, key=lambda stream: stream.turn)
+        return [stream for stream in waiting if stream.adapter == waiting[0].adapter]
 
-    def _parts(self, group: list[Stream]) -> list[tuple[Stream, Part]]:
+    def _parts(self, group: list[Stream]) -> list[Part]:
         """What each of a group gets processed: one token, or a share of its prompt."""
         reading = [stream for stream in group if stream.missing > 1]
         generating = len(group) - len(reading)
@@ -164,7 +170,7 @@ class Scheduler:
             count = min(stream.missing, share)
             tokens = stream.tokens[stream.held : stream.held + count]
             logits = "last" if count == stream.missing else "none"
-            parts.append((stream, Part(stream.slot.number, stream.held, tokens, logits)))
+            parts.append(Part(stream.slot.number, stream.held, tokens, logits))
         return parts
 
     def _advance(self, stream: Stream, part: Part, logits: Any) -> None:
@@ -210,7 +216,7 @@ class Scheduler:
             self._context.cut(slot.number, length)
             del slot.tokens[length:]
         stream.held = length
-        if not stream.step:
+        if not stream.spent:
             stream.cached_tokens = length
         return slot
 

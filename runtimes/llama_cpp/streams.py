@@ -52,7 +52,10 @@ class Stream:
         self.ready: deque[Chosen] = deque()
         self.error: Exception | None = None
         self.ended = False
-        self.step = 0
+        # The step that last processed it, or the last before it came.
+        self.turn = 0
+        # Whether any step has counted for it.
+        self.spent = False
         self._owner = owner
         self._sampler = sampler
         self._most = len(self.tokens) + room
@@ -89,7 +92,8 @@ class Stream:
         self.ended = is_end(chosen.token) or len(self.tokens) >= self._most
 
     def spend(self, seconds: float) -> None:
-        """A step that processed some of it took so long."""
+        """A step in which it was processed, or waited for its turn, took so long."""
+        self.spent = True
         if self._begun:
             self.decode_seconds += seconds
         else:

@@ -1,5 +1,6 @@
 """Generation through the gateway against the same engine in this process, and llama-bench."""
 
+import http
 import http.client
 import json
 import statistics
@@ -73,7 +74,7 @@ def _beside_llama_bench(deployment: Deployment) -> Result:
     what, bar = "generation beside llama.cpp's own", f">= {LLAMA_BENCH_BAR} x"
     ours, peers = [], []
     for turn in range(TURNS):
-        # As llama-bench does it: one to warm up, then the mean of some.
+        # One to warm up, as llama-bench does by a token, then the mean of as many as it takes.
         warm, *answers = [
             _gateway(deployment.box.gateway, f"{turn}.{number}: {PROMPT}")
             for number in range(1 + llama_bench.REPETITIONS)
@@ -128,6 +129,7 @@ def _gateway(address: str, prompt: str) -> Answer:
         "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
     )
     answer = connection.getresponse()
+    assert answer.status == http.HTTPStatus.OK, answer.read()
     opening = answer.readline()
     first = time.perf_counter()
     # Whoever takes the tokens one by one competes with the engine for this machine's cores.
@@ -135,6 +137,7 @@ def _gateway(address: str, prompt: str) -> Answer:
     ended = time.perf_counter()
     connection.close()
     usage = usage_of(events)
+    assert usage["completion_tokens"] == TOKENS, usage
     rate = (usage["completion_tokens"] - 1) / (ended - first)
     return Answer(first - began, rate, usage["prompt_tokens"])
 

@@ -1,5 +1,6 @@
 """Four streams at once through the gateway against one: what the batch gives."""
 
+import http
 import http.client
 import json
 import statistics
@@ -82,6 +83,8 @@ def _generate(address: str, prompt: str) -> int:
     connection.request(
         "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
     )
-    events = connection.getresponse().read()
+    answer = connection.getresponse()
+    events = answer.read()
     connection.close()
+    assert answer.status == http.HTTPStatus.OK, events
     return usage_of(events)["completion_tokens"]

@@ -4,15 +4,22 @@ from collections.abc import Callable
 
 import pytest
 
-from runtimes.llama_cpp.pace import SAMPLES, STALE_STEPS, Pace
+from runtimes.llama_cpp.pace import (
+    FEWEST_PROMPT_TOKENS,
+    FIRST_PROMPT_TOKENS,
+    SAMPLES,
+    STALE_STEPS,
+    STALL_SECONDS,
+    Pace,
+)
 
 
 def after(pace: Pace, texts: int, cost: Callable[[int], float], steps: int) -> list[int]:
     """The widths of so many steps, each of which takes what ``cost`` says."""
     widths = []
     for _ in range(steps):
-        width = pace.width(texts)
-        pace.learn(width, width, cost(width))
+        width = pace.width("", texts)
+        pace.generated("", width, cost(width))
         widths.append(width)
     return widths
 
@@ -53,14 +60,32 @@ def test_what_has_become_faster_is_found_though_it_was_not_taken() -> None:
 
 def test_measuring_again_is_a_small_share() -> None:
     widths = after(Pace(), 4, {1: 1.0, 2: 1.2, 4: 1.5}.__getitem__, 10 * STALE_STEPS)
-    assert widths.count(4) > 0.98 * len(widths)
+    assert widths.count(4) > 0.97 * len(widths)
 
 
-def test_steps_that_read_prompts_say_nothing_of_widths() -> None:
+def test_one_step_that_was_held_up_changes_nothing() -> None:
     pace = Pace()
-    for _ in range(10):
-        pace.learn(4, 4, 6.0)
-        pace.learn(4, 200, 0.1)
-        pace.learn(2, 2, 1.0)
-        pace.learn(1, 1, 1.0)
-    assert pace.width(4) == 2
+    seconds = {1: 1.0, 2: 3.0, 4: 6.0}
+    after(pace, 4, seconds.__getitem__, STALE_STEPS // 2)
+    pace.generated("", 1, 50.0)
+    assert set(after(pace, 4, seconds.__getitem__, STALE_STEPS // 3)) == {1}
+
+
+def test_adapters_are_judged_by_their_own_steps() -> None:
+    pace = Pace()
+    for _ in range(SAMPLES):
+        pace.generated("", 1, 1.0)
+        pace.generated("slow", 1, 3.0)
+        for adapter in ("", "slow"):
+            pace.generated(adapter, 2, 2.5)
+    assert (pace.width("", 2), pace.width("slow", 2)) == (1, 2)
+
+
+def test_steps_that_read_prompts_say_how_much_of_them_to_read() -> None:
+    pace = Pace()
+    assert pace.prompt_share() == FIRST_PROMPT_TOKENS
+    pace.read(200, 0.5)
+    assert pace.prompt_share() == STALL_SECONDS / 0.0025
+    # Too few to judge by.
+    pace.read(FEWEST_PROMPT_TOKENS - 1, 10.0)
+    assert pace.prompt_share() == STALL_SECONDS / 0.0025

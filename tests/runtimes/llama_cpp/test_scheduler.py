@@ -108,17 +108,22 @@ def test_texts_that_run_at_once_are_those_that_run_alone() -> None:
     assert sizes(cells)[1 : SAMPLES + 1] == [[1, 1, 1, 1]] * SAMPLES
 
 
-def test_texts_take_turns_evenly_where_a_batch_is_no_faster() -> None:
-    cells = Cells()
+class Slow(Cells):
+    """One whose batches take the square of their tokens' number: a batch never pays."""
+
     now = 0.0
 
-    def process(parts: Sequence[Part]) -> list[np.ndarray | None] | None:
-        nonlocal now
-        now += sum(len(part.tokens) for part in parts) ** 2
-        return Cells.process(cells, parts)
+    def process(self, parts: Sequence[Part]) -> list[np.ndarray | None] | None:
+        self.now += sum(len(part.tokens) for part in parts) ** 2
+        return super().process(parts)
 
-    cells.process = process  # type: ignore[method-assign]
-    owner = Scheduler(cells, 4, lambda: now)
+    def clock(self) -> float:
+        return self.now
+
+
+def test_texts_take_turns_evenly_where_a_batch_is_no_faster() -> None:
+    cells = Slow()
+    owner = Scheduler(cells, 4, cells.clock)
     streams = [opened(owner, [begin], room=40) for begin in (0, 100, 200, 300)]
     for _ in range(60):
         for stream in streams:
@@ -129,6 +134,22 @@ def test_texts_take_turns_evenly_where_a_batch_is_no_faster() -> None:
     assert len(alone) >= 100 - SAMPLES
     turns = [alone.count(number) for number in range(4)]
     assert max(turns) - min(turns) <= SAMPLES
+    # What each is told to have cost is what its caller waited, but for what he had not yet read.
+    assert all(0.8 * cells.now < stream.decode_seconds < cells.now for stream in streams)
+
+
+@pytest.mark.parametrize("newcomers", ["", "poet"])
+def test_newcomers_without_end_hold_up_nobody(newcomers: str) -> None:
+    cells = Slow(2000)
+    owner = Scheduler(cells, 4, cells.clock)
+    long = opened(owner, [1], room=1000)
+    said = 0
+    for _ in range(200):
+        short = opened(owner, [500], room=1, adapter=newcomers)
+        said += long.poll() is not None
+        short.poll()
+        short.close()
+    assert said > 190
 
 
 def test_a_text_alone_is_never_processed_further_than_it_is_read() -> None:
