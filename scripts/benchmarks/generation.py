@@ -1,11 +1,13 @@
 """Generation through the gateway against the same engine in this process, and llama-bench."""
 
-import http
 import http.client
 import json
 import statistics
 import time
+from http import HTTPStatus
 from typing import NamedTuple
+
+from demo_fleet.traffic import last_event
 
 from benchmarks import llama_bench
 from benchmarks.deployment import CONTEXT, Deployment
@@ -114,36 +116,31 @@ def _in_process(engine: Engine, prompt: str) -> Answer:
 
 def _gateway(address: str, prompt: str) -> Answer:
     """The same, as an HTTP client sees it; tokens are counted by the answer's own usage."""
-    body = {
-        "model": "bench",
-        "prompt": prompt,
-        "max_tokens": TOKENS,
-        "temperature": 0,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
+    body = json.dumps(streamed(prompt, TOKENS))
     connection = http.client.HTTPConnection(address, timeout=120)
     connection.connect()
     began = time.perf_counter()
-    connection.request(
-        "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
-    )
+    connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
     answer = connection.getresponse()
-    assert answer.status == http.HTTPStatus.OK, answer.read()
+    assert answer.status == HTTPStatus.OK, answer.read()
     opening = answer.readline()
     first = time.perf_counter()
     # Whoever takes the tokens one by one competes with the engine for this machine's cores.
     events = opening + answer.read()
     ended = time.perf_counter()
     connection.close()
-    usage = usage_of(events)
+    usage = last_event(events)["usage"]
     assert usage["completion_tokens"] == TOKENS, usage
-    rate = (usage["completion_tokens"] - 1) / (ended - first)
-    return Answer(first - began, rate, usage["prompt_tokens"])
+    return Answer(first - began, (TOKENS - 1) / (ended - first), usage["prompt_tokens"])
 
 
-def usage_of(events: bytes) -> dict[str, int]:
-    """What a whole answer of server-sent events says that it cost."""
-    told = [line for line in events.splitlines() if line.startswith(b"data: {")]
-    usage: dict[str, int] = json.loads(told[-1].removeprefix(b"data: "))["usage"]
-    return usage
+def streamed(prompt: str, tokens: int) -> dict[str, object]:
+    """A request for so many tokens as they come, and for their number."""
+    return {
+        "model": "bench",
+        "prompt": prompt,
+        "max_tokens": tokens,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }

@@ -1,16 +1,16 @@
 """Four streams at once through the gateway against one: what the batch gives."""
 
-import http
-import http.client
-import json
 import statistics
 import threading
 import time
+from http import HTTPStatus
 from pathlib import Path
+
+from demo_fleet.traffic import call
 
 from benchmarks import llama_bench
 from benchmarks.deployment import Deployment
-from benchmarks.generation import usage_of
+from benchmarks.generation import streamed
 from benchmarks.result import Result
 
 BAR = 2.0
@@ -71,20 +71,7 @@ def _rate(address: str, streams: int, repetition: int) -> float:
 
 
 def _generate(address: str, prompt: str) -> int:
-    body = {
-        "model": "bench",
-        "prompt": prompt,
-        "max_tokens": TOKENS,
-        "temperature": 0,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    connection = http.client.HTTPConnection(address, timeout=300)
-    connection.request(
-        "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
-    )
-    answer = connection.getresponse()
-    events = answer.read()
-    connection.close()
-    assert answer.status == http.HTTPStatus.OK, events
-    return usage_of(events)["completion_tokens"]
+    status, last = call(address, "/v1/completions", streamed(prompt, TOKENS))
+    assert status == HTTPStatus.OK, last
+    generated: int = last["usage"]["completion_tokens"]
+    return generated

@@ -32,13 +32,14 @@ def call(address: str, path: str, body: dict[str, Any]) -> tuple[int, dict[str, 
         answer = connection.getresponse()
         data = answer.read()
         if answer.headers.get_content_type() == "text/event-stream":
-            return answer.status, _last_event(data)
+            return answer.status, last_event(data)
         return answer.status, json.loads(data)
     finally:
         connection.close()
 
 
-def _last_event(data: bytes) -> dict[str, Any]:
+def last_event(data: bytes) -> dict[str, Any]:
+    """What a whole stream ended with; ValueError when it broke off or ended with an error."""
     *_, last, end = [line for line in data.decode().splitlines() if line]
     event: dict[str, Any] = json.loads(last.removeprefix("data: "))
     if end != "data: [DONE]" or "error" in event:
