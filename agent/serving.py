@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
@@ -38,7 +38,8 @@ class Deployment:
     # Leases by slot.
     inside: Counter[str] = field(init=False, default_factory=Counter)
     idle: asyncio.Event = field(init=False, default_factory=asyncio.Event)
-    _splits: dict[str, Split] = field(init=False)
+    # By name and, where one was asked for, version.
+    _splits: dict[tuple[str, str], Split] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         # A slot is its own route unless a route took its name, and so is each of its adapters.
@@ -49,7 +50,6 @@ class Deployment:
             for adapter in part.adapters
         ]
         self.routes = {route.name: route for route in (*own, *self.release.routes)}
-        self._splits = {route.name: Split(route.split) for route in self.release.routes}
         self.limits = {part.slot: part.max_concurrency for part in self.release.components}
         self.idle.set()
 
@@ -63,7 +63,21 @@ class Deployment:
             )
         return route
 
-    def target_of(self, route: Route) -> Target:
+    def versions_of(self, route: Route) -> list[str]:
+        """Of the models that it may lead to, each once."""
+        return list(dict.fromkeys(self._version(target) for target in route.targets()))
+
+    def targets_of(self, route: Route, version: str = "") -> Sequence[Target]:
+        """Where requests to it may end up, in a model of this version; UnknownRouteError."""
+        found = [target for target in route.targets() if version in {"", self._version(target)}]
+        if not found:
+            raise UnknownRouteError(
+                f"there is no version {version[:200]!a} of {route.name!a} here",
+                advice=f"Leave it out, or say {' or '.join(self.versions_of(route))}.",
+            )
+        return found
+
+    def target_of(self, route: Route, version: str = "") -> Target:
         """Where the next request to it goes; ModelRefusedError when its text has to be read."""
         if route.cascade or route.pipeline:
             raise ModelRefusedError(
@@ -71,9 +85,16 @@ class Deployment:
                 unsupported=True,
                 advice="Call it at /v1/completions or /v1/chat/completions.",
             )
-        if route.split:
-            return self._splits[route.name].next()
-        return Target(slot=route.slot, adapter=route.adapter)
+        targets = self.targets_of(route, version)
+        if len(targets) == 1:
+            return targets[0]
+        asked = route.name, version
+        if asked not in self._splits:
+            self._splits[asked] = Split([share for share in route.split if share in targets])
+        return self._splits[asked].next()
+
+    def _version(self, target: Target) -> str:
+        return self.workers[target.slot].spec.model.version
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -154,23 +175,30 @@ class Serving:
             yield deployment
 
     @asynccontextmanager
-    async def lease(self, name: str) -> AsyncIterator[Worker]:
+    async def lease(self, name: str, version: str = "") -> AsyncIterator[Worker]:
         """The worker behind a route that leads to one, kept alive until the lease ends.
+
+        With a ``version``, only models of that are led to.
 
         Raises NothingServedError, UnknownRouteError, ModelRefusedError or SlotBusyError.
         """
         async with self.visit() as deployment:
-            target = deployment.target_of(deployment.route_of(name))
+            target = deployment.target_of(deployment.route_of(name), version)
             with deployment.lease(target.slot) as worker:
                 yield worker
 
-    def worker(self, name: str) -> Worker:
+    def worker(self, name: str, version: str = "") -> Worker:
         """The worker behind a route, to look at; of a composed route, that of its first target.
 
         Raises NothingServedError or UnknownRouteError.
         """
         deployment = self._served()
-        return deployment.workers[deployment.route_of(name).targets()[0].slot]
+        return deployment.workers[deployment.targets_of(deployment.route_of(name), version)[0].slot]
+
+    def versions(self, name: str) -> list[str]:
+        """Of the models behind a route; NothingServedError or UnknownRouteError."""
+        deployment = self._served()
+        return deployment.versions_of(deployment.route_of(name))
 
     def _served(self) -> Deployment:
         if self._deployment is None:

@@ -1,5 +1,7 @@
 """Dealing requests out by weight."""
 
+from collections.abc import Sequence
+
 from artifact.manifest import Share
 
 
@@ -9,7 +11,7 @@ class Split:
     Every share earns its weight per request; the one with most pays the whole weight and is taken.
     """
 
-    def __init__(self, shares: tuple[Share, ...]) -> None:
+    def __init__(self, shares: Sequence[Share]) -> None:
         self._shares = shares
         self._credit = [0] * len(shares)
 

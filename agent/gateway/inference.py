@@ -5,7 +5,6 @@ from functools import partial
 from http import HTTPStatus
 from typing import Final
 
-from agent.errors import UnknownRouteError
 from agent.gateway.aside import aside
 from agent.gateway.exchange import JSON, Exchange
 from agent.gateway.lane import JSON_LENGTH
@@ -14,7 +13,6 @@ from agent.gateway.refusals import RequestRefusedError
 from agent.gateway.schemas import InferRequest
 from agent.gateway.tensor_bodies import is_binary, json_end, read, write
 from agent.serving import Serving
-from agent.supervisor import Worker
 from agent.telemetry import Collector
 from agent.worker.region import WORTH_BYTES, Span
 from runtimes.base import TensorSpec, TensorValue
@@ -35,8 +33,7 @@ class TensorApi:
         size = json_end(body, header_length)
         request, inputs = await aside(size, partial(read, body, header_length, exchange.rest))
         started = time.perf_counter()
-        async with self._serving.lease(name) as worker:
-            _check_version(worker, exchange)
+        async with self._serving.lease(name, exchange.version) as worker:
             with Recording(self._collector, worker, started):
                 outputs = _wanted(await worker.infer(inputs), request)
             version = worker.spec.model.version
@@ -65,14 +62,13 @@ class TensorApi:
 
     async def describe(self, exchange: Exchange) -> None:
         """GET /v2/models/NAME[/versions/VERSION]."""
-        worker = self._serving.worker(exchange.name)
-        _check_version(worker, exchange)
+        worker = self._serving.worker(exchange.name, exchange.version)
         inputs, outputs = worker.tensors()
         await exchange.json(
             200,
             {
                 "name": exchange.name,
-                "versions": [worker.spec.model.version],
+                "versions": self._serving.versions(exchange.name),
                 "platform": f"flotilla_{worker.spec.variant.runtime}",
                 "inputs": [_declared(spec) for spec in inputs],
                 "outputs": [_declared(spec) for spec in outputs],
@@ -85,21 +81,11 @@ class TensorApi:
 
         One that is loaded for its next request is ready for it.
         """
-        worker = self._serving.worker(exchange.name)
-        _check_version(worker, exchange)
+        worker = self._serving.worker(exchange.name, exchange.version)
         stats = worker.stats()
         status = HTTPStatus.OK if stats.live else HTTPStatus.SERVICE_UNAVAILABLE
         await exchange.json(
             status, {"name": exchange.name, "ready": stats.live, "loaded": stats.loaded}
-        )
-
-
-def _check_version(worker: Worker, exchange: Exchange) -> None:
-    served = worker.spec.model.version
-    if exchange.version not in ("", served):
-        raise UnknownRouteError(
-            f"there is no version {exchange.version[:200]!a} of {exchange.name[:200]!a} here",
-            advice=f"Leave it out, or say {served}.",
         )
 
 

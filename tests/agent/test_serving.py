@@ -11,7 +11,7 @@ from fake_fleet import release_of, worker_spec
 from agent.errors import NothingServedError, UnknownRouteError, WorkerUnavailableError
 from agent.serving import Deployment, Serving
 from agent.supervisor import Supervisor
-from artifact.manifest import Route
+from artifact.manifest import Route, Share
 from runtimes.base import Sampling
 from runtimes.fake import FakeModel
 
@@ -48,6 +48,36 @@ async def test_names_are_routes_and_slots(supervisor: Supervisor, tmp_path: Path
     with pytest.raises(UnknownRouteError, match="nobody") as caught:
         await ask(serving, name="nobody")
     assert caught.value.advice == "Use one of: assistant, chat."
+
+
+async def test_of_a_split_only_the_version_that_was_asked_for_is_led_to(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
+    specs = [
+        worker_spec(tmp_path, FakeModel(reply=slot), slot=slot, version=version)
+        for slot, version in (("old", "1"), ("new", "2"), ("newer", "2"))
+    ]
+    shares = tuple(Share(slot=spec.slot, weight=1) for spec in specs)
+    release = release_of(*specs, routes=(Route(name="both", split=shares),))
+    workers = {spec.slot: await supervisor.start(spec) for spec in specs}
+    serving = Serving(supervisor)
+    await serving.swap(Deployment(release, workers))
+
+    async def led_to(version: str) -> list[str]:
+        found = []
+        for _ in range(6):
+            async with serving.lease("both", version) as worker:
+                found.append(worker.spec.slot)
+        return sorted(found)
+
+    assert await led_to("") == ["new"] * 2 + ["newer"] * 2 + ["old"] * 2
+    assert await led_to("1") == ["old"] * 6
+    assert await led_to("2") == ["new"] * 3 + ["newer"] * 3
+    assert serving.versions("both") == ["1", "2"]
+    assert serving.worker("both", "2") is workers["new"]
+    with pytest.raises(UnknownRouteError, match="'3' of 'both'") as caught:
+        await led_to("3")
+    assert caught.value.advice == "Leave it out, or say 1 or 2."
 
 
 async def test_a_swap_under_load_fails_no_request(supervisor: Supervisor, tmp_path: Path) -> None:
