@@ -31,7 +31,7 @@ from agent.facts import MicroBenchmark
 PLAIN: Final = frozenset({"memory", "matrices", "storage", "int8"})
 # Of one figure in one round: at least so many runs, and more while there is time.
 LEAST_RUNS: Final = 3
-MOST_RUNS: Final = 9
+MOST_RUNS: Final = 30
 FIGURE_SECONDS: Final = 0.15
 # No kernel is begun after so long.
 KERNELS_SECONDS: Final = 10.0
@@ -154,16 +154,14 @@ def measure_storage(rates: Rates, directory: Path) -> None:
 def measure_kernels(rates: Rates, kernels: Any, cores: int, area: int, deadline: float) -> None:
     """Weights that each kernel reads and multiplies, and int8 arithmetic alone."""
     engine = kernels.Kernels()
-    product, context = engine.product("q8_0", INT8_BYTES, cores, INT8_VECTORS)
-    # A weight costs a multiplication and an addition per vector.
-    rates.add("int8", 2 * INT8_VECTORS * product.weights, product.run)
-    context.close()
+    with engine.product("q8_0", INT8_BYTES, cores, INT8_VECTORS) as product:
+        # A weight costs a multiplication and an addition per vector.
+        rates.add("int8", 2 * INT8_VECTORS * product.weights, product.run)
     for kind in kernels.TYPES:
         if time.perf_counter() > deadline:
             return
-        product, context = engine.product(kind, area, cores)
-        rates.add(kind, product.weight_bytes, product.run)
-        context.close()
+        with engine.product(kind, area, cores) as product:
+            rates.add(kind, product.weight_bytes, product.run)
 
 
 def partial_results(

@@ -46,8 +46,7 @@ async def measure_now(directory: Path, facts: DeviceFacts, *, rounds: int = 3) -
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        # The maths libraries would take every core of the host.
-        env=engine_environment() | {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads},
+        env=engine_environment() | _maths_environment(threads),
     )
     try:
         async with asyncio.timeout(TIMEOUT_SECONDS):
@@ -72,6 +71,15 @@ async def measure_now(directory: Path, facts: DeviceFacts, *, rounds: int = 3) -
             f"the micro-benchmark ended with code {process.returncode}: {tail!a}",
             advice="Try again: `flotilla-agent bench`.",
         ) from error
+
+
+def _maths_environment(threads: str) -> dict[str, str]:
+    """For libraries that would take every core of the host, and keep them busy after they end."""
+    return {
+        "OMP_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        "OPENBLAS_THREAD_TIMEOUT": "4",
+    }
 
 
 async def benchmark(

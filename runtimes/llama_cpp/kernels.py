@@ -7,7 +7,9 @@ The engine's library is loaded here: never import this in the daemon.
 """
 
 import ctypes
-from collections.abc import Callable
+import mmap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,8 +38,11 @@ TYPES: Final = {
 COLUMNS: Final = 4096
 # Sound as scales and as indexes, in every format; a zero would be a page that is not there.
 FILLING: Final = 0x11
-# The graph, its bookkeeping, and one work buffer per run.
-SLACK_BYTES: Final = 32 << 20
+# Of the weights' memory: bookkeeping and the vectors.
+SLACK_BYTES: Final = 4 << 20
+# What a run takes: its graph, the products, and what every thread works on. Hardly touched.
+RUN_BYTES: Final = 8 << 20
+RUN_BYTES_PER_THREAD: Final = 1 << 20
 
 
 class _InitParams(ctypes.Structure):
@@ -52,7 +57,7 @@ class _InitParams(ctypes.Structure):
 class Product:
     """A matrix times vectors. ``run`` multiplies once, on as many threads as it was made for."""
 
-    run: Callable[[], None]
+    run: Callable[[], object]
     weight_bytes: int
     weights: int
 
@@ -86,60 +91,69 @@ class Kernels:
         if abs(self._known_product() - 1) > 1e-3:  # noqa: PLR2004 - float32 over 4096 terms
             raise OSError("the library multiplies otherwise than expected")
 
+    @contextmanager
     def product(
         self, kind: str, area_bytes: int, threads: int, vectors: int = 1
-    ) -> tuple[Product, "_Context"]:
-        """With weights of this kind of about so many bytes; close the context afterwards."""
+    ) -> Iterator[Product]:
+        """With weights of this kind of about so many bytes."""
         row_bytes = self._base.ggml_row_size(TYPES[kind], COLUMNS)
         rows = max(1, area_bytes // row_bytes)
-        context = _Context(self._base, rows * row_bytes)
-        weights, _, graph = self._graph(context, TYPES[kind], rows, vectors)
-        ctypes.memset(self._base.ggml_get_data(weights), FILLING, rows * row_bytes)
+        with self._factors(kind, rows, vectors) as factors, self._multiplying(threads) as multiply:
+            ctypes.memset(self._base.ggml_get_data(factors[0]), FILLING, rows * row_bytes)
+            yield Product(lambda: multiply(*factors), rows * row_bytes, rows * COLUMNS)
 
-        def run() -> None:
-            if self._cpu.ggml_graph_compute_with_ctx(context.pointer, graph, threads) != 0:
-                raise OSError(f"the kernel of {kind} failed")
+    @contextmanager
+    def _factors(self, kind: str, rows: int, vectors: int) -> Iterator[tuple[int, int]]:
+        """A matrix of weights, and vectors that are all ones."""
+        base = self._base
+        size = rows * base.ggml_row_size(TYPES[kind], COLUMNS)
+        context = base.ggml_init(_InitParams(size + SLACK_BYTES, None, False))
+        if not context:
+            raise MemoryError(f"ggml has no {size} bytes")
+        try:
+            weights = base.ggml_new_tensor_2d(context, TYPES[kind], COLUMNS, rows)
+            vector = base.ggml_new_tensor_2d(context, 0, COLUMNS, vectors)
+            count = COLUMNS * vectors
+            ones = (ctypes.c_float * count)(*[1.0] * count)
+            ctypes.memmove(base.ggml_get_data(vector), ones, ctypes.sizeof(ones))
+            yield weights, vector
+        finally:
+            base.ggml_free(context)
 
-        return Product(run, rows * row_bytes, rows * COLUMNS), context
+    @contextmanager
+    def _multiplying(self, threads: int) -> Iterator[Callable[[int, int], float]]:
+        """A product of factors, of which it gives the first value.
 
-    def _graph(
-        self, context: "_Context", kind: int, rows: int, vectors: int = 1
-    ) -> tuple[int, int, int]:
-        """Weights, product and graph; the vectors are all ones."""
-        base, pointer = self._base, context.pointer
-        weights = base.ggml_new_tensor_2d(pointer, kind, COLUMNS, rows)
-        vector = base.ggml_new_tensor_2d(pointer, 0, COLUMNS, vectors)
-        count = COLUMNS * vectors
-        ones = (ctypes.c_float * count)(*[1.0] * count)
-        ctypes.memmove(base.ggml_get_data(vector), ones, ctypes.sizeof(ones))
-        product = base.ggml_mul_mat(pointer, weights, vector)
-        graph = base.ggml_new_graph(pointer)
-        base.ggml_build_forward_expand(graph, product)
-        return weights, product, graph
+        Every run finds the same memory, at the same address: some kernels take half as long again
+        when two operands lie badly to each other.
+        """
+        size = RUN_BYTES + threads * RUN_BYTES_PER_THREAD
+        with mmap.mmap(-1, size) as memory:
+            buffer = ctypes.c_char.from_buffer(memory)
+            params = _InitParams(size, ctypes.addressof(buffer), False)
+
+            def multiply(weights: int, vector: int) -> float:
+                base = self._base
+                context = base.ggml_init(params)
+                try:
+                    product = base.ggml_mul_mat(context, weights, vector)
+                    graph = base.ggml_new_graph(context)
+                    base.ggml_build_forward_expand(graph, product)
+                    if self._cpu.ggml_graph_compute_with_ctx(context, graph, threads) != 0:
+                        raise OSError("the library fails to multiply")
+                    return ctypes.c_float.from_address(base.ggml_get_data(product)).value
+                finally:
+                    base.ggml_free(context)
+
+            try:
+                yield multiply
+            finally:
+                # Or the memory could not be given back.
+                del buffer
 
     def _known_product(self) -> float:
         """One row of COLUMNS times 1 / COLUMNS, times ones: 1."""
-        context = _Context(self._base, COLUMNS * 4)
-        try:
-            weights, product, graph = self._graph(context, TYPES["f32"], 1)
+        with self._factors("f32", 1, 1) as factors, self._multiplying(1) as multiply:
             row = (ctypes.c_float * COLUMNS)(*[1.0 / COLUMNS] * COLUMNS)
-            ctypes.memmove(self._base.ggml_get_data(weights), row, ctypes.sizeof(row))
-            if self._cpu.ggml_graph_compute_with_ctx(context.pointer, graph, 1) != 0:
-                return 0.0
-            return ctypes.c_float.from_address(self._base.ggml_get_data(product)).value
-        finally:
-            context.close()
-
-
-class _Context:
-    """Memory for tensors and a graph."""
-
-    def __init__(self, base: Any, tensor_bytes: int) -> None:
-        self._base = base
-        self.pointer = base.ggml_init(_InitParams(tensor_bytes + SLACK_BYTES, None, False))
-        if not self.pointer:
-            raise MemoryError(f"ggml has no {tensor_bytes} bytes")
-
-    def close(self) -> None:
-        """Gives the memory back."""
-        self._base.ggml_free(self.pointer)
+            ctypes.memmove(self._base.ggml_get_data(factors[0]), row, ctypes.sizeof(row))
+            return multiply(*factors)
