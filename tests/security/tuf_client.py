@@ -1,9 +1,9 @@
 """Our TUF client behind the command line of theupdateframework's conformance suite.
 
 The suite (https://github.com/theupdateframework/tuf-conformance, CLIENT-CLI.md) is fetched by
-whoever runs it, into an environment of its own:
+whoever runs it, into an environment of its own; it needs Debian's faketime:
 
-    pytest tuf_conformance --entrypoint "$REPO/tests/security/tuf_client_entrypoint"
+    pytest tuf_conformance --entrypoint="$REPO/tests/security/tuf_client_entrypoint"
 
 ``TufClient`` is the class that devices use, floors and all; what stands here is HTTP, files and
 the download of targets, which Flotilla does otherwise.
