@@ -61,8 +61,8 @@ def _triton(totals: Totals, workers: Workers) -> Iterator[Family]:
         (
             "nv_inference_request_success",
             "Number of successful inference requests",
-            # Those of which the durations are.
-            lambda tally: tally.latency_seconds.count,
+            # What was refused took no time, and would make the others look fast.
+            lambda tally: tally.latency_seconds.count - tally.errors,
         ),
         (
             "nv_inference_request_failure",

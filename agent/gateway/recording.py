@@ -66,13 +66,13 @@ class Recording:
     ) -> None:
         usage = self.usage
         # A caller's mistake, or one who went away, is no error of the model.
-        callers = isinstance(error, ModelRefusedError | RequestRefusedError)
-        ok = callers or not isinstance(error, AgentError)
+        refused = isinstance(error, ModelRefusedError | RequestRefusedError)
+        ok = refused or not isinstance(error, AgentError)
         self._collector.record(
             RequestRecord(
                 labels=self._labels,
                 ok=ok,
-                latency_seconds=None if error else self._clock() - self._started,
+                latency_seconds=None if refused else self._clock() - self._started,
                 ttft_seconds=self.ttft_seconds,
                 # What was known from before took no time, and would make prompts look fast.
                 prompt_tokens=usage.prompt_tokens - usage.cached_prompt_tokens if usage else 0,

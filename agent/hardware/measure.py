@@ -183,6 +183,7 @@ def partial_results(
         except (ImportError, OSError, AttributeError, MemoryError) as error:
             # Without the engine, or with another version of it, the plain roofline has to do.
             print(f"kernels not measured: {error}", file=sys.stderr)  # noqa: T201 - its own voice
+            yield rates.result()
             return
         yield rates.result()
 

@@ -24,7 +24,7 @@ class Labels:
 class RequestRecord:
     """What one request cost. ``ttft_seconds`` is None when no first token was reached.
 
-    ``latency_seconds`` is that of a whole answer: what ends early would make a model look fast.
+    Nor is there a ``latency_seconds`` of what was refused: it would make the model look fast.
     ``ok`` is false for requests that failed through no fault of the caller; a caller that went
     away is ok. Prefill and decode are busy seconds of the engine.
     """

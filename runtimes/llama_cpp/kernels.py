@@ -9,7 +9,7 @@ The engine's library is loaded here: never import this in the daemon.
 import ctypes
 import mmap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -106,19 +106,18 @@ class Kernels:
     def _factors(self, kind: str, rows: int, vectors: int) -> Iterator[tuple[int, int]]:
         """A matrix of weights, and vectors that are all ones."""
         base = self._base
-        size = rows * base.ggml_row_size(TYPES[kind], COLUMNS)
-        context = base.ggml_init(_InitParams(size + SLACK_BYTES, None, False))
-        if not context:
-            raise MemoryError(f"ggml has no {size} bytes")
-        try:
+        size = rows * base.ggml_row_size(TYPES[kind], COLUMNS) + SLACK_BYTES
+        with _memory(size) as address:
+            context = base.ggml_init(_InitParams(size, address, False))
             weights = base.ggml_new_tensor_2d(context, TYPES[kind], COLUMNS, rows)
             vector = base.ggml_new_tensor_2d(context, 0, COLUMNS, vectors)
             count = COLUMNS * vectors
             ones = (ctypes.c_float * count)(*[1.0] * count)
             ctypes.memmove(base.ggml_get_data(vector), ones, ctypes.sizeof(ones))
-            yield weights, vector
-        finally:
-            base.ggml_free(context)
+            try:
+                yield weights, vector
+            finally:
+                base.ggml_free(context)
 
     @contextmanager
     def _multiplying(self, threads: int) -> Iterator[Callable[[int, int], float]]:
@@ -127,14 +126,12 @@ class Kernels:
         Every run finds the same memory, at the same address: some kernels take half as long again
         when two operands lie badly to each other.
         """
+        base = self._base
         size = RUN_BYTES + threads * RUN_BYTES_PER_THREAD
-        with mmap.mmap(-1, size) as memory:
-            buffer = ctypes.c_char.from_buffer(memory)
-            params = _InitParams(size, ctypes.addressof(buffer), False)
+        with _memory(size) as address:
 
             def multiply(weights: int, vector: int) -> float:
-                base = self._base
-                context = base.ggml_init(params)
+                context = base.ggml_init(_InitParams(size, address, False))
                 try:
                     product = base.ggml_mul_mat(context, weights, vector)
                     graph = base.ggml_new_graph(context)
@@ -145,11 +142,7 @@ class Kernels:
                 finally:
                     base.ggml_free(context)
 
-            try:
-                yield multiply
-            finally:
-                # Or the memory could not be given back.
-                del buffer
+            yield multiply
 
     def _known_product(self) -> float:
         """One row of COLUMNS times 1 / COLUMNS, times ones: 1."""
@@ -157,3 +150,18 @@ class Kernels:
             row = (ctypes.c_float * COLUMNS)(*[1.0 / COLUMNS] * COLUMNS)
             ctypes.memmove(self._base.ggml_get_data(factors[0]), row, ctypes.sizeof(row))
             return multiply(*factors)
+
+
+@contextmanager
+def _memory(size: int) -> Iterator[int]:
+    """The address of so many bytes; OSError without them, of which ggml would end the process."""
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        # As the engine's weights are (runtimes.environment).
+        with suppress(OSError, AttributeError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        first = ctypes.c_char.from_buffer(memory)
+        try:
+            yield ctypes.addressof(first)
+        finally:
+            # Or the memory could not be given back.
+            del first

@@ -68,8 +68,6 @@ class Scheduler:
         """A text of at most ``room`` tokens that follows a prompt."""
         stream = Stream(self, tokens, room, sampler, adapter)
         with self._lock:
-            # Behind everybody who has had a turn: newcomers without end would hold up the others.
-            stream.turn = self._steps
             self._waiting.append(stream)
         return stream
 
@@ -149,6 +147,7 @@ class Scheduler:
             stream.spend(seconds)
         for stream, part, logits in zip(group, parts, rows, strict=True):
             stream.turn = self._steps
+            stream.processed = True
             self._advance(stream, part, logits)
 
     def _group(self, wanting: list[Stream]) -> list[Stream]:
@@ -193,6 +192,8 @@ class Scheduler:
             stream.slot = self._place(stream, free)
             stream.slot.taken = True
             stream.slot.adapter = stream.adapter
+            # Behind everybody who has had a turn: newcomers without end would hold up the others.
+            stream.turn = self._steps
             self._live.append(stream)
 
     def _place(self, stream: Stream, free: list[Slot]) -> Slot:
@@ -216,7 +217,7 @@ class Scheduler:
             self._context.cut(slot.number, length)
             del slot.tokens[length:]
         stream.held = length
-        if not stream.spent:
+        if not stream.processed:
             stream.cached_tokens = length
         return slot
 

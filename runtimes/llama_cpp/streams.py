@@ -52,10 +52,9 @@ class Stream:
         self.ready: deque[Chosen] = deque()
         self.error: Exception | None = None
         self.ended = False
-        # The step that last processed it, or the last before it came.
+        # The step that last processed it, or the last before it was taken in.
         self.turn = 0
-        # Whether any step has counted for it.
-        self.spent = False
+        self.processed = False
         self._owner = owner
         self._sampler = sampler
         self._most = len(self.tokens) + room
@@ -93,7 +92,6 @@ class Stream:
 
     def spend(self, seconds: float) -> None:
         """A step in which it was processed, or waited for its turn, took so long."""
-        self.spent = True
         if self._begun:
             self.decode_seconds += seconds
         else:

@@ -1,8 +1,8 @@
 """Four streams at once through the gateway against one: what the batch gives."""
 
 import statistics
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
 
@@ -55,19 +55,12 @@ def _of_the_kernels(model: Path) -> str:
 
 def _rate(address: str, streams: int, repetition: int) -> float:
     """Tokens per second of all streams together, from the first request to the last token."""
-    counts = [0] * streams
-
-    def stream(number: int) -> None:
-        # No stream profits from a prompt that was read before.
-        counts[number] = _generate(address, f"{repetition}.{number}.{streams} {PROMPT}")
-
-    threads = [threading.Thread(target=stream, args=(number,)) for number in range(streams)]
-    began = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(counts) / (time.perf_counter() - began)
+    # No stream profits from a prompt that was read before.
+    prompts = [f"{repetition}.{number}.{streams} {PROMPT}" for number in range(streams)]
+    with ThreadPoolExecutor(streams) as pool:
+        began = time.perf_counter()
+        tokens = sum(pool.map(lambda prompt: _generate(address, prompt), prompts))
+        return tokens / (time.perf_counter() - began)
 
 
 def _generate(address: str, prompt: str) -> int:

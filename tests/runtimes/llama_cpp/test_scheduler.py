@@ -152,6 +152,17 @@ def test_newcomers_without_end_hold_up_nobody(newcomers: str) -> None:
     assert said > 190
 
 
+def test_who_has_waited_for_a_place_comes_behind_those_who_generate() -> None:
+    owner = scheduler(Cells(), parallel=2)
+    long, short = opened(owner, [1]), opened(owner, [500], room=1)
+    late = opened(owner, [600], adapter="poet")
+    assert long.poll()
+    short.close()
+    assert long.poll()
+    assert long.poll() is None
+    assert late.poll()
+
+
 def test_a_text_alone_is_never_processed_further_than_it_is_read() -> None:
     cells = Cells()
     stream = opened(scheduler(cells), range(5))
