@@ -14,6 +14,11 @@ LARGE_PAGE_BYTES: Final = 2 << 20
 KERNELS_PAGE: Final = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
 
 
+def in_large_pages() -> bool:
+    """Whether this process was started with weights in large pages."""
+    return os.environ.items() >= LARGE_PAGES.items()
+
+
 def engine_environment(kernels_page: Path = KERNELS_PAGE) -> dict[str, str]:
     """This process's own, and what an engine's libraries read when they start, unless it is set.
 

@@ -15,6 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+from runtimes.environment import in_large_pages
+
 # Of ggml_type; the longest name that a quantization scheme begins with is its kernel.
 TYPES: Final = {
     "f32": 0,
@@ -156,9 +158,10 @@ class Kernels:
 def _memory(size: int) -> Iterator[int]:
     """The address of so many bytes; OSError without them, of which ggml would end the process."""
     with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
-        # As the engine's weights are (runtimes.environment).
-        with suppress(OSError, AttributeError):
-            memory.madvise(mmap.MADV_HUGEPAGE)
+        if in_large_pages():
+            # As malloc does it for the engine's weights, or not at all.
+            with suppress(OSError, AttributeError):
+                memory.madvise(mmap.MADV_HUGEPAGE)
         first = ctypes.c_char.from_buffer(memory)
         try:
             yield ctypes.addressof(first)

@@ -1,9 +1,14 @@
 """Measuring the engine's kernels, in processes of their own, as the micro-benchmark does."""
 
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from runtimes.environment import LARGE_PAGES
 
 # More than this machine has cores: what each takes of memory is what a larger box would see.
 MANY_THREADS = 16
@@ -31,3 +36,32 @@ def test_no_number_of_runs_and_threads_is_too_many(kind: str) -> None:
         timeout=60,
     )
     assert (result.returncode, result.stdout) == (0, "measured\n"), result.stderr
+
+
+ADVISED = """
+from pathlib import Path
+from runtimes.llama_cpp import kernels
+
+with kernels._memory(8 << 20):
+    print(Path("/proc/self/smaps").read_text())
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a kernel without large pages"
+)
+@pytest.mark.parametrize("large", [True, False])
+def test_kernels_are_measured_in_pages_as_the_engines_weights_have_them(*, large: bool) -> None:
+    environment = {key: value for key, value in os.environ.items() if key not in LARGE_PAGES}
+    smaps = subprocess.run(
+        [sys.executable, "-c", ADVISED],
+        env=environment | (LARGE_PAGES if large else {}),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout
+    # The kernel may lay mappings together; ``hg``: asked for.
+    sizes_and_flags = re.findall(r"^Size: +(\d+) kB$.*?^VmFlags: ([^\n]*)$", smaps, re.M | re.S)
+    asked = [int(size) for size, flags in sizes_and_flags if "hg" in flags.split()]
+    assert (max(asked, default=0) >= 8 << 10) is large
