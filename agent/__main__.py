@@ -2,7 +2,7 @@
 
 import os
 
-from agent.cli import main as run
+from agent.cli.command import main as run
 
 
 def main() -> None:

@@ -15,18 +15,15 @@ from typing import Any, Final
 
 import msgspec
 
-from agent.allocator import Tidying
 from agent.config import AgentConfig, DataDir, load_config, write_file
-from agent.credentials import Credentials
-from agent.download import Downloader
-from agent.energy import PowerMeter
 from agent.errors import AlreadyRunningError
-from agent.experience import Experience
-from agent.files import FileStore
 from agent.gateway import Gateway
 from agent.gateway.recording import labels_of
 from agent.hardware import KnownHardware, read_facts
 from agent.health import daemon_fault, feed_watchdog
+from agent.host.allocator import Tidying
+from agent.host.systemd import notify
+from agent.identity.credentials import Credentials
 from agent.journal import Journal
 from agent.link.connection import Connection
 from agent.link.metadata import StreamedVerifier
@@ -35,13 +32,16 @@ from agent.link.stream import Link
 from agent.notary import Notary, expect
 from agent.notary import questions as q
 from agent.power import ThrottleTally, ThrottleWatch, discover, keep_sampling
+from agent.power.energy import PowerMeter
 from agent.serving import Serving
+from agent.storage.download import Downloader
+from agent.storage.file_store import FileStore
 from agent.supervisor import Supervisor
-from agent.systemd import notify
 from agent.telemetry import Collector, TelemetryQueue, WorkerGauge
 from agent.update.engine import UpdateEngine
-from agent.update.keeping import Keeper
+from agent.update.keeper import Keeper
 from agent.update.loading import Loader
+from agent.update.measurements import Experience
 from agent.update.steps import Steps
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import closing
 from typing import Final
 
+from agent.host.systemd import notify, watchdog_seconds
 from agent.supervisor import Supervisor
-from agent.systemd import notify, watchdog_seconds
 
 log = logging.getLogger(__name__)
 

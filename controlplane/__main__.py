@@ -3,7 +3,7 @@
 import os
 import sys
 
-from controlplane.cli import cli
+from controlplane.cli.command import cli
 
 
 def main() -> None:

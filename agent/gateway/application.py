@@ -6,16 +6,16 @@ from functools import lru_cache
 from http import HTTPStatus
 
 from agent.errors import AgentError
-from agent.gateway import metrics
-from agent.gateway.asgi import Application, Pages, Receive, Scope, Send
-from agent.gateway.embeddings import EmbeddingApi
-from agent.gateway.endpoint import Admission, Endpoint, Handler
-from agent.gateway.exchange import Exchange, Room, no_room
-from agent.gateway.exposition import CONTENT_TYPE
-from agent.gateway.inference import TensorApi
-from agent.gateway.openai import TextApi
+from agent.gateway.http.asgi import Application, Pages, Receive, Scope, Send
+from agent.gateway.http.endpoint import Admission, Endpoint, Handler
+from agent.gateway.http.exchange import Exchange, Room, no_room
+from agent.gateway.inference.api import TensorApi
+from agent.gateway.inference.bodies import EXTENSION
+from agent.gateway.metrics.exposition import CONTENT_TYPE
+from agent.gateway.metrics.page import exposition
+from agent.gateway.openai.embeddings import EmbeddingApi
+from agent.gateway.openai.text import TextApi
 from agent.gateway.refusals import Refusal, refusal_of
-from agent.gateway.tensor_bodies import EXTENSION
 from agent.serving import Serving
 from agent.supervisor import Worker
 from agent.telemetry import Collector
@@ -68,7 +68,7 @@ def build(
         await exchange.json(200, status())
 
     async def measurements(exchange: Exchange) -> None:
-        body = metrics.exposition(serving, collector, admission)
+        body = exposition(serving, collector, admission)
         await exchange.whole(200, body, [CONTENT_TYPE])
 
     def call(handler: Handler, limit: int, shape: Shape, room: Room = no_room) -> Endpoint:

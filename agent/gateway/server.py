@@ -12,11 +12,11 @@ from pathlib import Path
 
 import uvicorn
 
-from agent import allocator
 from agent.errors import GatewayAddressError
 from agent.gateway.application import Status, build, is_loopback
-from agent.gateway.connection import PatientProtocol
-from agent.gateway.endpoint import Admission
+from agent.gateway.http.connection import PatientProtocol
+from agent.gateway.http.endpoint import Admission
+from agent.host import allocator
 from agent.serving import Serving
 from agent.telemetry import Collector
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from agent.facts import DeviceFacts
 from agent.hardware.cgroup import cpu_quota, memory_limit
 from agent.hardware.topology import read_gpus, read_topology
+from artifact.device_facts import DeviceFacts
 from runtimes import registry
 
 MAX_READ_BYTES: Final = 1 << 16

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Final
 
 from agent.errors import BenchmarkError
-from agent.facts import DeviceFacts, MicroBenchmark
 from agent.hardware.facts import limits, read_facts
 from agent.hardware.rates import Measure, benchmark, measure_now
+from artifact.device_facts import DeviceFacts, MicroBenchmark
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import msgspec
 
-from agent.facts import MicroBenchmark
+from artifact.device_facts import MicroBenchmark
 
 # The figures that are not of a kernel.
 PLAIN: Final = frozenset({"memory", "matrices", "storage", "int8"})

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from agent.config import write_file
 from agent.errors import BenchmarkError
-from agent.facts import DeviceFacts, MicroBenchmark, fingerprint
+from artifact.device_facts import DeviceFacts, MicroBenchmark, fingerprint
 from runtimes.environment import engine_environment
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from agent.facts import DeviceFacts
+from artifact.device_facts import DeviceFacts
 
 # A quiet box repeats itself within this; beyond it something else was running.
 QUIET_SPREAD: Final = 0.1

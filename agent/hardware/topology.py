@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from agent.facts import CoreCluster, CpuTopology
+from artifact.device_facts import CoreCluster, CpuTopology
 
 MAX_CPUS: Final = 4096
 MAX_DEVICES: Final = 256

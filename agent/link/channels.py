@@ -6,7 +6,7 @@ from typing import Final, TypeVar
 import grpc
 import grpc.aio
 
-from agent.credentials import Credentials
+from agent.identity.credentials import Credentials
 
 T = TypeVar("T")
 

@@ -8,12 +8,12 @@ import grpc
 import grpc.aio
 from flotilla.v1 import device_pb2, device_pb2_grpc
 
-from agent.credentials import Credentials
-from agent.deltas import BeingMade, Offer
 from agent.errors import ChunkMissingError, DownloadError, SourceUnavailableError
+from agent.identity.credentials import Credentials
 from agent.link.channels import answered, mutually_authenticated
 from agent.link.deltas import delta_from_wire, digests_to_wire
 from agent.link.translate import authorities_from_wire, refusal_text
+from agent.storage.deltas import BeingMade, Offer
 from artifact.manifest import File
 from artifact.trust.statements import Authorities
 
@@ -41,7 +41,7 @@ _PASSING: Final = frozenset(
 
 
 class Connection:
-    """Calls to the control plane as this device. Implements agent.download.ChunkSource."""
+    """Calls to the control plane as this device. Implements agent.storage.download.ChunkSource."""
 
     def __init__(self, endpoint: str, identity: Credentials) -> None:
         self._endpoint = endpoint

@@ -5,7 +5,7 @@ from typing import Final
 
 from flotilla.v1 import device_pb2
 
-from agent.deltas import BeingMade, Offer
+from agent.storage.deltas import BeingMade, Offer
 from artifact.manifest import MAX_FILE_BYTES, File
 
 MAX_RETRY_SECONDS: Final = 60.0

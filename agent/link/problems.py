@@ -5,8 +5,8 @@ from datetime import datetime
 import grpc
 import grpc.aio
 
-from agent.credentials import Credentials
 from agent.errors import IdentityError
+from agent.identity.credentials import Credentials
 from agent.link.translate import ADVICE_KEY, refusal_text, trailing
 
 _STRANGER = (

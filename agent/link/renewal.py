@@ -10,8 +10,8 @@ from typing import Final
 
 from agent.backoff import Backoff
 from agent.config import DataDir
-from agent.credentials import Credentials
 from agent.errors import AgentError, DownloadError, IdentityError
+from agent.identity.credentials import Credentials
 from agent.link.connection import Connection
 from agent.notary import Ask, expect
 from agent.notary import questions as q

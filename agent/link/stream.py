@@ -17,9 +17,8 @@ import grpc.aio
 from flotilla.v1 import device_pb2
 
 from agent.backoff import Backoff
-from agent.credentials import Credentials
 from agent.errors import IdentityError, JournalError, NotaryLostError
-from agent.facts import DeviceFacts
+from agent.identity.credentials import Credentials
 from agent.journal import Assignment, Journal
 from agent.link.connection import Connection
 from agent.link.problems import explain
@@ -36,6 +35,7 @@ from agent.link.translate import (
 from agent.selection import Prior
 from agent.telemetry import TelemetryQueue
 from agent.update.engine import UpdateEngine
+from artifact.device_facts import DeviceFacts
 from artifact.trust.statements import Authorities
 
 log = logging.getLogger(__name__)

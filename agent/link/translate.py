@@ -14,13 +14,13 @@ from flotilla.v1 import (
 )
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from agent.energy import Energy
-from agent.experience import MAX_PRIORS
-from agent.facts import CpuTopology, DeviceFacts
 from agent.journal import Assignment, CheckResult, Receipt
+from agent.power.energy import Energy
 from agent.selection import Candidate, Decision, Prior
 from agent.telemetry.window import TelemetryWindow
 from agent.update.engine import Status
+from agent.update.measurements import MAX_PRIORS
+from artifact.device_facts import CpuTopology, DeviceFacts
 from artifact.sketch import Sketch
 from artifact.trust.statements import MAX_ROOTS, Authorities, DirectorMetadata
 

@@ -9,7 +9,7 @@ import msgspec
 
 from agent.config import DataDir, write_file
 from agent.errors import AgentError, IdentityError
-from agent.identity import (
+from agent.identity.keys import (
     Identity,
     check_certificate,
     load_identity,

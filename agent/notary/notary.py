@@ -12,9 +12,9 @@ from typing import Final, TypeAlias, TypeVar
 from agent import errors as agent_errors
 from agent.config import DataDir
 from agent.errors import AgentError, NotaryLostError
+from agent.host.oom import first_to_go
 from agent.notary.frames import HEADER, check_length, decode_answer, encode
 from agent.notary.questions import Answer, Question, Refused
-from agent.oom import first_to_go
 from artifact import errors as artifact_errors
 from artifact.errors import ArtifactError
 

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from msgspec import Struct
 
-from agent.credentials import Credentials
+from agent.identity.credentials import Credentials
 from artifact.trust.statements import Authorities, Directive, DirectorMetadata, VerifiedRelease
 
 

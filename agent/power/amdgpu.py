@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from agent.energy import Provenance
+from agent.power.energy import Provenance
 from agent.power.integral import IntegratedMeter
 
 MAX_CHIPS: Final = 256

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.energy import Provenance
+from agent.power.energy import Provenance
 from agent.power.integral import IntegratedMeter
 
 

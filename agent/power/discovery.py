@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from agent.energy import PowerMeter
 from agent.errors import MeterLostError
 from agent.power.amdgpu import open_amdgpu
 from agent.power.battery import open_battery
+from agent.power.energy import PowerMeter
 from agent.power.hwmon import open_ina
 from agent.power.load_model import open_load_model
 from agent.power.nvml import open_nvml

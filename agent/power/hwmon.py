@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from agent.energy import Provenance
+from agent.power.energy import Provenance
 from agent.power.integral import IntegratedMeter
 
 CHIPS: Final = frozenset({"ina219", "ina220", "ina226", "ina228", "ina238", "ina3221"})

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from agent.energy import Provenance
 from agent.errors import MeterLostError
+from agent.power.energy import Provenance
 
 SAMPLE_SECONDS: Final = 0.5
 # A clock that jumped (a box asleep) or a sensor that raves must not invent energy.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from agent.energy import Provenance
+from agent.power.energy import Provenance
 from agent.power.integral import IntegratedMeter
 
 SAMPLE_SECONDS: Final = 5.0

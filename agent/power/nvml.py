@@ -12,8 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from agent.energy import PowerMeter, Provenance
 from agent.errors import MeterLostError
+from agent.power.energy import PowerMeter, Provenance
 from agent.power.integral import IntegratedMeter
 
 DRIVER: Final = "proc/driver/nvidia/version"

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from agent.energy import Provenance
+from agent.power.energy import Provenance
 from agent.power.integral import IntegratedMeter
 
 COMMAND: Final = "usr/bin/vcgencmd"

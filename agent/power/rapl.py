@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from agent.energy import Provenance
 from agent.errors import MeterLostError
+from agent.power.energy import Provenance
 
 # No package draws more; with it the counter's range tells how soon it may start over.
 MOST_WATTS_PER_PACKAGE: Final = 1000.0

@@ -3,8 +3,8 @@
 import asyncio
 import logging
 
-from agent.energy import PowerMeter
 from agent.errors import MeterLostError
+from agent.power.energy import PowerMeter
 
 log = logging.getLogger(__name__)
 

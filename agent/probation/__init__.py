@@ -7,8 +7,8 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-from agent.energy import PowerMeter
 from agent.errors import AgentError, ModelRefusedError, WorkerCrashedError, WorkerFailedError
+from agent.power.energy import PowerMeter
 from agent.probation.benchmark import measure_speed, read_joules
 from agent.probation.checks import run_check
 from agent.probation.proof import CheckResult, Cost, Outcome, Proof, Speed

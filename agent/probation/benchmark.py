@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from agent import tensors
-from agent.energy import PowerMeter
 from agent.errors import MeterLostError
+from agent.power.energy import PowerMeter
 from agent.probation.completion import complete
 from agent.probation.proof import Speed
 from agent.supervisor import Worker

@@ -17,8 +17,8 @@ from enum import StrEnum
 from statistics import median
 from typing import Final
 
-from agent.facts import MicroBenchmark
 from agent.selection.measurement import Measurement, Prior
+from artifact.device_facts import MicroBenchmark
 from artifact.manifest import Task, Variant
 
 # Per token, beside the weights: sampling, synchronising threads, the trip between processes.

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from agent.facts import DeviceFacts
 from agent.selection.decision import Candidate, Decision, missed_limits
 from agent.selection.measurement import Measurement, Prior
 from agent.selection.memory import MemoryModel, memory_model
 from agent.selection.prediction import Prediction, Predictor, Source
+from artifact.device_facts import DeviceFacts
 from artifact.manifest import Component, Objective, Quality, SelectionPolicy, Task, Variant
 from artifact.sizes import in_bytes
 

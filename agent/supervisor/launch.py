@@ -6,7 +6,7 @@ import sys
 from asyncio.subprocess import Process
 
 from agent.errors import LoadFailedError
-from agent.oom import first_to_go
+from agent.host.oom import first_to_go
 from agent.supervisor.spec import WorkerSpec
 from agent.worker import messages
 from agent.worker.region import Region

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from agent.energy import Energy, PowerMeter, Provenance
 from agent.errors import MeterLostError
+from agent.power.energy import Energy, PowerMeter, Provenance
 from agent.telemetry.window import Labels, RequestRecord, TelemetryWindow
 from artifact.sketch import Sketch
 

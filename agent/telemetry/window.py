@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from agent.energy import Energy
+from agent.power.energy import Energy
 from artifact.sketch import Sketch
 
 

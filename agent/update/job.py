@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import msgspec
 
 from agent.journal import Assignment, CheckResult, HeldRelease, Pointers, SlotPlan, Update
-from agent.line import Tally
 from agent.selection import Decision
+from agent.storage.transfer import Tally
 from agent.supervisor import Worker
 from artifact.manifest import Component, Release, Variant, decode_release
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from agent.errors import LoadFailedError
-from agent.files import FileStore
 from agent.journal import HeldRelease, SlotPlan
 from agent.serving import Deployment, Serving
+from agent.storage.file_store import FileStore
 from agent.supervisor import Supervisor, Worker, WorkerSpec
 from agent.update.job import variant_of
 from artifact.manifest import Component, File, Release, decode_release

@@ -6,8 +6,8 @@ from typing import Final
 import msgspec
 
 from agent import probation
-from agent.energy import PowerMeter
 from agent.journal import CheckResult, SlotPlan
+from agent.power.energy import PowerMeter
 from agent.selection import Measurement
 from agent.selection.memory import MemoryModel
 from agent.update.job import Job, StepFailedError, variant_of

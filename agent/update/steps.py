@@ -14,8 +14,6 @@ from typing import Final, Protocol, TypeVar
 import msgspec
 
 from agent.backoff import Backoff
-from agent.download import Downloader
-from agent.energy import PowerMeter
 from agent.errors import (
     ChunkMissingError,
     DiskFullError,
@@ -23,19 +21,21 @@ from agent.errors import (
     LoadFailedError,
     SourceUnavailableError,
 )
-from agent.experience import Experience
-from agent.facts import DeviceFacts
-from agent.files import FileStore
 from agent.journal import Assignment, HeldRelease, Journal, SlotPlan
-from agent.line import ChunkSource, Line
+from agent.power.energy import PowerMeter
 from agent.selection import Knowledge, Measurement, rank
 from agent.serving import Deployment, Serving
+from agent.storage.download import Downloader
+from agent.storage.file_store import FileStore
+from agent.storage.transfer import ChunkSource, Line
 from agent.supervisor import Worker
 from agent.update.job import Job, StepFailedError
-from agent.update.keeping import Keeper
+from agent.update.keeper import Keeper
 from agent.update.loading import Loader, files_of
 from agent.update.machine import Event, State
+from agent.update.measurements import Experience
 from agent.update.proving import check_health, prove_slots
+from artifact.device_facts import DeviceFacts
 from artifact.errors import (
     ArtifactError,
     ClockSetBackError,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from flotilla.v1 import device_pb2 as wire
 
 from artifact.trust.statements import DirectorMetadata
-from controlplane.fleet.experience import ClassMeasurement
+from controlplane.fleet.class_measurements import ClassMeasurement
 from controlplane.store.assignments import Assignment
 
 

@@ -15,11 +15,11 @@ from controlplane.api.streams import Downloads
 from controlplane.api.translate import authorities_to_wire
 from controlplane.errors import InvalidInputError
 from controlplane.metrics import Metrics
-from controlplane.services.deltas import BeingMade, DeltaService, FileDigests, Ready
-from controlplane.services.enroll import EnrollService
-from controlplane.services.identification import IdentificationService
+from controlplane.services.devices.enrollment import EnrollService
+from controlplane.services.devices.identification import IdentificationService
+from controlplane.services.publishing.deltas import BeingMade, DeltaService, FileDigests, Ready
+from controlplane.services.publishing.releases import TrustService
 from controlplane.services.signals import Signals, device_key
-from controlplane.services.trust import TrustService
 
 MAX_DIGESTS: Final = 4096
 FETCH_CHUNKS: Final = "FetchChunks"

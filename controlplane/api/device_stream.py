@@ -21,10 +21,10 @@ from controlplane.api.translate import (
 from controlplane.api.windows import window_from_wire
 from controlplane.errors import ControlPlaneError, InvalidInputError
 from controlplane.fleet import hardware_class
+from controlplane.services.devices.class_measurements import ExperienceService
+from controlplane.services.devices.enrollment import EnrollService
+from controlplane.services.devices.identification import IdentificationService
 from controlplane.services.director import DirectorService
-from controlplane.services.enroll import EnrollService
-from controlplane.services.experience import ExperienceService
-from controlplane.services.identification import IdentificationService
 from controlplane.services.ingest import IngestService
 from controlplane.services.signals import Signals, device_key
 from controlplane.store.devices import Device

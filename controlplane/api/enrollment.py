@@ -5,7 +5,7 @@ from flotilla.v1 import enrollment_pb2_grpc
 
 from controlplane.api.interceptor import Context
 from controlplane.api.translate import authorities_to_wire, facts_from_wire
-from controlplane.services.enroll import EnrollService
+from controlplane.services.devices.enrollment import EnrollService
 
 
 class EnrollmentServicer(enrollment_pb2_grpc.EnrollmentServiceServicer):

@@ -6,8 +6,8 @@ from flotilla.v1 import fleet_pb2_grpc
 from controlplane.api.interceptor import Context, current_caller
 from controlplane.api.receipts import check_to_wire, decision_to_wire, receipt_to_wire
 from controlplane.api.translate import facts_to_wire, timestamp, update_state_to_wire
-from controlplane.services.device_states import DeviceStateService
-from controlplane.services.fleet import DeviceView, FleetService
+from controlplane.services.devices.inventory import DeviceView, FleetService
+from controlplane.services.devices.states import DeviceStateService
 from controlplane.store.join_tokens import JoinToken
 from controlplane.store.paging import page_request
 

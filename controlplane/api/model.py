@@ -9,8 +9,8 @@ from artifact.manifest import Component, Variant, decode_release, target_path
 from artifact.trust.update import Update
 from controlplane.api.interceptor import Context, current_caller
 from controlplane.api.translate import timestamp
-from controlplane.services.comparison import ComparisonService
-from controlplane.services.trust import TrustService
+from controlplane.services.publishing.comparison import ComparisonService
+from controlplane.services.publishing.releases import TrustService
 from controlplane.store.paging import page_request
 from controlplane.store.releases import StoredRelease
 

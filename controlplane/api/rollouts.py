@@ -10,7 +10,7 @@ from controlplane.api.translate import timestamp
 from controlplane.rollouts.gates import Counts
 from controlplane.rollouts.records import Member, Rollout, Wave
 from controlplane.rollouts.strategy import encode_strategy
-from controlplane.services.rollouts import RolloutService, RolloutView
+from controlplane.services.rollouts.steering import RolloutService, RolloutView
 from controlplane.store.paging import page_request
 
 

@@ -7,8 +7,8 @@ from flotilla.v1 import server_keys_pb2_grpc
 
 from controlplane.api.interceptor import Context, current_caller
 from controlplane.api.translate import authorities_to_wire, timestamp
-from controlplane.services.authority_change import AuthorityChange, AuthorityService
 from controlplane.services.director import DirectorService
+from controlplane.services.keys.authority_change import AuthorityChange, AuthorityService
 
 MAX_SHOWN: Final = 100
 

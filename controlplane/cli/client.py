@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import grpc
 import msgspec
 
-from controlplane.cli.lazy import RefusedError, Settings
+from controlplane.cli.app import RefusedError, Settings
 
 TIMEOUT_SECONDS = 30.0
 PROBE_SECONDS = 3.0

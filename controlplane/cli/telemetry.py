@@ -6,8 +6,8 @@ import click
 from flotilla.v1 import telemetry_pb2, telemetry_pb2_grpc
 
 from artifact.sizes import in_bytes
+from controlplane.cli.app import Settings, pass_settings
 from controlplane.cli.client import TIMEOUT_SECONDS, connect
-from controlplane.cli.lazy import Settings, pass_settings
 from controlplane.cli.output import message_to_json, print_json, print_table
 from controlplane.cli.parameters import DURATION
 

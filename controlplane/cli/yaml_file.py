@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeVar
 import msgspec
 import yaml
 
-from controlplane.cli.lazy import RefusedError
+from controlplane.cli.app import RefusedError
 
 MAX_FILE_BYTES = 4 << 20
 

@@ -10,7 +10,7 @@ from typing import Final
 from artifact.trust.director import direct
 from artifact.trust.statements import DirectedRelease, Directive, DirectorMetadata
 from controlplane.services.access import Caller
-from controlplane.services.director_keys import DirectorKeys
+from controlplane.services.keys.director_keys import DirectorKeys
 from controlplane.services.mutations import Mutation, once
 from controlplane.services.signals import Signals
 from controlplane.store import assignments, releases

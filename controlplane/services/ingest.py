@@ -14,7 +14,7 @@ from controlplane.errors import InvalidInputError
 from controlplane.fleet import UpdateState
 from controlplane.metrics import Metrics
 from controlplane.rollouts.commands import Outcome
-from controlplane.services.rollout_driver import RolloutDriver
+from controlplane.services.rollouts.driver import RolloutDriver
 from controlplane.services.signals import FLEET_CHANGED, Signals
 from controlplane.store import receipts, sessions, telemetry
 from controlplane.store.database import Database

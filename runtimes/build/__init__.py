@@ -37,10 +37,10 @@ from runtimes.build.request import (
     VariantRequest,
 )
 from runtimes.build.search import Candidate, Search, all_schemes, check_search
+from runtimes.build.source import Source, open_source
 from runtimes.build.variants import VariantMaker
 from runtimes.errors import BuildError
-from runtimes.quality import read_evaluation
-from runtimes.source import Source, open_source
+from runtimes.evaluation.quality import read_evaluation
 
 __all__ = [
     "EXPECTED_FILE",

@@ -12,9 +12,9 @@ from runtimes import registry
 from runtimes.base import Inspection, Runtime
 from runtimes.build.description import described_files
 from runtimes.build.folder import MODEL_FILE, half_made, read_model
+from runtimes.build.source import open_source
 from runtimes.errors import BuildError, UnsupportedModelError
 from runtimes.inspection.process import inspect_apart
-from runtimes.source import open_source
 
 ADAPTER_FILE: Final = "adapter.json"
 

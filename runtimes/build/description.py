@@ -11,10 +11,10 @@ from artifact.chunks import encode_index
 from artifact.errors import InvalidManifestError
 from artifact.manifest import File, ModelVersion, Task, Variant, check_lineage
 from runtimes.base import Inspection, Runtime, Scheme
+from runtimes.build.chunk_index import index_files
 from runtimes.build.request import BuildRequest
 from runtimes.errors import BuildError
-from runtimes.indexing import index_files
-from runtimes.quality import dataset_name
+from runtimes.evaluation.quality import dataset_name
 
 
 def described(request: BuildRequest, task: Task, variants: Sequence[Variant]) -> ModelVersion:

@@ -9,8 +9,8 @@ import msgspec
 from msgspec import Struct
 
 from artifact.manifest import Embedding
+from runtimes.evaluation.quality import Evaluation, texts_of
 from runtimes.predictions import Predictions
-from runtimes.quality import Evaluation, texts_of
 
 MAX_TEXTS: Final = 8
 # In characters; a passage says as much of an encoder as a book does.

@@ -11,7 +11,7 @@ import msgspec
 from artifact.manifest import canonical_json
 from runtimes.base import Scheme
 from runtimes.build.request import BuildRequest, VariantRequest
-from runtimes.source import Source
+from runtimes.build.source import Source
 
 
 def digest_of_inputs(

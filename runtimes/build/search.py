@@ -8,9 +8,9 @@ from artifact.manifest import Variant
 from runtimes.base import Scheme
 from runtimes.build.goals import Goals, miss_of_quality, miss_of_size
 from runtimes.build.request import Attempt, BuildRequest, Outcome, VariantRequest
+from runtimes.build.source import Source
 from runtimes.build.variants import VariantMaker
 from runtimes.errors import BuildError, QuantizeError, VariantFailedError
-from runtimes.source import Source
 
 # A dry run rounds sizes: only what is clearly too large is not even made.
 _PREDICTION_ERROR = 0.05

@@ -12,11 +12,11 @@ from artifact.manifest import Task, Variant
 from runtimes.base import Inspection, LoadSpec, Progress, Quantizer
 from runtimes.build.description import context_bytes, described_files, recipe_of
 from runtimes.build.request import Report, VariantRequest
+from runtimes.build.source import Source
 from runtimes.errors import BuildError
 from runtimes.evaluation.comparison import Comparison
+from runtimes.evaluation.quality import Evaluation, measure
 from runtimes.predictions import Predictions
-from runtimes.quality import Evaluation, measure
-from runtimes.source import Source
 
 if TYPE_CHECKING:
     from runtimes.evaluation.tape import Tape

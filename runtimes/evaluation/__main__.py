@@ -14,7 +14,7 @@ from runtimes import registry
 from runtimes.base import LoadSpec
 from runtimes.errors import RuntimeFault
 from runtimes.evaluation.frames import MAX_WORDS, Ended, Failed, Job, write_end, write_rows
-from runtimes.quality import predict, read_evaluation
+from runtimes.evaluation.quality import predict, read_evaluation
 
 
 def main() -> int:

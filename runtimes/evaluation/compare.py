@@ -15,9 +15,9 @@ from runtimes.errors import BuildError, VariantFailedError
 from runtimes.evaluation.comparison import Comparison
 from runtimes.evaluation.frames import Job
 from runtimes.evaluation.process import evaluating
+from runtimes.evaluation.quality import Evaluation, QualityMeter, classes, refuse_no_numbers
 from runtimes.evaluation.tape import Tape
 from runtimes.predictions import Predictions
-from runtimes.quality import Evaluation, QualityMeter, classes, refuse_no_numbers
 
 # How far from 1 the values of a row may add up, for it to be one of probabilities.
 _ABOUT_ONE: Final = 1e-2

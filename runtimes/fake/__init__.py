@@ -18,7 +18,7 @@ from runtimes.errors import LoadError, UnsupportedModelError
 from runtimes.fake.engine import EMBEDDING_DIMENSIONS, FakeEngine
 from runtimes.fake.model import FakeModel, Faults, read_model, write_model
 from runtimes.fake.variants import FakeInspector, FakeQuantizer
-from runtimes.generation import choose_context
+from runtimes.text.generation import choose_context
 
 __all__ = [
     "EMBEDDING_DIMENSIONS",

@@ -19,13 +19,13 @@ from runtimes.base import (
     TensorSpec,
     TensorValue,
 )
-from runtimes.embedding import check_texts
 from runtimes.errors import InvalidInputError, RuntimeFault, UnsupportedModelError
 from runtimes.fake.model import FakeModel
-from runtimes.generation import Chosen, TokenGeneration, check_text
 from runtimes.predictions import Predictions
-from runtimes.sampling_bounds import refuse_adapter, refuse_grammar
 from runtimes.tensors import check_inputs
+from runtimes.text.embedding import check_texts
+from runtimes.text.generation import Chosen, TokenGeneration, check_text
+from runtimes.text.sampling_bounds import refuse_adapter, refuse_grammar
 
 END = 0
 EMBEDDING_DIMENSIONS = 16

@@ -18,9 +18,9 @@ from runtimes.base import (
     TensorSpec,
     TensorValue,
 )
-from runtimes.embedding import check_length, check_number, check_texts
 from runtimes.errors import UnsupportedModelError
 from runtimes.llama_cpp.native import Model
+from runtimes.text.embedding import check_length, check_number, check_texts
 
 # llama.cpp's numbers of mean, first token and last token. Its others give no vector of the model's
 # width: to take one from them would be to read beyond it.

@@ -17,16 +17,7 @@ from runtimes.base import (
     TensorSpec,
     TensorValue,
 )
-from runtimes.chat import render_chat
-from runtimes.embedding import DEFAULT_PARALLEL as ENCODER_PARALLEL
 from runtimes.errors import LoadError, UnsupportedModelError
-from runtimes.generation import (
-    TextGeneration,
-    check_prompt,
-    check_scorable,
-    check_text,
-    room_for,
-)
 from runtimes.llama_cpp.adapters import check_adapter
 from runtimes.llama_cpp.embedding import POOLINGS, LlamaCppEmbeddingEngine
 from runtimes.llama_cpp.grammar import constraint_of
@@ -35,9 +26,18 @@ from runtimes.llama_cpp.limits import BATCH_TOKENS, DEFAULT_PARALLEL, MAX_OUTPUT
 from runtimes.llama_cpp.native import Model
 from runtimes.llama_cpp.scheduler import Scheduler
 from runtimes.predictions import Predictions
-from runtimes.sampling import Sampler
-from runtimes.sampling_bounds import check_sampling, refuse_adapter
-from runtimes.scoring import score_of
+from runtimes.text.chat import render_chat
+from runtimes.text.embedding import DEFAULT_PARALLEL as ENCODER_PARALLEL
+from runtimes.text.generation import (
+    TextGeneration,
+    check_prompt,
+    check_scorable,
+    check_text,
+    room_for,
+)
+from runtimes.text.sampling import Sampler
+from runtimes.text.sampling_bounds import check_sampling, refuse_adapter
+from runtimes.text.scoring import score_of
 
 
 class LlamaCppEngine:

@@ -20,7 +20,7 @@ from runtimes.errors import InvalidInputError
 from runtimes.llama_cpp.json_schema import to_grammar
 from runtimes.llama_cpp.log import listening
 from runtimes.llama_cpp.native import Model
-from runtimes.sampling import Logits
+from runtimes.text.sampling import Logits
 
 MAX_GRAMMAR_CHARACTERS: Final = 1 << 18
 MAX_RULES: Final = 8192
@@ -95,7 +95,7 @@ def _repetitions(match: re.Match[str]) -> int:
 
 
 class Grammar:
-    """A text's state in a grammar; a Constraint (runtimes.sampling)."""
+    """A text's state in a grammar; a Constraint (runtimes.text.sampling)."""
 
     def __init__(self, model: Model, text: str) -> None:
         complaints: list[str] = []

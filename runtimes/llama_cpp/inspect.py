@@ -16,6 +16,7 @@ from typing import BinaryIO, Final
 from artifact.manifest import Task
 from runtimes.base import Inspection, TensorInfo
 from runtimes.errors import UnsafeFileError
+from runtimes.inspection.magic import refuse_disguise
 from runtimes.llama_cpp.gguf import (
     ARRAY,
     DEFAULT_ALIGNMENT,
@@ -26,7 +27,6 @@ from runtimes.llama_cpp.gguf import (
     TENSOR_TYPES,
     VERSIONS,
 )
-from runtimes.magic import refuse_disguise
 
 MAX_HEADER_BYTES: Final = 64 << 20
 MAX_KEYS: Final = 4096

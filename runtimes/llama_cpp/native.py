@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes.errors import LoadError, RuntimeFault
-from runtimes.generation import choose_context
 from runtimes.llama_cpp.batch import Batch, Part
 from runtimes.llama_cpp.limits import BATCH_TOKENS, DEFAULT_CONTEXT, MAX_OUTPUTS
 from runtimes.llama_cpp.log import Account, listening
+from runtimes.text.generation import choose_context
 
 MAX_PIECE_BYTES: Final = 1 << 12
 NO_ADAPTERS: Final[Mapping[str, Path]] = {}

@@ -18,12 +18,12 @@ from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
 from runtimes.errors import RuntimeFault
-from runtimes.generation import Chosen
 from runtimes.llama_cpp.batch import Part
 from runtimes.llama_cpp.limits import BATCH_TOKENS
 from runtimes.llama_cpp.pace import Pace
 from runtimes.llama_cpp.streams import Slot, Stream
-from runtimes.sampling import Sampler
+from runtimes.text.generation import Chosen
+from runtimes.text.sampling import Sampler
 
 # Shorter beginnings are not worth another way of computing the same logits.
 SHORTEST_PREFIX: Final = 32

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from runtimes.generation import Chosen
-from runtimes.sampling import Sampler
+from runtimes.text.generation import Chosen
+from runtimes.text.sampling import Sampler
 
 # Tokens that a reader may fall behind before its text waits for it.
 LOOKAHEAD: Final = 2
@@ -32,7 +32,7 @@ class Slot:
 
 
 class Stream:
-    """One text on its way; a TokenSource (runtimes.generation)."""
+    """One text on its way; a TokenSource (runtimes.text.generation)."""
 
     def __init__(
         self,

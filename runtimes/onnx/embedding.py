@@ -24,14 +24,14 @@ from runtimes.base import (
     TensorSpec,
     TensorValue,
 )
-from runtimes.embedding import DEFAULT_PARALLEL, check_length, check_number, check_texts
 from runtimes.errors import LoadError, UnsupportedModelError
-from runtimes.generation import choose_context
 from runtimes.onnx.encoder import POOLED, TOKEN_OUTPUTS, is_encoder, width_of
 from runtimes.onnx.memory import DEFAULT_CONTEXT, PASS_TOKENS, pass_bytes
 from runtimes.onnx.session import datatype, open_session
 from runtimes.onnx.side_files import read_heads, read_pooling
 from runtimes.onnx.tokens import TextTokenizer
+from runtimes.text.embedding import DEFAULT_PARALLEL, check_length, check_number, check_texts
+from runtimes.text.generation import choose_context
 
 Floats = NDArray[np.float32]
 

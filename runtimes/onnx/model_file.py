@@ -15,7 +15,7 @@ from typing import Final
 
 from runtimes.base import TensorInfo, TensorSpec
 from runtimes.errors import UnsafeFileError
-from runtimes.magic import refuse_disguise
+from runtimes.inspection.magic import refuse_disguise
 from runtimes.onnx.wire import Field, WireReader
 
 # Protobuf's own limit; larger models keep their weights beside the file.

@@ -23,24 +23,24 @@ from runtimes.base import (
     TensorSpec,
     TensorValue,
 )
-from runtimes.chat import render_chat
 from runtimes.errors import InvalidInputError, LoadError, UnsupportedModelError
-from runtimes.generation import (
-    Chosen,
-    TokenGeneration,
-    check_scorable,
-    check_text,
-    choose_context,
-)
 from runtimes.onnx.inspect import PAST
 from runtimes.onnx.memory import BATCH_TOKENS, DEFAULT_CONTEXT, generation_bytes
 from runtimes.onnx.session import datatype, open_session
 from runtimes.onnx.side_files import read_heads
 from runtimes.onnx.tokens import TextTokenizer
 from runtimes.predictions import Predictions
-from runtimes.sampling import Sampler
-from runtimes.sampling_bounds import refuse_adapter, refuse_grammar
-from runtimes.scoring import score_of
+from runtimes.text.chat import render_chat
+from runtimes.text.generation import (
+    Chosen,
+    TokenGeneration,
+    check_scorable,
+    check_text,
+    choose_context,
+)
+from runtimes.text.sampling import Sampler
+from runtimes.text.sampling_bounds import refuse_adapter, refuse_grammar
+from runtimes.text.scoring import score_of
 
 
 class OnnxTextEngine:

@@ -6,7 +6,7 @@ from artifact.chunks import ChunkIndex, encode_index, index_file
 from benchmarks.fine_tunes import SCHEMES, make
 from benchmarks.result import Result
 from runtimes import registry
-from runtimes.indexing import index_files
+from runtimes.build.chunk_index import index_files
 from runtimes.llama_cpp.inspect import GgufInspector
 
 BAR = 1.01

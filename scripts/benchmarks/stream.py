@@ -77,8 +77,8 @@ def _serve_chunks(directory: Path) -> tuple[ControlPlane, Box, list[bytes]]:
 def _upload(server: ControlPlane, payload: Path) -> None:
     from flotilla.v1 import model_pb2, model_pb2_grpc
 
+    from controlplane.cli.app import Settings
     from controlplane.cli.client import connect
-    from controlplane.cli.lazy import Settings
 
     settings = Settings(server.directory / "admin.json")
     with connect(settings) as channel, payload.open("rb") as file:
@@ -101,7 +101,7 @@ def _seconds_in_new_process(box: Box, digests: Sequence[bytes]) -> float:
 
 async def _fetch(directory: Path, digests: Sequence[bytes]) -> float:
     from agent.config import DataDir, load_config
-    from agent.identity import load_identity
+    from agent.identity.keys import load_identity
     from agent.link.connection import Connection
 
     data_dir = DataDir(directory)

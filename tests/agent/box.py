@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any, Self
 
 from agent.backoff import Backoff
-from agent.download import Downloader
 from agent.errors import SourceUnavailableError
-from agent.facts import DeviceFacts, MicroBenchmark
-from agent.files import FileStore
 from agent.journal import Assignment, Journal, Receipt, reference_of
 from agent.serving import Serving
+from agent.storage.download import Downloader
+from agent.storage.file_store import FileStore
 from agent.supervisor import Supervisor
 from agent.update.engine import Status, UpdateEngine
-from agent.update.keeping import Keeper
+from agent.update.keeper import Keeper
 from agent.update.loading import Loader
 from agent.update.machine import State
 from agent.update.steps import Steps
+from artifact.device_facts import DeviceFacts, MicroBenchmark
 from artifact.errors import UntrustedError
 from artifact.manifest import (
     Adapter,

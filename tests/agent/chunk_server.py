@@ -5,14 +5,14 @@ import random
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
-from agent.deltas import BeingMade, Offer
 from agent.errors import ChunkMissingError, SourceUnavailableError
+from agent.storage.deltas import BeingMade, Offer
 from artifact.chunks import encode_index, index_file, read_chunks
 from artifact.manifest import File
 
 
 class ChunkServer:
-    """Implements agent.line.ChunkSource."""
+    """Implements agent.storage.transfer.ChunkSource."""
 
     def __init__(self, piece_bytes: int = 300_000) -> None:
         self.chunks: dict[bytes, bytes] = {}

@@ -8,7 +8,7 @@ from steps import in_turn
 
 from runtimes.base import Embeddings, Engine, Sampling, TensorValue
 from runtimes.errors import InvalidInputError, UnsupportedModelError
-from runtimes.steps import whole
+from runtimes.text.steps import whole
 
 
 def values(embeddings: Embeddings) -> list[tuple[float, ...]]:

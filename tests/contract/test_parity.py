@@ -16,7 +16,7 @@ import pytest
 from artifact.manifest import Task
 from runtimes import registry
 from runtimes.base import LoadSpec, Sampling
-from runtimes.steps import whole
+from runtimes.text.steps import whole
 
 HELDOUT = Path(__file__).parents[2] / "scripts" / "demo_models" / "heldout.txt"
 TOKENS = 64

@@ -6,8 +6,8 @@ import pytest
 from runtimes.base import Engine, Sampling
 from runtimes.errors import InvalidInputError
 from runtimes.predictions import PredictsText
-from runtimes.sampling import negative_log_likelihood
-from runtimes.steps import whole
+from runtimes.text.sampling import negative_log_likelihood
+from runtimes.text.steps import whole
 
 TEXT = "The captain asked for the map, and the crew looked at the sea. " * 8
 

@@ -7,7 +7,7 @@ import pytest
 
 from runtimes.base import Engine, Sampling, TensorValue
 from runtimes.errors import InvalidInputError, UnsupportedModelError
-from runtimes.steps import whole
+from runtimes.text.steps import whole
 
 
 def rows(engine: Engine, count: int) -> TensorValue:

@@ -6,7 +6,7 @@ import pytest
 
 from runtimes.base import Engine, Piece, Sampling, TensorValue
 from runtimes.errors import InvalidInputError, UnsupportedModelError
-from runtimes.steps import whole
+from runtimes.text.steps import whole
 
 PROMPT = "The import statement"
 

@@ -14,15 +14,15 @@ import pytest
 from agent.backoff import Backoff
 from agent.config import DataDir, write_file
 from agent.daemon import _telemetry_queue, only_one
-from agent.download import Downloader
 from agent.errors import DiskFailedError, DiskFullError, JournalError
-from agent.facts import MicroBenchmark
-from agent.files import FileStore
 from agent.hardware import benchmark
 from agent.journal import Assignment, Journal, Pointers, Update
-from agent.line import Tally
+from agent.storage.download import Downloader
+from agent.storage.file_store import FileStore
+from agent.storage.transfer import Tally
 from agent.update.machine import State
 from artifact.chunks import verify_file
+from artifact.device_facts import MicroBenchmark
 from artifact.manifest import File
 from tests.agent.box import Life, World, eventually
 from tests.agent.chunk_server import ChunkServer, random_file

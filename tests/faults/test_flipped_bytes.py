@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from agent.backoff import Backoff
 from agent.daemon import _telemetry_queue
-from agent.download import Downloader
 from agent.errors import CorruptDownloadError, JournalError
-from agent.files import FileStore
 from agent.journal import Assignment, HeldRelease, Journal, Pointers, Receipt, Update
-from agent.line import Tally
+from agent.storage.download import Downloader
+from agent.storage.file_store import FileStore
+from agent.storage.transfer import Tally
 from artifact.chunks import verify_file
 from tests.agent.chunk_server import ChunkServer, random_file
 

@@ -7,10 +7,10 @@ import pytest
 
 from agent.backoff import Backoff
 from agent.config import write_file
-from agent.download import Downloader
-from agent.files import FileStore
 from agent.journal import Journal
-from agent.line import Tally
+from agent.storage.download import Downloader
+from agent.storage.file_store import FileStore
+from agent.storage.transfer import Tally
 from agent.update.machine import State
 from artifact.chunks import verify_file
 from tests.agent.box import Life, World

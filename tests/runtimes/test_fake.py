@@ -11,7 +11,7 @@ from runtimes import registry
 from runtimes.base import LoadSpec, Sampling, Scheme, TensorValue
 from runtimes.errors import LoadError, QuantizeError, RuntimeFault, UnsafeFileError
 from runtimes.fake import FakeEngine, FakeModel, Faults, read_model, write_model
-from runtimes.steps import whole
+from runtimes.text.steps import whole
 
 CRASHED = 139
 

@@ -23,25 +23,25 @@ from control_plane import Life as Stream
 from cryptography import x509
 from flotilla.v1 import access_pb2, device_pb2, fleet_pb2
 
-from agent import identity as identities
 from agent.backoff import Backoff
 from agent.config import DataDir, load_config, write_file
+from agent.enrollment.client import Application, enroll, recover
 from agent.errors import IdentityError
-from agent.facts import DeviceFacts
-from agent.identity import load_identity, make_or_load_key, save_certificate, signing_request
+from agent.identity.keys import keys as identities
+from agent.identity.keys import load_identity, make_or_load_key, save_certificate, signing_request
 from agent.link import connection as connections
 from agent.link import renewal as renewals
 from agent.link import stream as streams
 from agent.link.connection import Connection
-from agent.link.enrollment import Application, enroll, recover
 from agent.link.renewal import Renewal
 from agent.link.stream import Link
 from agent.telemetry import TelemetryQueue
+from artifact.device_facts import DeviceFacts
 from artifact.errors import UntrustedError
 from artifact.trust.authority import digest, issuer_of
 from artifact.trust.statements import Authorities
-from controlplane.cli import cli
-from controlplane.services.authority_files import AuthorityFiles
+from controlplane.cli.command import cli
+from controlplane.services.keys.authority_files import AuthorityFiles
 from tests.agent.box import Life, World
 from tests.agent.box import eventually as soon
 from tests.agent.tls import Authority

@@ -11,7 +11,7 @@ from built_models import build_model, write_release
 
 from artifact.trust.keys import load_key
 from controlplane.config import Address, Config
-from controlplane.server import running
+from controlplane.server.running import running
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "security.md"
 PASSPHRASE = "correct horse"

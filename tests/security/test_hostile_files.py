@@ -15,10 +15,10 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.facts import DeviceFacts
 from agent.update.machine import State
+from artifact.device_facts import DeviceFacts
 from artifact.manifest import File, Task, Variant
-from controlplane.cli import cli
+from controlplane.cli.command import cli
 from runtimes import registry
 from runtimes.errors import UnsafeFileError
 from runtimes.onnx import side_files, wire

@@ -19,15 +19,15 @@ from flotilla.v1 import device_pb2 as wire
 
 from agent.backoff import Backoff
 from agent.config import DataDir
-from agent.credentials import Credentials
-from agent.download import Downloader
 from agent.errors import DownloadError, SourceUnavailableError
-from agent.files import FileStore
-from agent.identity import Identity, make_or_load_key, signing_request
-from agent.line import Limits, Tally
+from agent.identity.credentials import Credentials
+from agent.identity.keys import Identity, make_or_load_key, signing_request
 from agent.link import connection as connections
 from agent.link.connection import Connection
 from agent.link.stream import Link
+from agent.storage.download import Downloader
+from agent.storage.file_store import FileStore
+from agent.storage.transfer import Limits, Tally
 from agent.telemetry import TelemetryQueue
 from artifact.manifest import File
 from tests.agent.box import Life, World, eventually

@@ -22,13 +22,13 @@ from flotilla.v1 import access_pb2, device_pb2, enrollment_pb2, fleet_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from agent.config import AgentConfig, DataDir
+from agent.enrollment.client import Application, enroll, recover
 from agent.errors import EnrollmentError
-from agent.facts import DeviceFacts
-from agent.identity import load_identity
+from agent.identity.keys import load_identity
 from agent.link.connection import Connection
-from agent.link.enrollment import Application, enroll, recover
-from controlplane.cli import cli
-from controlplane.services.identification import CHANGEOVER
+from artifact.device_facts import DeviceFacts
+from controlplane.cli.command import cli
+from controlplane.services.devices.identification import CHANGEOVER
 from tests.agent.tls import Authority
 
 Code = grpc.StatusCode

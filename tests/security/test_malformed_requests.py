@@ -24,7 +24,7 @@ from flotilla.v1 import (
     rollout_pb2_grpc,
 )
 
-from controlplane.listen import MAX_MESSAGE_BYTES
+from controlplane.server.listeners import MAX_MESSAGE_BYTES
 from tests.security.raw_callers import PATIENCE_SECONDS
 
 Code = grpc.StatusCode

@@ -10,8 +10,8 @@ import yaml
 from artifact.chunks import encode_index
 from artifact.manifest import File, ModelVersion, Task, Variant
 from runtimes import registry
+from runtimes.build.chunk_index import index_files
 from runtimes.fake import FakeModel, write_model
-from runtimes.indexing import index_files
 
 
 def build_model(directory: Path, *, padding: int = 0, version: str = "1") -> Path:

@@ -40,8 +40,8 @@ from artifact.trust.image import (
 )
 from artifact.trust.keys import decode_public_key, generate_key
 from controlplane.config import Address, Config
-from controlplane.data_directory import Endpoints
-from controlplane.server import running
+from controlplane.server.data_directory import Endpoints
+from controlplane.server.running import running
 
 LOOPBACK = Address("127.0.0.1", 0)
 HOUR = 3600.0

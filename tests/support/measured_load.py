@@ -14,7 +14,7 @@ from artifact.manifest import Task
 from runtimes import registry
 from runtimes.base import Engine, LoadSpec, Sampling
 from runtimes.errors import InvalidInputError
-from runtimes.steps import whole
+from runtimes.text.steps import whole
 
 
 def status(key: str) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from click.testing import CliRunner, Result
 
-from controlplane.cli import cli
+from controlplane.cli.command import cli
 
 
 class Operator:

@@ -8,7 +8,7 @@ import pytest
 from fake_fleet import worker_spec
 
 from agent.errors import AgentError, ModelRefusedError, WorkerCrashedError
-from agent.gateway.asgi import ClientGoneError
+from agent.gateway.http.asgi import ClientGoneError
 from agent.gateway.recording import Recording
 from agent.gateway.refusals import RequestRefusedError
 from agent.supervisor import Worker

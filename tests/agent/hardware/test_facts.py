@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from agent.errors import BenchmarkError
-from agent.facts import DeviceFacts, MicroBenchmark
 from agent.hardware import benchmark, read_facts
 from agent.hardware.cgroup import cpu_quota, memory_limit
 from agent.hardware.rates import measure_now
+from artifact.device_facts import DeviceFacts, MicroBenchmark
 
 X86 = """processor\t: 0
 model name\t: Intel(R)  Xeon(R) CPU @ 2.20GHz

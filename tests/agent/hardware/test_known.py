@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from agent.errors import BenchmarkError
-from agent.facts import DeviceFacts, MicroBenchmark
 from agent.hardware import KnownHardware
+from artifact.device_facts import DeviceFacts, MicroBenchmark
 from tests.agent.selection.test_ranking import FACTS
 
 

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from agent.facts import CoreCluster, CpuTopology, MicroBenchmark
 from agent.hardware.report import report
+from artifact.device_facts import CoreCluster, CpuTopology, MicroBenchmark
 from tests.agent.selection.test_ranking import FACTS
 
 BENCHMARK = MicroBenchmark(

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from agent.facts import CoreCluster, CpuTopology
 from agent.hardware.topology import MAX_GPUS, read_gpus, read_topology
+from artifact.device_facts import CoreCluster, CpuTopology
 from tests.agent.hardware.test_facts import tree_of
 
 CPU = "sys/devices/system/cpu"

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from flotilla.v1 import device_pb2
 
-from agent.deltas import BeingMade, Offer
 from agent.link.deltas import MAX_RETRY_SECONDS, delta_from_wire, digests_to_wire
+from agent.storage.deltas import BeingMade, Offer
 from artifact.manifest import MAX_FILE_BYTES, File
 
 BASE, SHA256, INDEX = (bytes([number]) * 32 for number in (1, 2, 3))

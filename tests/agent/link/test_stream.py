@@ -20,9 +20,9 @@ from flotilla.v1 import device_pb2 as wire
 
 from agent.backoff import Backoff
 from agent.config import DataDir, write_file
-from agent.credentials import Credentials
 from agent.errors import ChunkMissingError, IdentityError, SourceUnavailableError
-from agent.identity import Identity, load_identity, load_key, make_or_load_key, signing_request
+from agent.identity.credentials import Credentials
+from agent.identity.keys import Identity, load_identity, load_key, make_or_load_key, signing_request
 from agent.journal import Assignment
 from agent.link import connection as connections
 from agent.link import renewal as renewals

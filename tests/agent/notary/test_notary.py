@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.config import DataDir, write_file
 from agent.errors import IdentityError, NotaryLostError
-from agent.identity import load_identity, load_key, make_or_load_key, signing_request
+from agent.identity.keys import load_identity, load_key, make_or_load_key, signing_request
 from agent.notary import Notary, expect, notary
 from agent.notary import questions as q
 from artifact.trust.statements import Authorities

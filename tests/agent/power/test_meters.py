@@ -7,11 +7,11 @@ import boards
 import pytest
 from boards import JETSON_ORIN_NANO, LAPTOP, PI_5, PI_5_WATTS, SUPPLY, package, write
 
-from agent.energy import Provenance
 from agent.errors import MeterLostError
 from agent.power import discover
 from agent.power.amdgpu import open_amdgpu
 from agent.power.battery import open_battery
+from agent.power.energy import Provenance
 from agent.power.hwmon import open_ina
 from agent.power.integral import IntegratedMeter
 from agent.power.load_model import open_load_model

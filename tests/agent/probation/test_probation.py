@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fake_fleet import worker_spec
 
-from agent.energy import Provenance
+from agent.power.energy import Provenance
 from agent.probation import CheckResult, Proof, prove
 from agent.supervisor import Supervisor
 from agent.supervisor.spec import Patience

@@ -6,9 +6,9 @@ from statistics import median
 
 import pytest
 
-from agent.facts import MicroBenchmark
 from agent.selection import Measurement, Prior, Source
 from agent.selection.prediction import Predictor, weight_rate
+from artifact.device_facts import MicroBenchmark
 from artifact.manifest import File, Task, Variant
 
 BENCHMARK = MicroBenchmark(

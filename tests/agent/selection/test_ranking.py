@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
-from agent.facts import DeviceFacts, MicroBenchmark
 from agent.selection import Decision, Knowledge, Prior, rank
+from artifact.device_facts import DeviceFacts, MicroBenchmark
 from artifact.manifest import (
     Component,
     File,

@@ -3,8 +3,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from agent.energy import Provenance
 from agent.errors import MeterLostError
+from agent.power.energy import Provenance
 from agent.telemetry import Collector, Labels, RequestRecord, WorkerGauge
 from agent.telemetry.collector import MAX_LABELS
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.energy import Energy, Provenance
+from agent.power.energy import Energy, Provenance
 from agent.telemetry import Labels, Sketch, TelemetryQueue, TelemetryWindow
 
 WINDOW = TelemetryWindow(

@@ -13,7 +13,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from artifact.errors import UntrustedError
 from artifact.trust.authority import begin, digest, follow, issuer_of, newest
 from artifact.trust.statements import Authorities
-from controlplane.services.authority import Authority, new_authority_certificate
+from controlplane.services.keys.authority import Authority, new_authority_certificate
 
 NOW = datetime.now(UTC)
 

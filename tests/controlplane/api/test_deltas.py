@@ -12,13 +12,13 @@ from control_plane import Box, Plane, Publisher, running_plane
 from flotilla.v1 import device_pb2, model_pb2
 
 from agent.backoff import Backoff
-from agent.download import Downloader
-from agent.files import FileStore
-from agent.identity import Identity
-from agent.line import Tally
+from agent.identity.keys import Identity
 from agent.link.connection import Connection
+from agent.storage.download import Downloader
+from agent.storage.file_store import FileStore
+from agent.storage.transfer import Tally
 from artifact.manifest import File
-from controlplane.server import running
+from controlplane.server.running import running
 
 MIB = 1 << 20
 BASE = random.Random(1).randbytes(3 * MIB)  # noqa: S311 - bytes to move, no secret

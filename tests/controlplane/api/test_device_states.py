@@ -12,7 +12,7 @@ import pytest
 from control_plane import Box, Clock, Plane, Publisher, request_id
 from flotilla.v1 import access_pb2, device_pb2, enrollment_pb2, fleet_pb2
 
-from controlplane.services.identification import CHANGEOVER
+from controlplane.services.devices.identification import CHANGEOVER
 
 Code = grpc.StatusCode
 METADATA = device_pb2.FetchMetadataRequest(name="timestamp.json")

@@ -31,7 +31,7 @@ from artifact.manifest import target_path
 from artifact.trust.ceremony import delist, next_version
 from artifact.trust.director import DirectorVerifier
 from artifact.trust.statements import DirectorMetadata, check_directive
-from controlplane.cli import cli
+from controlplane.cli.command import cli
 
 CHAT = "acme/chat@1.0.0"
 STRATEGY = "waves: [{name: all, percent: 100}]"

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +14,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from model_service import self_signed
+from model_service import FakeModelService, self_signed, serving
+from operator_cli import Operator, document
 
 from artifact.manifest import (
     Component,
@@ -24,7 +26,7 @@ from artifact.manifest import (
     Variant,
     encode_release,
 )
-from controlplane.cli import cli
+from controlplane.cli.command import cli
 from controlplane.fleet import HardwareFacts, UpdateState
 from controlplane.store import devices, receipts, releases, telemetry
 from controlplane.store.database import Database, Transaction, embedded_url, open_database
@@ -229,3 +231,48 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Path:
+    return tmp_path / "context.json"
+
+
+@pytest.fixture
+def service(context: Path) -> Iterator[FakeModelService]:
+    with serving(FakeModelService(), context) as service:
+        yield service
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "keys"
+
+
+@pytest.fixture
+def operator(context: Path, folder: Path) -> Operator:
+    return Operator(context, folder)
+
+
+@pytest.fixture(scope="session")
+def first_founding(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, FakeModelService]:
+    """One key folder and the server that it founded: making keys is slow on purpose."""
+    directory = tmp_path_factory.mktemp("founding")
+    operator = Operator(directory / "context.json", directory / "keys")
+    with serving(FakeModelService(), operator.context) as service:
+        document(operator.init(as_json=True))
+    return operator.folder, service
+
+
+@pytest.fixture
+def founded(
+    service: FakeModelService, operator: Operator, first_founding: tuple[Path, FakeModelService]
+) -> FakeModelService:
+    """A server as ``keys init`` leaves it, and a copy of the folder of its keys."""
+    folder, first = first_founding
+    shutil.copytree(folder, operator.folder)
+    service.online = first.online
+    service.keep(first.roles)
+    return service

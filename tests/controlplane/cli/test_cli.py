@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from controlplane.cli import COMMANDS, cli
+from controlplane.cli.command import COMMANDS, cli
 
 
 def run(*arguments: str) -> Result:
@@ -17,7 +17,8 @@ def run(*arguments: str) -> Result:
 
 def test_help_lists_every_command_without_loading_any() -> None:
     script = (
-        "import sys; from controlplane.cli import cli; cli(['--help'], standalone_mode=False);"
+        "import sys; from controlplane.cli.command import cli;"
+        "cli(['--help'], standalone_mode=False);"
         "heavy = {'grpc', 'rich', 'tuf', 'sqlalchemy', 'onnx', 'numpy'} & set(sys.modules);"
         "print('HEAVY', sorted(heavy))"
     )

@@ -12,9 +12,9 @@ from artifact.chunks import encode_index
 from artifact.manifest import ModelVersion, Relation, Task
 from runtimes import registry
 from runtimes.build import BuildRequest, VariantRequest, build
+from runtimes.build.chunk_index import index_files
 from runtimes.errors import BuildError, QuantizeError, RuntimeFault
 from runtimes.fake import FakeModel, write_model
-from runtimes.indexing import index_files
 
 HALF = VariantRequest("small", "half")
 FULL = VariantRequest("full", "full")

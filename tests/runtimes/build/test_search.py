@@ -19,17 +19,17 @@ from runtimes.base import LoadSpec, Progress, Scheme
 from runtimes.build import BuildRequest, BuildResult, GoalsMissedError, VariantRequest, build
 from runtimes.build.expected import Expected
 from runtimes.build.goals import Degradation, Goals, Metric, Prioritize, miss_of_size
+from runtimes.build.source import open_source
 from runtimes.errors import BuildError, QuantizeError, VariantFailedError
 from runtimes.evaluation.compare import compare_predictions
 from runtimes.evaluation.comparison import Comparison
 from runtimes.evaluation.frames import Job
+from runtimes.evaluation.quality import Evaluation, predict
 from runtimes.evaluation.tape import Tape
 from runtimes.fake import FakeInspector, FakeModel, write_model
 from runtimes.inspection.process import Inspected
 from runtimes.predictions import Predictions
-from runtimes.quality import Evaluation, predict
-from runtimes.source import open_source
-from runtimes.steps import whole
+from runtimes.text.steps import whole
 
 HELDOUT = Path(__file__).parents[3] / "scripts" / "demo_models" / "heldout.txt"
 ALL = tuple(VariantRequest(name, name) for name in ("full", "half", "quarter"))
@@ -75,7 +75,7 @@ def inspect_here(location: str, path: Path) -> Inspected:
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """A request for a search over a fake model of about a megabyte."""
     monkeypatch.setattr("runtimes.evaluation.compare.compare", compare_here)
-    monkeypatch.setattr("runtimes.source.inspect_apart", inspect_here)
+    monkeypatch.setattr("runtimes.build.source.inspect_apart", inspect_here)
     (tmp_path / "sources").mkdir()
     (tmp_path / "text.txt").write_text("Some words to measure on.")
     model = FakeModel(padding="x" * MEGABYTE, memory_bytes=8 * MEGABYTE)

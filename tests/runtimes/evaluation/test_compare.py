@@ -17,10 +17,10 @@ from runtimes.evaluation.compare import compare, compare_predictions
 from runtimes.evaluation.comparison import Comparison
 from runtimes.evaluation.frames import Job
 from runtimes.evaluation.process import evaluating
+from runtimes.evaluation.quality import measure, predict, read_evaluation
 from runtimes.evaluation.tape import Tape
 from runtimes.fake import FakeModel, Faults, write_model
 from runtimes.predictions import Predictions
-from runtimes.quality import measure, predict, read_evaluation
 
 HELDOUT = Path(__file__).parents[3] / "scripts" / "demo_models" / "heldout.txt"
 

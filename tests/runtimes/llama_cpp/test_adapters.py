@@ -14,7 +14,7 @@ from runtimes.base import Inspection, LoadSpec, Sampling, TensorInfo
 from runtimes.errors import InvalidInputError, LoadError, UnsupportedModelError
 from runtimes.llama_cpp.adapters import check_adapter
 from runtimes.llama_cpp.inspect import GgufInspector
-from runtimes.steps import whole
+from runtimes.text.steps import whole
 
 HELDOUT = Path(__file__).parents[3] / "scripts" / "demo_models" / "heldout.txt"
 

@@ -14,7 +14,7 @@ from runtimes import registry
 from runtimes.base import Engine, LoadSpec, Sampling
 from runtimes.errors import LoadError, RuntimeFault, UnsupportedModelError
 from runtimes.llama_cpp.native import Model
-from runtimes.steps import whole
+from runtimes.text.steps import whole
 
 
 def load(path: Path, task: Task = Task.TEXT_GENERATION, context_length: int = 0) -> None:

@@ -13,7 +13,7 @@ from runtimes.base import LoadSpec, Scheme
 from runtimes.errors import QuantizeError
 from runtimes.llama_cpp.inspect import GgufInspector
 from runtimes.llama_cpp.quantize import LlamaCppQuantizer, _check_source
-from runtimes.steps import whole
+from runtimes.text.steps import whole
 
 HELDOUT = Path(__file__).parents[3] / "scripts" / "demo_models" / "heldout.txt"
 

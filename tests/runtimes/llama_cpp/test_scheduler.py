@@ -15,7 +15,7 @@ from runtimes.llama_cpp.scheduler import (
     Scheduler,
 )
 from runtimes.llama_cpp.streams import Stream
-from runtimes.sampling import Sampler
+from runtimes.text.sampling import Sampler
 
 END = 999
 

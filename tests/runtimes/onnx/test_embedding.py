@@ -17,7 +17,7 @@ from runtimes import registry
 from runtimes.base import Embeddings, Engine, LoadSpec
 from runtimes.errors import InvalidInputError, LoadError, RuntimeFault, UnsupportedModelError
 from runtimes.onnx.memory import PASS_TOKENS
-from runtimes.steps import whole
+from runtimes.text.steps import whole
 
 TEXTS = [
     "This License applies to any program",

@@ -12,10 +12,10 @@ from artifact.manifest import Task
 from runtimes import registry
 from runtimes.base import LoadSpec, Scheme
 from runtimes.errors import QuantizeError
+from runtimes.evaluation.quality import measure, read_evaluation
 from runtimes.onnx.blocks import BLOCK_VALUES, pack_blocks
 from runtimes.onnx.inspect import OnnxInspector
 from runtimes.onnx.quantize import OnnxQuantizer
-from runtimes.quality import measure, read_evaluation
 
 HELDOUT = Path(__file__).parents[3] / "scripts" / "demo_models" / "heldout.txt"
 

@@ -12,10 +12,10 @@ from operator_cli import Operator, document, refusal
 from artifact.manifest import decode_release
 from artifact.trust.statements import check_manifest
 from artifact.trust.verify import ImageVerifier
+from controlplane.cli.app import Settings
 from controlplane.cli.client import connect
-from controlplane.cli.lazy import Settings
 from controlplane.config import Address, Config
-from controlplane.server import running
+from controlplane.server.running import running
 
 
 def publish_and_verify(operator: Operator, tmp_path: Path) -> None:

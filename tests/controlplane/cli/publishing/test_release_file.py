@@ -16,8 +16,8 @@ from artifact.manifest import (
     PerplexityCheck,
     TensorCheck,
 )
-from controlplane.cli.lazy import RefusedError
-from controlplane.cli.release_file import load_release_file
+from controlplane.cli.app import RefusedError
+from controlplane.cli.publishing.release_file import load_release_file
 from controlplane.cli.yaml_file import parse_size
 
 WHOLE = """\

@@ -1,0 +1,1 @@
+"""Enrolling a box with a join token, by hand or by systemd credential."""

@@ -1,0 +1,261 @@
+"""Enrolment: from a join token to a device certificate (docs/adr/0004)."""
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import grpc
+import grpc.aio
+import msgspec
+from cryptography.hazmat.primitives.asymmetric import ec
+from flotilla.v1 import enrollment_pb2, enrollment_pb2_grpc
+
+from agent.config import AgentConfig, DataDir, load_config, save_config, write_file
+from agent.errors import EnrollmentError, IdentityError, ServerUnreachableError
+from agent.identity.keys import (
+    TrustBundle,
+    check_certificate,
+    check_server_issuer,
+    check_server_name,
+    check_trust_bundle,
+    load_key,
+    make_or_load_key,
+    save_certificate,
+    signing_request,
+)
+from agent.link.channels import answered, server_authenticated
+from agent.link.translate import (
+    ADVICE_KEY,
+    authorities_from_wire,
+    facts_to_wire,
+    refusal_text,
+    trailing,
+)
+from artifact.device_facts import DeviceFacts
+from artifact.join_token import JoinToken, decode_join_token
+from artifact.trust.statements import Authorities
+
+TIMEOUT_SECONDS: Final = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """What the owner of the box asks for."""
+
+    server: str
+    token: str
+    name: str
+    labels: dict[str, str]
+    facts: DeviceFacts
+    gateway: str
+    model_memory_bytes: int
+    disk_budget_bytes: int = 0
+    # The device that the box is already and wants to stay; empty for a new box.
+    device_id: str = ""
+
+
+async def enroll(data_dir: DataDir, application: Application) -> AgentConfig:
+    """Make this box a device of the fleet; EnrollmentError, IdentityError or InvalidJoinTokenError.
+
+    When the server may have let the box in although its answer was lost, the key that it knows is
+    kept, so that the same command may run again. After any other failure nothing new is left.
+    """
+    if data_dir.config.exists():
+        raise EnrollmentError(
+            f"{data_dir.root} holds an enrolled agent already",
+            advice="Use another --data-dir, or retire the device and empty this one; for one whose "
+            "certificate has expired, add --recover.",
+        )
+    token = decode_join_token(application.token)
+    try:
+        bundle, ca_pem = await _trust_bundle(application.server, token)
+    except grpc.aio.AioRpcError as error:
+        raise _refusal(error, application) from error
+    with _new_key(data_dir) as key:
+        request = signing_request(key, application.name)
+        try:
+            answer = await _enroll(application, token, request, ca_pem)
+        except grpc.aio.AioRpcError as error:
+            raise _refusal(error, application, key=data_dir.key) from error
+    check_certificate(answer.certificate_pem, key, ca_pem)
+    config = AgentConfig(
+        device_id=answer.device_id,
+        name=application.name,
+        labels=application.labels,
+        server=application.server,
+        device_endpoint=answer.device_endpoint,
+        gateway=application.gateway,
+        model_memory_bytes=application.model_memory_bytes,
+        disk_budget_bytes=application.disk_budget_bytes,
+    )
+    write_file(data_dir.ca, ca_pem)
+    write_file(data_dir.image_root, bundle.image_root)
+    write_file(data_dir.director_root, bundle.director_root)
+    write_file(data_dir.certificate, answer.certificate_pem)
+    save_config(data_dir, config)
+    return config
+
+
+@contextlib.contextmanager
+def _new_key(data_dir: DataDir) -> Iterator[ec.EllipticCurvePrivateKey]:
+    """The box's key; one that was made now goes again when the server refuses it."""
+    is_new_key, is_new_root = not data_dir.key.exists(), not data_dir.root.exists()
+    data_dir.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        yield make_or_load_key(data_dir)
+    except ServerUnreachableError:
+        raise
+    except EnrollmentError:
+        if is_new_key:
+            data_dir.key.unlink(missing_ok=True)
+        if is_new_root:
+            with contextlib.suppress(OSError):
+                data_dir.root.rmdir()
+        raise
+
+
+async def recover(
+    data_dir: DataDir, token: str, facts: DeviceFacts, *, server: str | None = None
+) -> AgentConfig:
+    """A new certificate for a box whose old one has expired or is lost; nothing else changes.
+
+    It takes the box's own key, and a join token of the same fleet. A daemon that runs meanwhile
+    takes the certificate over by itself. Raises what ``load_config`` and ``enroll`` raise.
+    """
+    config = load_config(data_dir)
+    key = load_key(data_dir)
+    application = Application(
+        server=server or config.server,
+        token=token,
+        name=config.name,
+        labels={},
+        facts=facts,
+        gateway=config.gateway,
+        model_memory_bytes=config.model_memory_bytes,
+        device_id=config.device_id,
+    )
+    named = decode_join_token(token)
+    try:
+        bundle, ca_pem = await _trust_bundle(application.server, named)
+        _check_same_fleet(data_dir, bundle)
+        request = signing_request(key, config.name)
+        answer = await _enroll(application, named, request, ca_pem)
+    except grpc.aio.AioRpcError as error:
+        raise _refusal(error, application) from error
+    check_certificate(answer.certificate_pem, key, ca_pem)
+    if answer.device_id != config.device_id:
+        raise IdentityError(
+            f"the server answered for device {answer.device_id!a}, this box is {config.device_id}",
+            advice="Update the server, or enrol the box again into an empty directory.",
+        )
+    save_certificate(data_dir, answer.certificate_pem, ca_pem)
+    config = msgspec.structs.replace(
+        config, server=application.server, device_endpoint=answer.device_endpoint
+    )
+    save_config(data_dir, config)
+    return config
+
+
+def _check_same_fleet(data_dir: DataDir, bundle: TrustBundle) -> None:
+    """IdentityError when a token would have the box trust other signers than it does."""
+    roots = (data_dir.image_root, bundle.image_root), (data_dir.director_root, bundle.director_root)
+    for path, root in roots:
+        if not path.exists() or path.read_bytes() != root:
+            raise IdentityError(
+                f"the token is from another fleet: its root is not that in {path}",
+                advice="Use a token of the fleet that the box is in, or enrol it into an empty "
+                "directory.",
+            )
+
+
+async def _trust_bundle(server: str, token: JoinToken) -> tuple[TrustBundle, bytes]:
+    """What the token names by digest, over a connection that is pinned but not yet trusted.
+
+    And the authorities to trust from then on.
+    """
+    host, _, port = server.rpartition(":")
+    host = host.strip("[]")
+    leaf_pem = await _leaf(host, int(port))
+    check_server_name(leaf_pem, host)
+    async with server_authenticated(server, leaf_pem) as channel:
+        stub = enrollment_pb2_grpc.EnrollmentServiceStub(channel)
+        request = enrollment_pb2.GetTrustBundleRequest()
+        answer = await answered(stub.GetTrustBundle(request, timeout=TIMEOUT_SECONDS))
+    authorities = Authorities(answer.ca_pem)
+    if answer.HasField("authorities"):
+        authorities = authorities_from_wire(answer.authorities)
+    bundle = TrustBundle(authorities, answer.image_root, answer.director_root)
+    ca_pem = check_trust_bundle(bundle, token)
+    check_server_issuer(leaf_pem, ca_pem)
+    return bundle, ca_pem
+
+
+async def _leaf(host: str, port: int) -> bytes:
+    try:
+        pem = await asyncio.to_thread(
+            ssl.get_server_certificate, (host, port), timeout=TIMEOUT_SECONDS
+        )
+    except (OSError, ValueError) as error:
+        raise ServerUnreachableError(
+            f"no TLS server answers at {host}:{port}: {error}",
+            advice="Check the address and that `flotilla serve` runs there; it must be the "
+            "public port.",
+        ) from error
+    return pem.encode()
+
+
+async def _enroll(
+    application: Application, token: JoinToken, csr_pem: bytes, ca_pem: bytes
+) -> enrollment_pb2.EnrollResponse:
+    async with server_authenticated(application.server, ca_pem) as channel:
+        stub = enrollment_pb2_grpc.EnrollmentServiceStub(channel)
+        request = enrollment_pb2.EnrollRequest(
+            token=token.secret,
+            csr_pem=csr_pem,
+            name=application.name,
+            labels=application.labels,
+            facts=facts_to_wire(application.facts),
+            recover_device_id=application.device_id,
+        )
+        return await answered(stub.Enroll(request, timeout=TIMEOUT_SECONDS))
+
+
+_ADVICE: Final = {
+    grpc.StatusCode.UNAUTHENTICATED: "Create a token with `flotilla token create` and use it once.",
+    grpc.StatusCode.PERMISSION_DENIED: "Create a token with `flotilla token create`.",
+    grpc.StatusCode.NOT_FOUND: "Enrol the box again into an empty directory.",
+    grpc.StatusCode.ALREADY_EXISTS: "Choose another --name, or retire the device that has it.",
+    grpc.StatusCode.INVALID_ARGUMENT: "Correct the name or the labels.",
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "The server is busy: run the same command again later.",
+    grpc.StatusCode.UNAVAILABLE: "Check the network, and that the address is the server's public "
+    "port (not the device port), then run it again.",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "Check the address and the network, then run it again.",
+    grpc.StatusCode.UNIMPLEMENTED: "Give the server's public port.",
+}
+
+
+_PASSING: Final = {
+    grpc.StatusCode.UNAVAILABLE: "cannot be reached",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "cannot be reached",
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "is too busy for the box",
+    grpc.StatusCode.INTERNAL: "failed",
+    grpc.StatusCode.UNKNOWN: "failed",
+}
+
+
+def _refusal(
+    error: grpc.aio.AioRpcError, application: Application, *, key: Path | None = None
+) -> EnrollmentError:
+    """``key``: what a server that may have let the box in knows it by."""
+    what = _PASSING.get(error.code(), "refused the box")
+    advice = trailing(error, ADVICE_KEY) or _ADVICE.get(error.code(), "See the server's log.")
+    text = f"{application.server} {what}: {refusal_text(error)}"
+    if error.code() not in _PASSING:
+        return EnrollmentError(text, advice=advice)
+    if key is not None:
+        advice += f" The box's key stays in {key}, so that the same token admits it again."
+    return ServerUnreachableError(text, advice=advice)

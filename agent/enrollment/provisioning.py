@@ -1,0 +1,201 @@
+"""A box that enrols by itself: with its owner's settings, and a join token from systemd.
+
+Safe on every start. Before the box is enrolled it tries until a server answers; afterwards only
+what is the owner's to change, the gateway and the memory of a model, follows the file.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from agent.backoff import Backoff
+from agent.config import (
+    DEFAULT_GATEWAY,
+    MAX_CONFIG_BYTES,
+    AgentConfig,
+    DataDir,
+    DeviceName,
+    Endpoint,
+    LabelValue,
+    PowerModel,
+    load_config,
+    parse_size,
+    save_config,
+)
+from agent.errors import InvalidConfigError, NotEnrolledError, ServerUnreachableError
+from agent.hardware import read_facts
+from agent.health import feed_watchdog
+from agent.host.systemd import notify
+from artifact.join_token import MAX_TOKEN_CHARACTERS
+from artifact.manifest import Label
+
+if TYPE_CHECKING:
+    from agent.enrollment.client import Application
+
+log = logging.getLogger(__name__)
+
+CREDENTIAL: Final = "join-token"
+FIRST_WAIT_SECONDS: Final = 1.0
+MOST_WAIT_SECONDS: Final = 60.0
+
+Sleep = Callable[[float], Awaitable[None]]
+
+
+class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The owner's file. Without a name the box is called as its host."""
+
+    server: Endpoint
+    name: DeviceName | None = None
+    labels: Annotated[dict[Label, LabelValue], Meta(max_length=64)] = {}
+    gateway: Annotated[str, Meta(max_length=256)] = DEFAULT_GATEWAY
+    # As in `--model-memory`; "0": half of the box's memory.
+    model_memory: Annotated[str, Meta(max_length=32)] = "0"
+    # As in `--disk-budget`; "0": all that is free but a reserve.
+    disk_budget: Annotated[str, Meta(max_length=32)] = "0"
+    # Only used without a meter.
+    power_model: PowerModel | None = None
+
+
+def load_settings(path: Path) -> Settings | None:
+    """The owner's settings, None without a file; InvalidConfigError."""
+    try:
+        with path.open("rb") as source:
+            data = source.read(MAX_CONFIG_BYTES)
+        settings = msgspec.yaml.decode(data, type=Settings)
+        for text in (settings.model_memory, settings.disk_budget):
+            parse_size(text)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError, RecursionError) as error:
+        raise InvalidConfigError(
+            f"{path} cannot be used: {ascii(str(error))[:500]}",
+            advice="Mend it (docs/operations.md), then `systemctl restart flotilla-agent`.",
+        ) from error
+    return settings
+
+
+def join_token_credential() -> str | None:
+    """The join token that the service manager hands over, None when it has none to give."""
+    directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    if not directory:
+        return None
+    try:
+        with (Path(directory) / CREDENTIAL).open("rb") as source:
+            token = source.read(MAX_TOKEN_CHARACTERS + 1)
+    except OSError:
+        return None
+    return token.decode(errors="replace").strip() or None
+
+
+async def provision(
+    data_dir: DataDir, settings_file: Path, *, sleep: Sleep = asyncio.sleep
+) -> AgentConfig:
+    """The configuration of an enrolled box, enrolling it first if need be.
+
+    Raises NotEnrolledError when the settings or the token are missing, InvalidConfigError, and what
+    ``enroll`` raises when the server or the token is not as it should be: errors that only a person
+    can mend. A box that is enrolled starts whatever the settings look like.
+    """
+    try:
+        config = load_config(data_dir)
+    except NotEnrolledError:
+        settings = load_settings(settings_file)
+        if settings is None:
+            raise
+        return await _enroll_patiently(data_dir, settings, sleep)
+    try:
+        settings = load_settings(settings_file)
+    except InvalidConfigError as error:
+        log.error("settings_ignored error=%s", ascii(str(error)))  # noqa: TRY400 - no traceback: it is a typing error
+        return config
+    return config if settings is None else _follow(data_dir, config, settings)
+
+
+def _follow(data_dir: DataDir, config: AgentConfig, settings: Settings) -> AgentConfig:
+    """Take over what the owner may change without asking the fleet."""
+    wanted = msgspec.structs.replace(
+        config,
+        gateway=settings.gateway,
+        model_memory_bytes=parse_size(settings.model_memory),
+        disk_budget_bytes=parse_size(settings.disk_budget),
+        power_model=settings.power_model,
+    )
+    if wanted != config:
+        save_config(data_dir, wanted)
+        log.info(
+            "settings_applied gateway=%s model_memory_bytes=%d disk_budget_bytes=%d",
+            ascii(wanted.gateway),
+            wanted.model_memory_bytes,
+            wanted.disk_budget_bytes,
+        )
+    return wanted
+
+
+async def _enroll_patiently(data_dir: DataDir, settings: Settings, sleep: Sleep) -> AgentConfig:
+    # What checks certificates is only needed here, and would stay in the daemon for good.
+    from agent.enrollment.client import enroll
+
+    application = _application(settings)
+    # Started, though not enrolled: a boot or an installation must not wait for a server.
+    notify("READY=1", "STATUS=enrolling")
+    watchdog = asyncio.create_task(feed_watchdog(_loop_turns))
+    try:
+        backoff = Backoff(FIRST_WAIT_SECONDS, MOST_WAIT_SECONDS)
+        while True:
+            try:
+                config = await enroll(data_dir, application)
+            except ServerUnreachableError as error:
+                wait = backoff.next_seconds()
+                reason = ascii(str(error))[:300]
+                log.warning("enrollment_waits seconds=%.1f error=%s", wait, reason)
+                notify(f"STATUS=waiting to enrol: {reason}")
+                await sleep(wait)
+            else:
+                log.info("enrolled name=%s device=%s", config.name, config.device_id)
+                return config
+    finally:
+        watchdog.cancel()
+
+
+async def _loop_turns() -> str:
+    return ""
+
+
+def _application(settings: Settings) -> "Application":
+    from agent.enrollment.client import Application
+
+    token = join_token_credential()
+    if token is None:
+        raise NotEnrolledError(
+            "this box is not enrolled and was given no join token",
+            advice="Write one from `flotilla token create` to /etc/credstore/flotilla.join-token, "
+            "then `systemctl restart flotilla-agent`.",
+        )
+    memory = parse_size(settings.model_memory)
+    return Application(
+        server=settings.server,
+        token=token,
+        name=settings.name or _host_name(),
+        labels=settings.labels,
+        facts=read_facts(memory),
+        gateway=settings.gateway,
+        model_memory_bytes=memory,
+        disk_budget_bytes=parse_size(settings.disk_budget),
+    )
+
+
+def _host_name() -> str:
+    name = socket.gethostname().partition(".")[0].lower()
+    try:
+        return msgspec.convert(name, DeviceName)
+    except msgspec.ValidationError:
+        raise InvalidConfigError(
+            f"the host name {name!a} cannot be a device's name", advice="Give a name in agent.yaml."
+        ) from None

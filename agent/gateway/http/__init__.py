@@ -1,0 +1,1 @@
+"""HTTP below every API of the gateway: connections, requests, admission."""

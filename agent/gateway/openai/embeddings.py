@@ -1,0 +1,79 @@
+"""The OpenAI API for embeddings: /v1/embeddings."""
+
+import base64
+import struct
+import time
+from functools import partial
+from http import HTTPStatus
+
+import msgspec
+
+from agent.errors import ModelRefusedError
+from agent.gateway.http.exchange import JSON, Exchange
+from agent.gateway.http.threads import aside
+from agent.gateway.recording import Recording
+from agent.gateway.refusals import RequestRefusedError
+from agent.gateway.schemas import EmbeddingRequest, decode
+from agent.serving import Serving
+from agent.telemetry import Collector
+from artifact.manifest import Task
+from runtimes.base import Embeddings
+
+
+class EmbeddingApi:
+    """Handler of the embeddings endpoint."""
+
+    def __init__(self, serving: Serving, collector: Collector) -> None:
+        self._serving = serving
+        self._collector = collector
+
+    async def embeddings(self, exchange: Exchange, body: bytes) -> None:
+        """POST /v1/embeddings."""
+        request = decode(body, EmbeddingRequest)
+        texts = [request.input] if isinstance(request.input, str) else request.input
+        started = time.perf_counter()
+        async with self._serving.lease(request.model) as worker:
+            task = worker.spec.model.task
+            if task is not Task.EMBEDDING:
+                raise ModelRefusedError(
+                    f"the model {request.model[:200]!a} does {task.value}, not {Task.EMBEDDING}",
+                    unsupported=True,
+                    advice="Call the endpoint of its task, or deploy an encoder.",
+                )
+            with Recording(self._collector, worker, started) as recording:
+                found, recording.usage = await worker.embed(texts)
+        if request.dimensions not in (None, found.dimensions):
+            raise RequestRefusedError(
+                HTTPStatus.BAD_REQUEST,
+                "invalid_value",
+                f"the model gives {found.dimensions} dimensions, not {request.dimensions}",
+                param="dimensions",
+                advice="Leave it out.",
+            )
+        size = len(found.vectors) * found.dimensions * 4
+        whole = await aside(size, partial(_written, request, found))
+        await exchange.whole(HTTPStatus.OK, whole, [JSON])
+
+
+def _written(request: EmbeddingRequest, found: Embeddings) -> bytes:
+    """The answer's body. Vector by vector: while one is written no other thread runs."""
+    as_text = request.encoding_format == "base64"
+    form = struct.Struct(f"<{found.dimensions}f")
+    entries = [
+        msgspec.json.encode(
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": base64.b64encode(vector).decode() if as_text else form.unpack(vector),
+            }
+        )
+        for index, vector in enumerate(found.vectors)
+    ]
+    return msgspec.json.encode(
+        {
+            "object": "list",
+            "model": request.model,
+            "data": msgspec.Raw(b"[%b]" % b",".join(entries)),
+            "usage": {"prompt_tokens": found.prompt_tokens, "total_tokens": found.prompt_tokens},
+        }
+    )

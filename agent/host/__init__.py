@@ -1,0 +1,1 @@
+"""The operating system around the daemon: systemd, the OOM killer, the allocator."""

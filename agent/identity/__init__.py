@@ -1,0 +1,1 @@
+"""The device's key, certificate and trust anchors."""

@@ -1,0 +1,1 @@
+"""Files on the box: the file store, downloads, deltas, and free space."""

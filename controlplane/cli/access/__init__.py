@@ -1,0 +1,1 @@
+"""`flotilla access`, `audit`, `ca` and `context`."""

@@ -1,0 +1,117 @@
+"""`flotilla access`: API tokens of operators and systems."""
+
+from datetime import UTC, datetime
+
+import click
+from flotilla.v1 import access_pb2, access_pb2_grpc
+
+from controlplane.cli.app import Settings, pass_settings
+from controlplane.cli.client import (
+    MAX_LISTED,
+    TIMEOUT_SECONDS,
+    connect,
+    every_page,
+    request_id,
+)
+from controlplane.cli.output import ago, message_to_json, note, print_json, print_table
+from controlplane.cli.parameters import DURATION
+
+
+@click.group()
+def access() -> None:
+    """API tokens of operators and systems."""
+
+
+@access.group()
+def token() -> None:
+    """Make, list and revoke API tokens."""
+
+
+@token.command()
+@click.argument("name")
+@click.option(
+    "--role",
+    type=click.Choice(["viewer", "operator", "publisher", "admin"]),
+    default="viewer",
+    show_default=True,
+    help="What it may do; each role may do what those before it may.",
+)
+@click.option(
+    "--expires",
+    "lifetime",
+    type=DURATION,
+    metavar="DURATION",
+    help="How long it is good for: 8h, 90d. Without it, until it is revoked.",
+)
+@pass_settings
+def create(settings: Settings, name: str, *, role: str, lifetime: float | None) -> None:
+    """Make an API token called NAME and print it; only its hash is kept.
+
+    \b
+    Example:
+      flotilla access token create ci --role publisher --expires 90d
+    """
+    with connect(settings) as channel:
+        made = access_pb2_grpc.AccessServiceStub(channel).CreateApiToken(
+            access_pb2.CreateApiTokenRequest(
+                request_id=request_id(), name=name, role=role, lifetime_seconds=lifetime or 0
+            ),
+            timeout=TIMEOUT_SECONDS,
+        )
+    if settings.json:
+        print_json(message_to_json(made))
+        return
+    click.echo(made.secret)
+    note(f'The {role} token {name!r}, shown this once; put it as "token" into a context file.')
+
+
+@token.command("list")
+@pass_settings
+def list_(settings: Settings) -> None:
+    """Show the API tokens, without their secrets."""
+    with connect(settings) as channel:
+        stub = access_pb2_grpc.AccessServiceStub(channel)
+        request = access_pb2.ListApiTokensRequest()
+        found = list(every_page(stub.ListApiTokens, request, "tokens", MAX_LISTED))
+    if settings.json:
+        print_json({"tokens": [message_to_json(one) for one in found]})
+        return
+    now = datetime.now(UTC)
+    print_table(
+        ("ID", "NAME", "ROLE", "MADE", "EXPIRES", "STATE"),
+        [
+            (
+                one.id,
+                one.name,
+                one.role,
+                ago(one.created_at, now),
+                ago(one.expires_at, now),
+                _state(one, now),
+            )
+            for one in found
+        ],
+        empty="No API tokens.",
+    )
+
+
+def _state(one: access_pb2.ApiToken, now: datetime) -> str:
+    if one.revoked:
+        return "revoked"
+    ended = one.HasField("expires_at") and one.expires_at.seconds <= now.timestamp()
+    return "expired" if ended else "good"
+
+
+@token.command()
+@click.argument("token_id", metavar="ID")
+@pass_settings
+def revoke(settings: Settings, token_id: str) -> None:
+    """Let nobody in with this token any more."""
+    with connect(settings) as channel:
+        revoked = access_pb2_grpc.AccessServiceStub(channel).RevokeApiToken(
+            access_pb2.RevokeApiTokenRequest(request_id=request_id(), id=token_id),
+            timeout=TIMEOUT_SECONDS,
+        )
+    if settings.json:
+        print_json(message_to_json(revoked.token))
+        return
+    click.echo(f"Revoked the API token {revoked.token.name!r}.")

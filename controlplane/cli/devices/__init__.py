@@ -1,0 +1,1 @@
+"""`flotilla device` and `flotilla token`."""

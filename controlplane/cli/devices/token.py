@@ -1,0 +1,130 @@
+"""`flotilla token`: join tokens, with which new boxes enrol."""
+
+from datetime import UTC, datetime
+
+import click
+from flotilla.v1 import fleet_pb2, fleet_pb2_grpc
+
+from controlplane.cli.app import Settings, pass_settings
+from controlplane.cli.client import (
+    MAX_LISTED,
+    TIMEOUT_SECONDS,
+    connect,
+    every_page,
+    load_context,
+    request_id,
+)
+from controlplane.cli.output import ago, message_to_json, note, print_json, print_table
+from controlplane.cli.parameters import DURATION, LABEL
+
+
+@click.group()
+def token() -> None:
+    """Join tokens, with which new boxes enrol."""
+
+
+@token.command()
+@click.option(
+    "--uses",
+    type=click.IntRange(1, 100_000),
+    default=1,
+    show_default=True,
+    help="How many boxes may join with it.",
+)
+@click.option(
+    "--expires",
+    "lifetime",
+    type=DURATION,
+    default="1h",
+    show_default=True,
+    metavar="DURATION",
+    help="How long it is good for: 90s, 15m, 1h, 7d.",
+)
+@click.option(
+    "--label",
+    "labels",
+    type=LABEL,
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Given to every box that joins with it, and not to be changed by the box. Repeatable.",
+)
+@pass_settings
+def create(
+    settings: Settings, *, uses: int, lifetime: float, labels: tuple[tuple[str, str], ...]
+) -> None:
+    """Make a join token and print it; only its hash is kept.
+
+    \b
+    Example, on your machine and then on the box:
+      flotilla token create --uses 20 --expires 2h --label site=lab
+      flotilla-agent enroll --server HOST:PORT --token TOKEN --name lab-1 --data-dir DIR
+    """
+    with connect(settings) as channel:
+        made = fleet_pb2_grpc.FleetServiceStub(channel).CreateJoinToken(
+            fleet_pb2.CreateJoinTokenRequest(
+                request_id=request_id(), uses=uses, lifetime_seconds=lifetime, labels=dict(labels)
+            ),
+            timeout=TIMEOUT_SECONDS,
+        )
+    if settings.json:
+        print_json(message_to_json(made))
+        return
+    click.echo(made.secret)
+    server = load_context(settings.context_path).server
+    note(
+        f"Good for {uses} box{'es' if uses > 1 else ''}, "
+        f"expires {ago(made.token.expires_at, datetime.now(UTC))}; shown this once. On the box:"
+    )
+    note(f"  flotilla-agent enroll --server {server} --token TOKEN --name NAME --data-dir DIR")
+
+
+@token.command("list")
+@pass_settings
+def list_(settings: Settings) -> None:
+    """Show the join tokens, without their secrets."""
+    with connect(settings) as channel:
+        stub = fleet_pb2_grpc.FleetServiceStub(channel)
+        request = fleet_pb2.ListJoinTokensRequest()
+        found = list(every_page(stub.ListJoinTokens, request, "tokens", MAX_LISTED))
+    if settings.json:
+        print_json({"tokens": [message_to_json(one) for one in found]})
+        return
+    now = datetime.now(UTC)
+    print_table(
+        ("ID", "USES LEFT", "EXPIRES", "STATE", "LABELS"),
+        [
+            (
+                one.id,
+                str(one.uses_left),
+                ago(one.expires_at, now),
+                _state(one, now),
+                ",".join(f"{key}={value}" for key, value in sorted(one.labels.items())),
+            )
+            for one in found
+        ],
+        empty="No join tokens; make one with `flotilla token create`.",
+    )
+
+
+def _state(one: fleet_pb2.JoinToken, now: datetime) -> str:
+    if one.revoked:
+        return "revoked"
+    if not one.uses_left:
+        return "used up"
+    return "expired" if one.expires_at.seconds <= now.timestamp() else "good"
+
+
+@token.command()
+@click.argument("token_id", metavar="ID")
+@pass_settings
+def revoke(settings: Settings, token_id: str) -> None:
+    """Let nobody join with this token any more; boxes that did stay."""
+    with connect(settings) as channel:
+        revoked = fleet_pb2_grpc.FleetServiceStub(channel).RevokeJoinToken(
+            fleet_pb2.RevokeJoinTokenRequest(request_id=request_id(), id=token_id),
+            timeout=TIMEOUT_SECONDS,
+        )
+    if settings.json:
+        print_json(message_to_json(revoked.token))
+        return
+    click.echo(f"Revoked join token {revoked.token.id}.")

@@ -1,0 +1,1 @@
+"""`flotilla keys`: the publisher's offline keys."""

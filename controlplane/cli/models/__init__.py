@@ -1,0 +1,1 @@
+"""`flotilla model`: build, quantize and inspect models."""

@@ -1,0 +1,1 @@
+"""`flotilla rollout`: start, steer and watch rollouts."""

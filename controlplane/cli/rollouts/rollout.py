@@ -1,0 +1,249 @@
+"""`flotilla rollout`: move devices to a release, in waves."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+from flotilla.v1 import rollout_pb2, rollout_pb2_grpc
+
+from controlplane.cli.app import RefusedError, Settings, pass_settings
+from controlplane.cli.client import TIMEOUT_SECONDS, connect, every_page, request_id
+from controlplane.cli.output import ago, message_to_json, note, print_json, print_table
+from controlplane.cli.parameters import limit_option
+from controlplane.cli.rollouts.view import follow, print_rollout, progress, state_name
+from controlplane.rollouts.machine import RolloutState
+from controlplane.rollouts.strategy import MAX_STRATEGY_BYTES
+
+rollout_argument = click.argument("rollout_id", metavar="ID")
+reason_option = click.option(
+    "--reason", default="", metavar="TEXT", help="Why; kept with the rollout and in the audit log."
+)
+wait_option = click.option(
+    "--wait", is_flag=True, help="Stay until it ends or pauses; exit with 1 unless it ends well."
+)
+
+
+@click.group()
+def rollout() -> None:
+    """Move devices to a release, in waves."""
+
+
+@rollout.command()
+@click.argument("release", metavar="PUBLISHER/NAME@VERSION")
+@click.option(
+    "--to",
+    "selector",
+    required=True,
+    metavar="SELECTOR",
+    help="Which devices, such as 'site=lab,tier!=canary,gpu,!retired'; '' for all.",
+)
+@click.option(
+    "--strategy",
+    "strategy_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="YAML or JSON; without it 10 % first, then all, and back if more than 10 % fail.",
+)
+@wait_option
+@pass_settings
+def start(
+    settings: Settings, release: str, *, selector: str, strategy_file: Path | None, wait: bool
+) -> None:
+    """Move the devices that match SELECTOR to a release.
+
+    \b
+    Example:
+      flotilla rollout start acme/assistant@2.0.0 --to site=lab --wait
+
+    \b
+    A strategy file:
+      waves:
+        - {name: canary, count: 5, soak_seconds: 600}   # one per hardware class at least
+        - {name: half, percent: 50, soak_seconds: 3600} # share of all devices after it
+        - {name: full, percent: 100}
+      gates:
+        failure: {max_failure_percent: 5, min_executed: 3}  # or max_failures: 2
+      on_failure: rollback          # or pause, abort
+      silent_timeout_seconds: 900   # go on without a device that says nothing for so long
+      max_unavailable: 50           # at most so many devices changing at once
+      max_retries: 1                # more tries for a device that was interrupted
+    """
+    strategy = _read_strategy(strategy_file) if strategy_file else ""
+    with connect(settings) as channel:
+        answer = rollout_pb2_grpc.RolloutServiceStub(channel).StartRollout(
+            rollout_pb2.StartRolloutRequest(
+                request_id=request_id(), release=release, selector=selector, strategy=strategy
+            ),
+            timeout=TIMEOUT_SECONDS,
+        )
+    started = answer.rollout
+    count = sum(wave.targeted for wave in started.waves)
+    note(f"Rollout {started.id}: {release} to {count} device{'' if count == 1 else 's'}.")
+    _finish(settings, started, wait=wait, wanted=RolloutState.SUCCEEDED)
+
+
+def _read_strategy(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.read(MAX_STRATEGY_BYTES + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RefusedError(
+            f"cannot read the strategy {path}: {error}", advice="It must be a small UTF-8 text."
+        ) from error
+
+
+@rollout.command("list")
+@limit_option
+@pass_settings
+def list_(settings: Settings, *, limit: int) -> None:
+    """Show rollouts and how far each is."""
+    with connect(settings) as channel:
+        stub = rollout_pb2_grpc.RolloutServiceStub(channel)
+        request = rollout_pb2.ListRolloutsRequest()
+        found = list(every_page(stub.ListRollouts, request, "rollouts", limit))
+    if settings.json:
+        print_json({"rollouts": [message_to_json(one) for one in found]})
+        return
+    now = datetime.now(UTC)
+    print_table(
+        ("ID", "RELEASE", "TO", "STATE", "STARTED", "WAVES", "WHY"),
+        [
+            (
+                one.id,
+                one.release,
+                one.selector or "all",
+                state_name(one),
+                ago(one.created_at, now),
+                progress(one),
+                one.reason,
+            )
+            for one in found
+        ],
+        empty="No rollouts; `flotilla rollout start --help` shows how.",
+    )
+
+
+@rollout.command()
+@rollout_argument
+@pass_settings
+def show(settings: Settings, rollout_id: str) -> None:
+    """Show one rollout: its waves, and every device."""
+    with connect(settings) as channel:
+        found = rollout_pb2_grpc.RolloutServiceStub(channel).GetRollout(
+            rollout_pb2.GetRolloutRequest(id=rollout_id), timeout=TIMEOUT_SECONDS
+        )
+    _print(settings, found.rollout)
+
+
+@rollout.command()
+@rollout_argument
+@pass_settings
+def watch(settings: Settings, rollout_id: str) -> None:
+    """Print a rollout at every change until it ends; with --json one document per line."""
+    last = None
+    for seen in follow(settings, rollout_id):
+        if settings.json:
+            print_json(message_to_json(seen))
+        else:
+            click.echo(f"{datetime.now(UTC):%H:%M:%S} {state_name(seen):12} {progress(seen)}")
+        last = seen
+    if last is not None and not settings.json:
+        click.echo()
+        print_rollout(last)
+
+
+@rollout.command()
+@rollout_argument
+@reason_option
+@pass_settings
+def pause(settings: Settings, rollout_id: str, *, reason: str) -> None:
+    """Give nothing out any more; devices already told go on."""
+    with connect(settings) as channel:
+        answer = rollout_pb2_grpc.RolloutServiceStub(channel).PauseRollout(
+            rollout_pb2.PauseRolloutRequest(request_id=request_id(), id=rollout_id, reason=reason),
+            timeout=TIMEOUT_SECONDS,
+        )
+    _print(settings, answer.rollout)
+
+
+@rollout.command()
+@rollout_argument
+@pass_settings
+def resume(settings: Settings, rollout_id: str) -> None:
+    """Go on, and accept the failures seen so far, or that there is too little data."""
+    with connect(settings) as channel:
+        answer = rollout_pb2_grpc.RolloutServiceStub(channel).ResumeRollout(
+            rollout_pb2.ResumeRolloutRequest(request_id=request_id(), id=rollout_id),
+            timeout=TIMEOUT_SECONDS,
+        )
+    _print(settings, answer.rollout)
+
+
+@rollout.command()
+@rollout_argument
+@reason_option
+@pass_settings
+def abort(settings: Settings, rollout_id: str, *, reason: str) -> None:
+    """Stop for good and leave every device where it is."""
+    with connect(settings) as channel:
+        answer = rollout_pb2_grpc.RolloutServiceStub(channel).AbortRollout(
+            rollout_pb2.AbortRolloutRequest(request_id=request_id(), id=rollout_id, reason=reason),
+            timeout=TIMEOUT_SECONDS,
+        )
+    _print(settings, answer.rollout)
+
+
+@rollout.command()
+@rollout_argument
+@reason_option
+@wait_option
+@pass_settings
+def rollback(settings: Settings, rollout_id: str, *, reason: str, wait: bool) -> None:
+    """Send every device that it touched back to what that device ran before.
+
+    Works while the rollout runs and after it ended. Devices that a later rollout moved stay.
+    """
+    with connect(settings) as channel:
+        answer = rollout_pb2_grpc.RolloutServiceStub(channel).RollbackRollout(
+            rollout_pb2.RollbackRolloutRequest(
+                request_id=request_id(), id=rollout_id, reason=reason
+            ),
+            timeout=TIMEOUT_SECONDS,
+        )
+    _finish(settings, answer.rollout, wait=wait, wanted=RolloutState.ROLLED_BACK)
+
+
+def _finish(
+    settings: Settings, answer: rollout_pb2.Rollout, *, wait: bool, wanted: RolloutState
+) -> None:
+    """Wait if asked to, print how it stands, and refuse unless it ended as wanted."""
+    last = _wait(settings, answer) if wait else answer
+    _print(settings, last)
+    state = RolloutState(state_name(last))
+    if wait and state is not wanted:
+        verb = "is" if state is RolloutState.PAUSED else "ended"
+        raise RefusedError(
+            f"rollout {last.id} {verb} {state}: {last.reason or 'no reason was given'}",
+            advice="`flotilla rollout show` lists the devices, `flotilla device explain` says why.",
+        )
+
+
+def _wait(settings: Settings, answer: rollout_pb2.Rollout) -> rollout_pb2.Rollout:
+    """Until it ends, or pauses: then it is an operator's turn."""
+    last, shown = answer, ""
+    for seen in follow(settings, answer.id):
+        last = seen
+        line = f"{state_name(seen):12} {progress(seen)}"
+        if line != shown:
+            note(line)
+            shown = line
+        if seen.state == rollout_pb2.ROLLOUT_STATE_PAUSED:
+            break
+    return last
+
+
+def _print(settings: Settings, seen: rollout_pb2.Rollout) -> None:
+    if settings.json:
+        print_json(message_to_json(seen))
+    else:
+        print_rollout(seen)

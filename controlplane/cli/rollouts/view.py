@@ -1,0 +1,126 @@
+"""Following a rollout, and showing one."""
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+
+import click
+import grpc
+from flotilla.v1 import rollout_pb2, rollout_pb2_grpc
+
+from artifact.sizes import in_bytes
+from controlplane.cli.app import Settings
+from controlplane.cli.client import connect
+from controlplane.cli.output import (
+    ago,
+    enum_name,
+    note,
+    print_fields,
+    print_pairs,
+    print_table,
+)
+from controlplane.rollouts.machine import RolloutState
+
+# A server that restarts is back within this.
+PATIENCE_SECONDS = 60.0
+MAX_PAUSE_SECONDS = 5.0
+LOST = frozenset((grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED))
+
+
+def state_name(rollout: rollout_pb2.Rollout) -> str:
+    return enum_name("RolloutState", rollout_pb2.RolloutState.Name(rollout.state))
+
+
+def progress(rollout: rollout_pb2.Rollout) -> str:
+    """Every wave, and how many of its devices made it."""
+    return ", ".join(
+        f"{wave.name} {_wave_state(wave)} {wave.succeeded}/{wave.targeted}"
+        + (f" ({wave.failed} failed)" if wave.failed else "")
+        for wave in rollout.waves
+    )
+
+
+def _wave_state(wave: rollout_pb2.Wave) -> str:
+    return enum_name("WaveState", rollout_pb2.WaveState.Name(wave.state))
+
+
+def follow(settings: Settings, rollout_id: str) -> Iterator[rollout_pb2.Rollout]:
+    """The rollout now and at every change until it ends, over restarts of the server."""
+    request = rollout_pb2.WatchRolloutRequest(id=rollout_id)
+    with connect(settings) as channel:
+        stub = rollout_pb2_grpc.RolloutServiceStub(channel)
+        heard_at: float | None = None
+        attempt = 0
+        while True:
+            try:
+                for answer in stub.WatchRollout(request):
+                    heard_at, attempt = time.monotonic(), 0
+                    yield answer.rollout
+                    if RolloutState(state_name(answer.rollout)).finished:
+                        return
+            except grpc.RpcError as error:
+                # A server never heard of is an error; one that was there may be restarting.
+                patient = heard_at is not None and time.monotonic() - heard_at < PATIENCE_SECONDS
+                if error.code() not in LOST or not patient:
+                    raise
+            if attempt == 0:
+                note("The server went away; waiting for it to come back.")
+            attempt += 1
+            pause = min(MAX_PAUSE_SECONDS, 0.2 * 2**attempt)
+            time.sleep(random.uniform(0, pause))  # noqa: S311 - jitter, not a secret
+
+
+def print_rollout(rollout: rollout_pb2.Rollout) -> None:
+    """What it is, then its waves, then its devices."""
+    now = datetime.now(UTC)
+    print_fields(
+        {
+            "rollout": rollout.id,
+            "release": rollout.release,
+            "to": rollout.selector or "all devices",
+            "state": state_name(rollout),
+            "why": rollout.reason,
+            "started": f"{ago(rollout.created_at, now)} by {rollout.created_by}",
+            "changed": ago(rollout.updated_at, now),
+        }
+    )
+    click.echo()
+    print_table(
+        ("WAVE", "STATE", "TARGETED", "REACHABLE", "REPORTED", "SUCCEEDED", "FAILED"),
+        [
+            (
+                wave.name,
+                _wave_state(wave),
+                *(str(count) for count in (wave.targeted, wave.reachable, wave.reported)),
+                *(str(count) for count in (wave.succeeded, wave.failed)),
+            )
+            for wave in rollout.waves
+        ],
+        empty="No waves.",
+    )
+    _print_reasons([(wave.name, wave.reason) for wave in rollout.waves])
+    click.echo()
+    print_table(
+        ("DEVICE", "WAVE", "STATE", "BEFORE", "DOWNLOADED", "SWITCH"),
+        [
+            (
+                device.name,
+                rollout.waves[device.wave].name,
+                device.state,
+                device.previous_release or "nothing" if device.generation else "-",
+                in_bytes(device.bytes_downloaded),
+                f"{device.switch_seconds * 1000:.0f} ms" if device.switch_seconds else "-",
+            )
+            for device in rollout.devices
+        ],
+        empty="No devices.",
+    )
+    _print_reasons([(device.name, device.detail) for device in rollout.devices])
+
+
+def _print_reasons(reasons: Sequence[tuple[str, str]]) -> None:
+    """Under the table, as they are too long for a column of it."""
+    if any(reason for _, reason in reasons):
+        click.echo()
+        print_pairs(reasons)

@@ -1,0 +1,1 @@
+"""`flotilla serve`: one process with its ports, jobs and data directory."""

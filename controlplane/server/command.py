@@ -1,0 +1,121 @@
+"""`flotilla serve`: the control plane as a process."""
+
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+from controlplane.config import Config, parse_address, parse_rate
+from controlplane.server.running import running
+from controlplane.server.systemd import feed_watchdog, notify
+
+
+@click.command()
+@click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Database, chunks and keys; made on the first start.",
+)
+@click.option(
+    "--public",
+    default="0.0.0.0:8443",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Operators and enrolling boxes, over TLS.",
+)
+@click.option(
+    "--device",
+    default="0.0.0.0:8444",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Enrolled boxes, over mutual TLS.",
+)
+@click.option(
+    "--http",
+    default="127.0.0.1:8080",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Health and metrics, plain HTTP.",
+)
+@click.option(
+    "--hostname",
+    "hostnames",
+    multiple=True,
+    metavar="NAME",
+    help="A name or address that boxes reach this server by; may be repeated.",
+)
+@click.option(
+    "--database",
+    "database_url",
+    metavar="URL",
+    help="postgresql+asyncpg://...; default: SQLite in the data directory.",
+)
+@click.option(
+    "--device-bandwidth",
+    metavar="RATE",
+    help="What one device may download per second, for instance 10MiB; default: no limit.",
+)
+@click.option(
+    "--site-bandwidth",
+    metavar="RATE",
+    help="What all devices with the same label `site` may download per second together.",
+)
+def serve(
+    data_dir: Path,
+    *,
+    public: str,
+    device: str,
+    http: str,
+    hostnames: tuple[str, ...],
+    database_url: str | None,
+    device_bandwidth: str | None,
+    site_bandwidth: str | None,
+) -> None:
+    """Run the control plane until SIGTERM or Ctrl-C.
+
+    The first start makes keys, certificates and DIR/admin.json, the first operator's context. Port
+    0 takes a free one; DIR/endpoints.json says which.
+    """
+    config = Config(
+        data_dir=data_dir,
+        public=parse_address(public),
+        device=parse_address(device),
+        http=parse_address(http),
+        hostnames=hostnames,
+        database_url=database_url,
+        device_bytes_per_second=parse_rate(device_bandwidth),
+        site_bytes_per_second=parse_rate(site_bandwidth),
+    )
+    _log_to_stderr()
+    asyncio.run(run(config))
+
+
+async def run(config: Config) -> None:
+    """Serve until the process is told to stop."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running(config):
+        watchdog = asyncio.create_task(feed_watchdog())
+        notify("READY=1")
+        await stop.wait()
+        notify("STOPPING=1")
+        watchdog.cancel()
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="time=%(asctime)s level=%(levelname)s logger=%(name)s event=%(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S%z",
+    )
+    # These say at INFO what our own lines say better, or what happens every second.
+    for noisy in ("apscheduler", "alembic", "uvicorn"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,0 +1,67 @@
+"""Every use case, made once, over one database and one set of keys."""
+
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from controlplane.api.streams import Streams
+from controlplane.blobs import ChunkStore, DeltaCache
+from controlplane.config import Config
+from controlplane.metrics import Metrics
+from controlplane.services.access import AccessService
+from controlplane.services.devices.class_measurements import ExperienceService
+from controlplane.services.devices.enrollment import EnrollService
+from controlplane.services.devices.identification import IdentificationService
+from controlplane.services.devices.inventory import FleetService
+from controlplane.services.devices.states import DeviceStateService
+from controlplane.services.director import DirectorService
+from controlplane.services.ingest import IngestService
+from controlplane.services.keys.authority_change import AuthorityService
+from controlplane.services.keys.server_keys import ServerKeys
+from controlplane.services.publishing.comparison import ComparisonService
+from controlplane.services.publishing.deltas import DeltaService
+from controlplane.services.publishing.releases import TrustService
+from controlplane.services.rollouts.driver import RolloutDriver
+from controlplane.services.rollouts.steering import RolloutService
+from controlplane.services.signals import Signals
+from controlplane.services.telemetry import TelemetryService
+from controlplane.store.database import Database
+
+
+class Services:
+    """Every use case, over one database and one set of keys."""
+
+    def __init__(
+        self, config: Config, database: Database, keys: ServerKeys, clock: Callable[[], datetime]
+    ) -> None:
+        self.config = config
+        self.database = database
+        self.keys = keys
+        self.clock = clock
+        self.metrics = Metrics()
+        self.streams = Streams(self.metrics)
+        self.signals = Signals()
+        self.chunks = ChunkStore(config.data_dir / "chunks")
+        self.access = AccessService(database, clock)
+        self.driver = RolloutDriver(database, self.signals, clock)
+        self.rollouts = RolloutService(database, self.signals, self.driver, clock)
+        self.trust = TrustService(database, self.chunks, keys.online, clock)
+        self.director = DirectorService(database, keys.director, self.signals, clock)
+        self.experience = ExperienceService(database, time.monotonic)
+        cache = DeltaCache(config.data_dir / "deltas", config.delta_cache_bytes)
+        self.deltas = DeltaService(self.chunks, cache)
+        self.comparison = ComparisonService(self.trust, self.chunks, self.deltas)
+        self.fleet = FleetService(database, keys, clock)
+        self.telemetry = TelemetryService(database)
+        self.ingest = IngestService(database, self.signals, self.driver, self.metrics, clock)
+        self.states = DeviceStateService(database, self.signals, clock)
+        self.authorities = AuthorityService(
+            database, keys, self.signals, clock, context=config.data_dir / "admin.json"
+        )
+        self.identification = IdentificationService(database, keys.authorities, self.states, clock)
+        self.enroll = EnrollService(
+            database,
+            keys,
+            clock,
+            certificate_lifetime=timedelta(days=config.device_certificate_days),
+        )

@@ -1,0 +1,85 @@
+"""The data directory: one process has it, and writes there where to reach it and as whom."""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from controlplane.config import WILDCARDS, Address, Config
+from controlplane.errors import DataDirectoryError
+from controlplane.server.composition import Services
+from controlplane.services.keys.private_files import write_private
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """Where the server really listens."""
+
+    public: Address
+    device: Address
+    http: Address
+
+
+@contextlib.contextmanager
+def locked(data_dir: Path) -> Iterator[None]:
+    """The data directory, made if need be, for this process alone."""
+    try:
+        if not data_dir.exists():
+            data_dir.mkdir(mode=0o700, parents=True)
+        descriptor = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise DataDirectoryError(
+            f"cannot use the data directory {data_dir}: {error.strerror}",
+            advice="Choose another --data-dir, or let this user write to it.",
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise DataDirectoryError(
+            f"another control plane runs on {data_dir}",
+            advice="Stop it first, or choose another --data-dir.",
+        ) from error
+    finally:
+        os.close(descriptor)
+
+
+async def write_contexts(services: Services, endpoints: Endpoints) -> None:
+    """endpoints.json at every start; admin.json, the first operator's context, once."""
+    config = services.config
+    listening = {
+        "public": _dialled(config, endpoints.public),
+        "device": _dialled(config, endpoints.device),
+        "http": _dialled(config, endpoints.http),
+    }
+    data = msgspec.json.encode(listening)
+    await asyncio.to_thread(write_private, config.data_dir / "endpoints.json", data)
+    if await services.access.has_tokens():
+        return
+    # The file first: a token that nobody was told would lock everybody out.
+    secret = secrets.token_urlsafe(32)
+    context = {
+        "server": listening["public"],
+        "token": secret,
+        "ca_pem": services.keys.authorities.offered.bundle.decode(),
+    }
+    path = config.data_dir / "admin.json"
+    await asyncio.to_thread(write_private, path, msgspec.json.encode(context))
+    await services.access.add_first_admin(secret)
+    log.info("first_admin_written path=%s", path)
+
+
+def _dialled(config: Config, address: Address) -> str:
+    """The address as a client would write it."""
+    if address.host not in WILDCARDS:
+        return str(address)
+    return str(Address(config.hostnames[0] if config.hostnames else "localhost", address.port))

@@ -1,0 +1,104 @@
+"""The ports: TLS that renews itself, limits, and which servicer answers where."""
+
+import socket
+from typing import Final
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from controlplane.api.interceptor import Door, Interceptor
+from controlplane.config import Address
+from controlplane.errors import AddressError
+from controlplane.metrics import Metrics
+from controlplane.services.keys.server_keys import ServerKeys
+
+# A chunk index is the largest message: 3 MiB.
+MAX_MESSAGE_BYTES: Final = 8 << 20
+MAX_STREAMS_PER_CONNECTION: Final = 128
+GRPC_OPTIONS: Final = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
+    # Two servers on one port would each get half of the devices.
+    ("grpc.so_reuseport", 0),
+    # A peer that vanished without a word is noticed within a minute.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # A connection on which nothing is asked; agents hold a stream.
+    ("grpc.max_connection_idle_ms", 300_000),
+)
+
+
+def grpc_server(door: Door, metrics: Metrics, handshake_seconds: float) -> grpc.aio.Server:
+    """A server whose every call comes through ``door``."""
+    handshake = ("grpc.server_handshake_timeout_ms", round(handshake_seconds * 1000))
+    return grpc.aio.server(
+        interceptors=[Interceptor(door, metrics)], options=(*GRPC_OPTIONS, handshake)
+    )
+
+
+def add_port(
+    server: grpc.aio.Server, address: Address, keys: ServerKeys, *, mutual: bool
+) -> Address:
+    """Listen with TLS; where, in truth. ``mutual`` asks callers for a device certificate."""
+    try:
+        port = server.add_secure_port(str(address), _credentials(keys, mutual=mutual))
+    except RuntimeError as error:
+        raise _taken(address) from error
+    return Address(address.host, port)
+
+
+def bind(address: Address) -> socket.socket:
+    """A socket for plain HTTP."""
+    try:
+        family, _, _, _, where = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM
+        )[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(where)
+    except OSError as error:
+        raise _taken(address) from error
+    return listener
+
+
+async def add_health_and_reflection(server: grpc.aio.Server, services: tuple[str, ...]) -> None:
+    """The standard services, about those named and the server as a whole."""
+    checks = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    for name in ("", *services):
+        await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+    shown = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(shown, server)
+
+
+def _credentials(keys: ServerKeys, *, mutual: bool) -> grpc.ServerCredentials:
+    given = keys.tls, keys.authorities.offered
+
+    def make() -> grpc.ServerCertificateConfiguration:
+        tls, authorities = given
+        pair = (tls.key_pem, tls.chain_pem)
+        accepted = authorities.bundle if mutual else None
+        return grpc.ssl_server_certificate_configuration([pair], accepted)
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        """Asked at every handshake; None keeps what was given last."""
+        nonlocal given
+        now = keys.tls, keys.authorities.offered
+        if now == given:
+            return None
+        given = now
+        return make()
+
+    # The type stubs leave out None, which gRPC's documentation allows.
+    return grpc.dynamic_ssl_server_credentials(make(), fetch, mutual)  # type: ignore[arg-type]
+
+
+def _taken(address: Address) -> AddressError:
+    return AddressError(
+        f"cannot listen on {address}",
+        advice="Something else may have the port: choose another, or stop it.",
+    )

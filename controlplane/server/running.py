@@ -1,0 +1,89 @@
+"""The running control plane: everything started, and stopped in order."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+
+from controlplane.config import Config
+from controlplane.server.composition import Services
+from controlplane.server.data_directory import Endpoints, locked, write_contexts
+from controlplane.server.jobs import Job, drive_rollouts, jobs, schedule
+from controlplane.server.ports import start_device_port, start_http, start_public_port
+from controlplane.services.keys.server_keys import ServerKeys
+from controlplane.store import requests
+from controlplane.store.database import embedded_url, open_database
+from controlplane.store.migrate import migrate
+
+log = logging.getLogger(__name__)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+@contextlib.asynccontextmanager
+async def running(config: Config, clock: Callable[[], datetime] = now) -> AsyncIterator[Endpoints]:
+    """A control plane that answers on its ports within this block.
+
+    Makes the data directory on the first start. Raises DataDirectoryError and AddressError.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(locked(config.data_dir))
+        keys = ServerKeys(
+            config.data_dir / "keys",
+            config.certificate_names,
+            timedelta(days=config.server_certificate_days),
+            clock(),
+        )
+        database = open_database(
+            config.database_url or embedded_url(config.data_dir / "flotilla.db")
+        )
+        stack.push_async_callback(database.close)
+        await migrate(database)
+        services = Services(config, database, keys, clock)
+        stack.push_async_callback(services.deltas.close)
+        await services.ingest.expire(everyone=database.embedded)
+        await services.trust.refresh()
+        http = await start_http(services, stack)
+        device = await start_device_port(services, stack)
+        public = await start_public_port(services, device, stack)
+        endpoints = Endpoints(public, device, http)
+        await write_contexts(services, endpoints)
+        scheduler = schedule(_jobs(services), services.metrics)
+        scheduler.start()
+        stack.callback(scheduler.shutdown, wait=False)
+        driving = drive_rollouts(services.driver.tick, services.signals, services.metrics)
+        stack.push_async_callback(_cancel, asyncio.create_task(driving))
+        log.info("server_started public=%s device=%s http=%s", public, device, http)
+        yield endpoints
+        log.info("server_stopping")
+
+
+def _jobs(services: Services) -> tuple[Job, ...]:
+    async def renew_certificate() -> None:
+        if await asyncio.to_thread(services.keys.renew, services.clock()):
+            log.info("server_certificate_renewed")
+
+    async def forget_requests() -> None:
+        retention = timedelta(days=services.config.request_retention_days)
+        async with services.database.write() as tx:
+            await requests.forget(tx, services.clock() - retention)
+
+    return jobs(
+        refresh_trust=services.trust.refresh,
+        touch_streams=lambda: services.ingest.touch(services.streams.devices()),
+        expire_streams=services.ingest.expire,
+        forget_windows=lambda: services.ingest.forget_windows(
+            timedelta(days=services.config.telemetry_retention_days)
+        ),
+        forget_requests=forget_requests,
+        renew_certificate=renew_certificate,
+    )
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

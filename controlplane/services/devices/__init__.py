@@ -1,0 +1,1 @@
+"""Devices: enrolment, identification, states, and what operators see of them."""

@@ -1,0 +1,1 @@
+"""Releases: publishing, deltas between files, comparison."""

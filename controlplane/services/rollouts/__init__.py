@@ -1,0 +1,1 @@
+"""Rollouts: commands of operators, and the driver that moves them on."""

@@ -1,0 +1,268 @@
+"""Starting, steering and watching rollouts: what operators ask for."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Final
+
+from artifact.manifest import split_reference, target_path
+from artifact.trust.update import installable
+from controlplane.errors import ConflictError, DeviceBusyError
+from controlplane.fleet import parse_selector
+from controlplane.rollouts import commands
+from controlplane.rollouts.gates import Counts
+from controlplane.rollouts.records import Facts, Member, Rollout, Wave
+from controlplane.rollouts.strategy import parse_strategy
+from controlplane.rollouts.undoing import revertible
+from controlplane.rollouts.waves import Candidate, assign_waves
+from controlplane.services.access import Caller
+from controlplane.services.mutations import Mutation, once
+from controlplane.services.rollouts.driver import RolloutDriver, announce, facts_now, reachable_now
+from controlplane.services.signals import FLEET_CHANGED, Signals, rollout_key
+from controlplane.store import devices, releases, trust_metadata
+from controlplane.store import rollouts as stored
+from controlplane.store.database import Database, Transaction
+from controlplane.store.devices import Device, DeviceState
+from controlplane.store.ids import new_id
+from controlplane.store.paging import Page, PageRequest
+from controlplane.store.rollouts import ListedRollout
+
+log = logging.getLogger(__name__)
+
+# Watchers look again after this long even when nothing woke them: another replica may have acted.
+WATCH_POLL_SECONDS: Final = 1.0
+MAX_REASON: Final = 500
+
+Steer = Callable[[Rollout, Facts, datetime], Rollout]
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutView:
+    """A rollout with its devices, and each wave in numbers as of now."""
+
+    rollout: Rollout
+    counts: tuple[Counts, ...]
+
+
+class RolloutService:
+    """Load, decide (controlplane.rollouts), apply: each in one transaction."""
+
+    def __init__(
+        self,
+        database: Database,
+        signals: Signals,
+        driver: RolloutDriver,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._database = database
+        self._signals = signals
+        self._driver = driver
+        self._clock = clock
+
+    # -- operators
+
+    async def start(
+        self, caller: Caller, request_id: str, *, release: str, selector: str, strategy: str
+    ) -> RolloutView:
+        """A rollout of ``release`` to the active devices that ``selector`` finds.
+
+        Raises InvalidInputError for what does not parse, NotFoundError for an unknown release,
+        ConflictError when it is withdrawn or no device is found, DeviceBusyError when one is taken.
+        """
+        split_reference(release)
+        matches = parse_selector(selector).matches
+        waves = parse_strategy(strategy)
+        now = self._clock()
+        arguments = {"release": release, "selector": selector, "strategy": strategy}
+
+        async def act(tx: Transaction) -> str:
+            await releases.get(tx, release)
+            await _refuse_withdrawn(tx, release)
+            chosen = [
+                device
+                for device in await devices.every(tx)
+                if device.state is DeviceState.ACTIVE and matches(device.labels)
+            ]
+            if not chosen:
+                raise ConflictError(
+                    f"no active device matches {selector!r}",
+                    advice="`flotilla device list` shows the devices and their labels.",
+                )
+            await _refuse_busy(tx, chosen)
+            rollout_id = new_id(now)
+            candidates = [
+                Candidate(one.id, one.hardware_class, reachable_now(one, now)) for one in chosen
+            ]
+            wave_of = assign_waves(rollout_id, candidates, waves)
+            rollout = Rollout(
+                id=rollout_id,
+                release=release,
+                selector=selector,
+                strategy=waves,
+                created_at=now,
+                created_by=caller.actor,
+                updated_at=now,
+                waves=tuple(Wave(name=spec.name) for spec in waves.waves),
+                members={
+                    one.id: Member(device_id=one.id, name=one.name, wave=wave_of[one.id])
+                    for one in chosen
+                },
+            )
+            await stored.add(tx, rollout)
+            tx.after_commit(partial(self._signals.notify, FLEET_CHANGED))
+            return rollout_id
+
+        mutation = Mutation(caller.actor, request_id, "rollout.start", arguments, now)
+        done = await once(self._database, mutation, act)
+        log.info("rollout_started rollout=%s repeated=%s", done.subject, done.repeated)
+        await self._driver.tick_one(done.subject)
+        return await self.get(done.subject)
+
+    async def pause(
+        self, caller: Caller, request_id: str, rollout_id: str, reason: str
+    ) -> RolloutView:
+        """Stops giving out assignments at once."""
+        reason = reason[:MAX_REASON] or f"paused by {caller.actor}"
+
+        def change(rollout: Rollout, facts: Facts, now: datetime) -> Rollout:
+            del facts
+            return commands.pause(rollout, reason, now)
+
+        return await self._change(
+            caller, request_id, "rollout.pause", rollout_id, reason=reason, steer=change
+        )
+
+    async def resume(self, caller: Caller, request_id: str, rollout_id: str) -> RolloutView:
+        """Goes on, accepting the failures seen so far."""
+        return await self._change(
+            caller, request_id, "rollout.resume", rollout_id, reason="", steer=commands.resume
+        )
+
+    async def abort(
+        self, caller: Caller, request_id: str, rollout_id: str, reason: str
+    ) -> RolloutView:
+        """Stops for good and leaves devices where they are."""
+        reason = reason[:MAX_REASON] or f"aborted by {caller.actor}"
+
+        def change(rollout: Rollout, facts: Facts, now: datetime) -> Rollout:
+            del facts
+            return commands.abort(rollout, reason, now)
+
+        return await self._change(
+            caller, request_id, "rollout.abort", rollout_id, reason=reason, steer=change
+        )
+
+    async def roll_back(
+        self, caller: Caller, request_id: str, rollout_id: str, reason: str
+    ) -> RolloutView:
+        """Sends every device it touched back to what it ran before."""
+        reason = reason[:MAX_REASON] or f"rolled back by {caller.actor}"
+
+        def change(rollout: Rollout, facts: Facts, now: datetime) -> Rollout:
+            return commands.roll_back(rollout, facts, reason, now)
+
+        return await self._change(
+            caller, request_id, "rollout.rollback", rollout_id, reason=reason, steer=change
+        )
+
+    async def _change(
+        self,
+        caller: Caller,
+        request_id: str,
+        action: str,
+        rollout_id: str,
+        *,
+        reason: str,
+        steer: Steer,
+    ) -> RolloutView:
+        now = self._clock()
+
+        async def act(tx: Transaction) -> str:
+            seen = await stored.get(tx, rollout_id)
+            facts = await facts_now(tx, seen.rollout, now)
+            after = steer(seen.rollout, facts, now)
+            if action == "rollout.rollback":
+                await _refuse_taken(tx, after, facts)
+            await stored.save(tx, seen, after)
+            announce(tx, self._signals, rollout_id)
+            return rollout_id
+
+        arguments = {"rollout": rollout_id, "reason": reason}
+        done = await once(
+            self._database, Mutation(caller.actor, request_id, action, arguments, now), act
+        )
+        log.info("rollout_steered rollout=%s action=%s", done.subject, action)
+        await self._driver.tick_one(done.subject)
+        return await self.get(rollout_id)
+
+    # -- looking
+
+    async def get(self, rollout_id: str) -> RolloutView:
+        view, _ = await self._look(rollout_id)
+        return view
+
+    async def page(self, request: PageRequest) -> Page[ListedRollout]:
+        async with self._database.read() as tx:
+            return await stored.page(tx, request)
+
+    async def watch(self, rollout_id: str) -> AsyncIterator[RolloutView]:
+        """The rollout now and after every change, until it is finished."""
+        seen = -1
+        with self._signals.subscribe(rollout_key(rollout_id)) as changed:
+            while True:
+                changed.clear()
+                view, version = await self._look(rollout_id)
+                if version != seen:
+                    seen = version
+                    yield view
+                if view.rollout.state.finished:
+                    return
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(WATCH_POLL_SECONDS):
+                        await changed.wait()
+
+    async def _look(self, rollout_id: str) -> tuple[RolloutView, int]:
+        now = self._clock()
+        async with self._database.read() as tx:
+            seen = await stored.get(tx, rollout_id)
+            facts = await facts_now(tx, seen.rollout, now)
+        counts = tuple(
+            seen.rollout.counts(index, facts) for index in range(len(seen.rollout.waves))
+        )
+        return RolloutView(seen.rollout, counts), seen.version
+
+
+async def _refuse_withdrawn(tx: Transaction, release: str) -> None:
+    """Devices would refuse it, one after another."""
+    current = await trust_metadata.current(tx)
+    if current and target_path(release) not in installable(current):
+        raise ConflictError(
+            f"{release} is withdrawn: its publisher delisted it, or raised the floor above it",
+            advice="Roll out a release that `flotilla release list` shows as listed.",
+        )
+
+
+async def _refuse_busy(tx: Transaction, chosen: list[Device]) -> None:
+    taken = await stored.busy(tx)
+    for device in chosen:
+        if device.id in taken:
+            raise _busy_error(device.name, taken[device.id])
+
+
+async def _refuse_taken(tx: Transaction, rollout: Rollout, facts: Facts) -> None:
+    """A finished rollout may be undone only where no other is at work."""
+    taken = await stored.busy(tx, besides=rollout.id)
+    for member in revertible(rollout, facts):
+        if member.device_id in taken:
+            raise _busy_error(member.name, taken[member.device_id])
+
+
+def _busy_error(device: str, rollout_id: str) -> DeviceBusyError:
+    return DeviceBusyError(
+        f"device {device!r} is already part of rollout {rollout_id}, which is not finished",
+        advice=f"Wait for it (`flotilla rollout watch {rollout_id}`), or abort or roll it back.",
+    )

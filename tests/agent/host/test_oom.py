@@ -1,0 +1,11 @@
+"""When memory runs out the kernel ends a child of the daemon, not the daemon."""
+
+import subprocess
+
+from agent.host.oom import first_to_go
+
+
+def test_a_child_is_the_kernels_first_choice_from_its_first_instruction() -> None:
+    command = first_to_go("cat", "/proc/self/oom_score_adj", "/dev/null")
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    assert (result.stdout, result.stderr) == ("500\n", "")

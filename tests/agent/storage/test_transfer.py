@@ -1,0 +1,55 @@
+"""What a download receives is bounded in bytes, in slowness and in time."""
+
+import itertools
+from collections.abc import AsyncGenerator, Sequence
+
+import pytest
+
+from agent.errors import SlowDownloadError
+from agent.storage.deltas import BeingMade, Offer
+from agent.storage.transfer import Limits, Line, Tally
+from artifact.errors import ChunkMismatchError
+from artifact.manifest import File
+
+DIGEST = bytes(32)
+
+
+class Endless:
+    """A server that never stops sending; ``open`` tells whether its call was ended."""
+
+    def __init__(self, piece: bytes) -> None:
+        self.piece = piece
+        self.open = False
+
+    async def fetch(self, digests: Sequence[bytes]) -> AsyncGenerator[bytes, None]:
+        self.open = True
+        try:
+            while True:
+                yield self.piece
+        finally:
+            self.open = False
+
+    async def delta(self, bases: Sequence[File], target: File) -> Offer | BeingMade | None:
+        raise AssertionError
+
+
+async def test_what_does_not_end_is_refused_one_piece_after_its_bound() -> None:
+    server, tally = Endless(b"x" * 10), Tally()
+    with pytest.raises(ChunkMismatchError, match="more than 95 bytes") as refused:
+        await Line(server, tally).whole(DIGEST, 95)
+    assert refused.value.advice
+    assert tally.received_bytes == 100
+    assert not server.open
+
+
+@pytest.mark.parametrize(("piece", "seconds"), [(b"xy", 8), (b"", 8), (b"x" * 3, 20)])
+async def test_too_slow_is_broken_off_after_a_window_and_anything_at_the_deadline(
+    piece: bytes, seconds: int
+) -> None:
+    """The clock goes on by one second a piece: 2 bytes a second are too few, 3 are enough."""
+    limits = Limits(total_seconds=20, least_bytes_per_second=2.5, window_seconds=4)
+    server, tally, ticks = Endless(piece), Tally(), itertools.count()
+    with pytest.raises(SlowDownloadError):
+        await Line(server, tally, limits, lambda: float(next(ticks))).whole(DIGEST, 10**6)
+    assert next(ticks) <= seconds + 4
+    assert not server.open
