@@ -27,7 +27,7 @@ from agent.backoff import Backoff
 from agent.config import DataDir, load_config, write_file
 from agent.enrollment.client import Application, enroll, recover
 from agent.errors import IdentityError
-from agent.identity.keys import keys as identities
+from agent.identity import keys as identities
 from agent.identity.keys import load_identity, make_or_load_key, save_certificate, signing_request
 from agent.link import connection as connections
 from agent.link import renewal as renewals

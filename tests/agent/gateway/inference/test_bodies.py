@@ -4,7 +4,7 @@ import pytest
 from msgspec import json
 
 from agent import tensors
-from agent.gateway.inference.api import bodies as tensor_bodies
+from agent.gateway.inference import bodies as tensor_bodies
 from agent.gateway.inference.bodies import PART_BYTES
 from agent.gateway.schemas import InferRequest
 from runtimes.base import TensorValue

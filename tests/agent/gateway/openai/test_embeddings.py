@@ -7,7 +7,7 @@ import threading
 import pytest
 from gateway_box import Box
 
-from agent.gateway.openai.text import embeddings
+from agent.gateway.openai import embeddings
 from agent.gateway.schemas import EmbeddingRequest
 from artifact.manifest import Task
 from runtimes.base import Embeddings
