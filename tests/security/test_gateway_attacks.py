@@ -13,7 +13,8 @@ import httpx
 import pytest
 from fake_fleet import release_of, worker_spec
 
-from agent.gateway.http import Gateway, connection, endpoint, exchange
+from agent.gateway import Gateway
+from agent.gateway.http import connection, endpoint, exchange
 from agent.serving import Deployment, Serving
 from agent.supervisor import Supervisor
 from agent.telemetry import Collector
