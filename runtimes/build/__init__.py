@@ -1,33 +1,13 @@
-"""From source files to a model version: every variant made, measured and described.
+"""Build model versions: make, measure and describe every variant of a model.
 
 The result is a folder: ``model.json`` (artifact.manifest.ModelVersion), ``VARIANT/FILE`` for every
-file, by recipe ``report.json``, and of a measured embedding model ``expected.json``. It is made
-beside its destination and takes its place at the end, so that a folder of that name is a whole
-model or what was there before.
+file, ``report.json`` if the build tried candidates, and ``expected.json`` for an embedding model
+that was compared with its source. It is built beside its destination and renamed at the end, so
+that a folder of that name always holds a whole model.
 """
 
-import tempfile
-from collections.abc import Sequence
-from pathlib import Path
-
-import msgspec
-
-from artifact.manifest import Task, Variant
-from runtimes.build.description import check_names, described
-from runtimes.build.expected import write_expected
-from runtimes.build.folder import (
-    EXPECTED_FILE,
-    MODEL_FILE,
-    REPORT_FILE,
-    check_destination,
-    half_made,
-    is_whole,
-    made_of,
-    put_in_place,
-    read_model,
-    same_model,
-)
-from runtimes.build.inputs import digest_of_inputs
+from runtimes.build.folder import EXPECTED_FILE, MODEL_FILE, read_model
+from runtimes.build.pipeline import build
 from runtimes.build.request import (
     Attempt,
     BuildRequest,
@@ -36,11 +16,6 @@ from runtimes.build.request import (
     Report,
     VariantRequest,
 )
-from runtimes.build.search import Candidate, Search, all_schemes, check_search
-from runtimes.build.source import Source, open_source
-from runtimes.build.variants import VariantMaker
-from runtimes.errors import BuildError
-from runtimes.evaluation.quality import read_evaluation
 
 __all__ = [
     "EXPECTED_FILE",
@@ -54,107 +29,3 @@ __all__ = [
     "build",
     "read_model",
 ]
-
-
-def build(request: BuildRequest, report: Report) -> BuildResult:
-    """Builds a model version; BuildError, QuantizeError, UnsafeFileError, LoadError."""
-    check_names(request)
-    check_search(request)
-    check_destination(request)
-    sources = [open_source(path) for path in request.sources]
-    task = request.task or _common_task(sources)
-    candidates = [Candidate(one, _choose_source(one, sources)) for one in request.variants]
-    if not candidates:
-        candidates = list(all_schemes(sources, request))
-    # Vectors are neither good nor bad but beside those of the source.
-    compares = request.compare or (request.evaluation and task is Task.EMBEDDING)
-    if request.goals or compares:
-        return _build_by_recipe(request, task, sources, candidates, report)
-    evaluation = read_evaluation(request.evaluation, task) if request.evaluation else None
-    with half_made(request.out) as folder:
-        maker = VariantMaker(folder, task, request.context_length, evaluation, report)
-        variants = [
-            maker.measured(maker.make(one.request, one.source), one.source) for one in candidates
-        ]
-        return _finish(folder, request, task, variants)
-
-
-def _build_by_recipe(
-    request: BuildRequest,
-    task: Task,
-    sources: Sequence[Source],
-    candidates: Sequence[Candidate],
-    report: Report,
-) -> BuildResult:
-    """Nothing is made again that lies there whole, of the same inputs."""
-    inputs = digest_of_inputs(request, sources, [candidate.request for candidate in candidates])
-    again = made_of(request.out, inputs)
-    held = read_model(request.out)
-    if again and held and not request.force and is_whole(request.out, held):
-        return BuildResult(held, request.out, unchanged=True)
-    evaluation = read_evaluation(request.evaluation, task) if request.evaluation else None
-    with half_made(request.out) as folder:
-        maker = VariantMaker(folder, task, request.context_length, evaluation, report)
-        with tempfile.TemporaryDirectory(prefix=".", dir=folder) as spare:
-            search = Search(maker, request, Path(spare))
-            kept = search.run(candidates)
-            if evaluation is not None and task is Task.EMBEDDING:
-                write_expected(folder / EXPECTED_FILE, evaluation, maker.said())
-        if not kept:
-            raise GoalsMissedError(tuple(search.attempts))
-        _write_report(folder, inputs, search.attempts)
-        return _finish(folder, request, task, kept, search.attempts, again=again)
-
-
-def _finish(
-    folder: Path,
-    request: BuildRequest,
-    task: Task,
-    variants: Sequence[Variant],
-    attempts: Sequence[Attempt] = (),
-    *,
-    again: bool = False,
-) -> BuildResult:
-    model = described(request, task, variants)
-    data = msgspec.json.format(msgspec.json.encode(model), indent=1)
-    (folder / MODEL_FILE).write_bytes(data)
-    unchanged = not attempts and same_model(request.out, data)
-    if not unchanged:
-        put_in_place(folder, request, replace=request.force or again)
-    return BuildResult(model, request.out, unchanged, tuple(attempts))
-
-
-def _write_report(folder: Path, inputs: str, attempts: Sequence[Attempt]) -> None:
-    document = {"inputs": inputs, "attempts": msgspec.to_builtins(attempts)}
-    data = msgspec.json.format(msgspec.json.encode(document), indent=1)
-    (folder / REPORT_FILE).write_bytes(data)
-
-
-def _common_task(sources: Sequence[Source]) -> Task:
-    tasks = {source.inspection.task for source in sources}
-    if len(tasks) != 1:
-        raise BuildError(
-            f"the sources do different things: {', '.join(sorted(tasks))}",
-            advice="Give sources of the same weights, or say which with --task.",
-        )
-    return tasks.pop()
-
-
-def _choose_source(variant: VariantRequest, sources: Sequence[Source]) -> Source:
-    fitting = [
-        source
-        for source in sources
-        if variant.runtime in {"", source.runtime.name}
-        and variant.how.name in source.runtime.quantizer().schemes
-    ]
-    if len(fitting) == 1:
-        return fitting[0]
-    known = "; ".join(
-        f"{source.runtime.name}: {', '.join(source.runtime.quantizer().schemes)}"
-        for source in sources
-    )
-    raise BuildError(
-        f"variant {variant.name!r} ({variant.runtime or 'any runtime'}:{variant.how.name}) fits "
-        f"{len(fitting)} of the sources",
-        advice=f"Write NAME=RUNTIME:SCHEME for one of them. The sources allow {known}.",
-    )

@@ -56,7 +56,7 @@ class BuildRequest:
     force: bool = False
 
 
-class Outcome(StrEnum):
+class AttemptOutcome(StrEnum):
     """How trying a variant ended."""
 
     KEPT = "kept"
@@ -73,7 +73,7 @@ class Attempt:
     name: str
     runtime: str
     scheme: str
-    outcome: Outcome
+    outcome: AttemptOutcome
     reason: str = ""
     variant: Variant | None = None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from artifact.manifest import Variant
 from runtimes.base import Scheme
 from runtimes.build.goals import Goals, miss_of_quality, miss_of_size
-from runtimes.build.request import Attempt, BuildRequest, Outcome, VariantRequest
+from runtimes.build.request import Attempt, AttemptOutcome, BuildRequest, VariantRequest
 from runtimes.build.source import Source
 from runtimes.build.variants import VariantMaker
 from runtimes.errors import BuildError, QuantizeError, VariantFailedError
@@ -17,7 +17,7 @@ _PREDICTION_ERROR = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class VariantCandidate:
     """A variant to try, and what it is made of."""
 
     request: VariantRequest
@@ -48,14 +48,14 @@ def check_search(request: BuildRequest) -> None:
         )
 
 
-def all_schemes(sources: Sequence[Source], request: BuildRequest) -> Iterator[Candidate]:
+def all_schemes(sources: Sequence[Source], request: BuildRequest) -> Iterator[VariantCandidate]:
     """Every scheme that a source's runtime knows, calibrated where that applies."""
     for source in sources:
         quantizer = source.runtime.quantizer()
         for name in quantizer.schemes:
             calibration = request.calibration if quantizer.calibrates(name) else None
             how = Scheme(name, calibration=calibration)
-            yield Candidate(VariantRequest(name, how, source.runtime.name), source)
+            yield VariantCandidate(VariantRequest(name, how, source.runtime.name), source)
 
 
 class Search:
@@ -69,14 +69,16 @@ class Search:
         self._goals = request.goals or Goals()
         self.attempts: list[Attempt] = []
 
-    def run(self, candidates: Sequence[Candidate]) -> list[Variant]:
+    def run(self, candidates: Sequence[VariantCandidate]) -> list[Variant]:
         """The variants to keep; with ``search`` the first per source, else all that meet."""
         kept: list[Variant] = []
         done: dict[str, str] = {}
         for candidate in self._in_order(candidates) if self._request.search else candidates:
             path = str(candidate.source.path)
             if path in done:
-                self._note(candidate, Outcome.NOT_TRIED, f"{done[path]} meets the goals already")
+                self._note(
+                    candidate, AttemptOutcome.NOT_TRIED, f"{done[path]} meets the goals already"
+                )
                 continue
             variant = self._try(candidate)
             if variant is not None:
@@ -85,9 +87,9 @@ class Search:
                     done[path] = variant.name
         return kept
 
-    def _in_order(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+    def _in_order(self, candidates: Sequence[VariantCandidate]) -> list[VariantCandidate]:
         """From the end that the goals name, source by source."""
-        ordered: list[Candidate] = []
+        ordered: list[VariantCandidate] = []
         for source in dict.fromkeys(str(candidate.source.path) for candidate in candidates):
             of_source = [one for one in candidates if str(one.source.path) == source]
             sizes = [self._predicted_size(one) for one in of_source]
@@ -100,7 +102,7 @@ class Search:
             ordered += reversed(of_source) if self._goals.smallest_first else of_source
         return ordered
 
-    def _predicted_size(self, candidate: Candidate) -> int:
+    def _predicted_size(self, candidate: VariantCandidate) -> int:
         """Bytes; one byte for what its source does not allow, which trying it will say."""
         quantizer = self._maker.quantizer(candidate.source)
         try:
@@ -108,11 +110,11 @@ class Search:
         except QuantizeError:
             return 1
 
-    def _try(self, candidate: Candidate) -> Variant | None:
+    def _try(self, candidate: VariantCandidate) -> Variant | None:
         goals, maker = self._goals, self._maker
         predicted = self._predicted_size(candidate) * (1 - _PREDICTION_ERROR)
         if missed := miss_of_size(goals, int(predicted)):
-            self._note(candidate, Outcome.MISSED, f"about {missed}")
+            self._note(candidate, AttemptOutcome.MISSED, f"about {missed}")
             return None
         try:
             variant = maker.make(candidate.request, candidate.source)
@@ -120,7 +122,7 @@ class Search:
             maker.drop(candidate.request.name)
             if not self._request.search:
                 raise
-            self._note(candidate, Outcome.REFUSED, str(error))
+            self._note(candidate, AttemptOutcome.REFUSED, str(error))
             return None
         missed = miss_of_size(goals, variant.size_bytes, variant.memory_bytes)
         if not missed and self._request.evaluation is not None:
@@ -130,21 +132,21 @@ class Search:
                 maker.drop(variant.name)
                 if not self._request.search:
                     raise
-                self._note(candidate, Outcome.FAILED, str(error), variant)
+                self._note(candidate, AttemptOutcome.FAILED, str(error), variant)
                 return None
             variant = found.variant
             missed = miss_of_quality(goals, variant, found.comparison)
         if missed:
             maker.drop(variant.name)
-            self._note(candidate, Outcome.MISSED, missed, variant)
+            self._note(candidate, AttemptOutcome.MISSED, missed, variant)
             return None
-        self._note(candidate, Outcome.KEPT, "", variant)
+        self._note(candidate, AttemptOutcome.KEPT, "", variant)
         return variant
 
     def _note(
         self,
-        candidate: Candidate,
-        outcome: Outcome,
+        candidate: VariantCandidate,
+        outcome: AttemptOutcome,
         reason: str,
         variant: Variant | None = None,
     ) -> None:

@@ -108,7 +108,7 @@ class VariantMaker:
         What the source says is kept in the folder ``spare``.
         """
         from runtimes.evaluation.compare import compare
-        from runtimes.evaluation.frames import Job
+        from runtimes.evaluation.frames import EvaluationJob
 
         evaluation = self._evaluation
         if evaluation is None:
@@ -116,8 +116,8 @@ class VariantMaker:
                 "there is nothing to compare variants on", advice="Give evaluation data."
             )
 
-        def job(files: dict[str, Path]) -> Job:
-            return Job(
+        def job(files: dict[str, Path]) -> EvaluationJob:
+            return EvaluationJob(
                 runtime=source.runtime.name,
                 files={name: str(path) for name, path in files.items()},
                 task=self._task,

@@ -1,4 +1,4 @@
-"""``python -m runtimes.evaluation``: the evaluating process. A Job comes on its standard input."""
+"""``python -m runtimes.evaluation``: evaluate the EvaluationJob that comes on standard input."""
 
 import importlib
 import os
@@ -13,12 +13,19 @@ from artifact.manifest import Task
 from runtimes import registry
 from runtimes.base import LoadSpec
 from runtimes.errors import RuntimeFault
-from runtimes.evaluation.frames import MAX_WORDS, Ended, Failed, Job, write_end, write_rows
+from runtimes.evaluation.frames import (
+    MAX_WORDS,
+    Ended,
+    EvaluationJob,
+    Failed,
+    write_end,
+    write_rows,
+)
 from runtimes.evaluation.quality import predict, read_evaluation
 
 
 def main() -> int:
-    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+    job = msgspec.json.decode(sys.stdin.buffer.read(), type=EvaluationJob)
     # Whatever a runtime prints must not come between the frames.
     with os.fdopen(os.dup(1), "wb") as pipe:
         os.dup2(2, 1)
@@ -31,7 +38,7 @@ def main() -> int:
     return 0
 
 
-def _evaluate(job: Job, pipe: BinaryIO) -> None:
+def _evaluate(job: EvaluationJob, pipe: BinaryIO) -> None:
     runtime = registry.find(job.runtime)
     evaluation = read_evaluation(Path(job.evaluation), job.task)
     runtime.prepare()

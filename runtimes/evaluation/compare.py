@@ -13,7 +13,7 @@ from artifact.manifest import Divergence, Quality, Task
 from runtimes.base import Progress
 from runtimes.errors import BuildError, VariantFailedError
 from runtimes.evaluation.comparison import Comparison
-from runtimes.evaluation.frames import Job
+from runtimes.evaluation.frames import EvaluationJob
 from runtimes.evaluation.process import evaluating
 from runtimes.evaluation.quality import Evaluation, QualityMeter, classes, refuse_no_numbers
 from runtimes.evaluation.tape import Tape
@@ -29,7 +29,11 @@ _WHAT: Final = "comparing with the source"
 
 
 def compare(
-    source: Job, variant: Job, evaluation: Evaluation, progress: Progress, tape: Tape
+    source: EvaluationJob,
+    variant: EvaluationJob,
+    evaluation: Evaluation,
+    progress: Progress,
+    tape: Tape,
 ) -> Comparison:
     """Evaluates both; BuildError when they do not read the same, or the source cannot be evaluated.
 
@@ -57,7 +61,7 @@ def _faults_of_variant() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _said(source: Job, tape: Tape) -> Iterator[Iterable[Predictions]]:
+def _said(source: EvaluationJob, tape: Tape) -> Iterator[Iterable[Predictions]]:
     if tape.whole:
         yield tape.replayed()
         return

@@ -19,7 +19,7 @@ _ROWS: Final = b"R"
 _END: Final = b"E"
 
 
-class Job(Struct, frozen=True):
+class EvaluationJob(Struct, frozen=True):
     """What a process is to evaluate: files of a variant by name, and the data to read."""
 
     runtime: str

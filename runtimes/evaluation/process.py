@@ -12,7 +12,7 @@ import msgspec
 from runtimes.endings import ending_of
 from runtimes.environment import engine_environment
 from runtimes.errors import BuildError
-from runtimes.evaluation.frames import Ended, Failed, Job, read
+from runtimes.evaluation.frames import Ended, EvaluationJob, Failed, read
 from runtimes.predictions import Predictions
 
 _MAX_COMPLAINT_BYTES: Final = 4096
@@ -53,7 +53,7 @@ class Evaluating:
 
 
 @contextlib.contextmanager
-def evaluating(job: Job, what: str) -> Iterator[Evaluating]:
+def evaluating(job: EvaluationJob, what: str) -> Iterator[Evaluating]:
     """Starts a process; it is gone when this ends, in any case."""
     with (
         tempfile.TemporaryFile() as complaints,

@@ -1,24 +1,9 @@
-"""A third runtime, for tests: a small JSON file that says how the "model" behaves.
+"""A third runtime, for tests: a small JSON file describes how the "model" behaves."""
 
-It goes through every protocol as the real ones do, deterministically and without any dependency,
-and misbehaves on demand: ``faults`` in the file stage a crash, a hang, a wrong answer. Text models
-take each byte of UTF-8 as a token and answer with ``reply`` over and over, or with that of an
-adapter, which is a file of the same kind; tensor models take
-``input`` (FP32, rows of ``width``) and give ``output``, each value doubled.
-
-A box advertises this runtime only when FLOTILLA_FAKE_RUNTIME is set, so that a release which names
-it by mistake finds no fleet; whoever asks to load a file of it may.
-"""
-
-import os
-import time
-
-from runtimes.base import Inspection, LoadSpec
-from runtimes.errors import LoadError, UnsupportedModelError
 from runtimes.fake.engine import EMBEDDING_DIMENSIONS, FakeEngine
 from runtimes.fake.model import FakeModel, Faults, read_model, write_model
+from runtimes.fake.runtime import RUNTIME, FakeRuntime
 from runtimes.fake.variants import FakeInspector, FakeQuantizer
-from runtimes.text.generation import choose_context
 
 __all__ = [
     "EMBEDDING_DIMENSIONS",
@@ -32,60 +17,3 @@ __all__ = [
     "read_model",
     "write_model",
 ]
-
-
-class FakeRuntime:
-    name = "fake"
-    format = "fake"
-    side_files: tuple[str, ...] = ()
-
-    def version(self) -> str | None:
-        return "1" if os.environ.get("FLOTILLA_FAKE_RUNTIME") else None
-
-    def inspector(self) -> FakeInspector:
-        return FakeInspector()
-
-    def quantizer(self) -> FakeQuantizer:
-        return FakeQuantizer()
-
-    def prepare(self) -> None:
-        """It has no engine beside itself."""
-
-    def load(self, spec: LoadSpec) -> FakeEngine:
-        files = [path for path in spec.files.values() if path.is_file()]
-        if len(files) != 1:
-            raise LoadError(f"a fake model is one file, not {len(spec.files)}")
-        model = read_model(files[0])
-        time.sleep(model.load_seconds)
-        match model.faults.on_load:
-            case "error":
-                raise LoadError("staged failure on load")
-            case "crash":
-                os._exit(139)
-            case "hang":
-                time.sleep(3600)
-            case "out_of_memory":
-                raise MemoryError
-        context_length = choose_context(
-            spec.context_length, model.context_length, model.context_length
-        )
-        adapters = {name: read_model(path) for name, path in spec.adapters.items()}
-        return FakeEngine(model, context_length, adapters=adapters, parallel=spec.parallel)
-
-    def check_adapter(self, adapter: Inspection, base: Inspection) -> None:
-        if adapter.context_length != base.context_length:
-            raise UnsupportedModelError(
-                f"the adapter's context is {adapter.context_length}, the base's "
-                f"{base.context_length}"
-            )
-
-    def decode_bytes(self, inspection: Inspection) -> dict[str, int]:
-        del inspection
-        return {}
-
-    def estimate_memory(self, inspection: Inspection, size_bytes: int, context_length: int) -> int:
-        del size_bytes, context_length
-        return int(inspection.metadata["memory_bytes"])
-
-
-RUNTIME = FakeRuntime()

@@ -45,7 +45,7 @@ class OnnxQuantizer:
 
                 if drop_smallest(model, scheme.sparsity) == 0:
                     raise _nothing_to_do(source, "sparsity")
-            _SCHEMES[scheme.name](model, _Job(source, scheme, half_made, progress))
+            _SCHEMES[scheme.name](model, _Conversion(source, scheme, half_made, progress))
 
     def predict_size(self, source: Path, scheme: Scheme) -> int:
         """Only known of the copy: which matrices a scheme applies to, the graph decides."""
@@ -56,7 +56,7 @@ class OnnxQuantizer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class _Conversion:
     """What is to be made, and where."""
 
     source: Path
@@ -91,11 +91,11 @@ def _copy(source: Path, destination: Path) -> None:
     shutil.copyfile(source, destination)
 
 
-def _to_fp32(model: Any, job: _Job) -> None:
+def _to_fp32(model: Any, job: _Conversion) -> None:
     _save(model, job.destination)
 
 
-def _to_fp16(model: Any, job: _Job) -> None:
+def _to_fp16(model: Any, job: _Conversion) -> None:
     """Weights and arithmetic in float16; inputs and outputs stay what programs send and read.
 
     A processor without float16 arithmetic computes in float32 all the same, from a smaller file.
@@ -113,7 +113,7 @@ def _to_fp16(model: Any, job: _Job) -> None:
         raise _nothing_to_do(job.source, "fp16")
 
 
-def _to_int8(model: Any, job: _Job) -> None:
+def _to_int8(model: Any, job: _Conversion) -> None:
     """Dynamic quantization: int8 weights per channel, activations as they come."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -123,7 +123,7 @@ def _to_int8(model: Any, job: _Job) -> None:
         raise _nothing_to_do(job.source, "int8")
 
 
-def _to_int8_static(model: Any, job: _Job) -> None:
+def _to_int8_static(model: Any, job: _Conversion) -> None:
     if job.scheme.calibration is None:
         raise ValueError(f"{job.scheme} was not checked")
     from runtimes.onnx.calibrate import quantize_calibrated
@@ -134,7 +134,7 @@ def _to_int8_static(model: Any, job: _Job) -> None:
         raise _nothing_to_do(job.source, "int8_static")
 
 
-def _to_blocks(model: Any, job: _Job) -> None:
+def _to_blocks(model: Any, job: _Conversion) -> None:
     """Weight-only: every constant matrix as 4- or 8-bit blocks, with a scale each."""
     from runtimes.onnx.blocks import BLOCK_SIZES, BLOCK_VALUES, quantize_matrices
 
@@ -149,7 +149,7 @@ def _to_blocks(model: Any, job: _Job) -> None:
     _save(model, job.destination)
 
 
-_Maker = Callable[[Any, _Job], None]
+_Maker = Callable[[Any, _Conversion], None]
 _SCHEMES: Final[dict[str, _Maker]] = {
     COPY: _to_fp32,
     "fp16": _to_fp16,

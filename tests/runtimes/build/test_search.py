@@ -23,7 +23,7 @@ from runtimes.build.source import open_source
 from runtimes.errors import BuildError, QuantizeError, VariantFailedError
 from runtimes.evaluation.compare import compare_predictions
 from runtimes.evaluation.comparison import Comparison
-from runtimes.evaluation.frames import Job
+from runtimes.evaluation.frames import EvaluationJob
 from runtimes.evaluation.quality import Evaluation, predict
 from runtimes.evaluation.tape import Tape
 from runtimes.fake import FakeInspector, FakeModel, write_model
@@ -55,11 +55,15 @@ def names(result: BuildResult) -> list[str]:
 
 
 def compare_here(
-    source: Job, variant: Job, evaluation: Evaluation, progress: Progress, tape: Tape
+    source: EvaluationJob,
+    variant: EvaluationJob,
+    evaluation: Evaluation,
+    progress: Progress,
+    tape: Tape,
 ) -> Comparison:
     """As runtimes.evaluation.compare, but without a process for each."""
 
-    def said(job: Job) -> Iterator[Predictions]:
+    def said(job: EvaluationJob) -> Iterator[Predictions]:
         files = {name: Path(path) for name, path in job.files.items()}
         return predict(registry.find(job.runtime).load(LoadSpec(files, job.task)), evaluation)
 
@@ -287,7 +291,7 @@ def test_a_scheme_that_does_not_apply_ends_a_list_and_not_a_search(make: Make) -
 def test_what_cannot_be_evaluated_ends_a_list_and_not_a_search(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def compare(source: Job, variant: Job, *others: Any) -> Comparison:
+    def compare(source: EvaluationJob, variant: EvaluationJob, *others: Any) -> Comparison:
         if "quarter" in variant.files["model.fake"]:
             raise VariantFailedError("the variant: its process was ended by SIGSEGV")
         return compare_here(source, variant, *others)

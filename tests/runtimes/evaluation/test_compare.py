@@ -15,7 +15,7 @@ from runtimes.base import LoadSpec
 from runtimes.errors import BuildError, NotANumberError, VariantFailedError
 from runtimes.evaluation.compare import compare, compare_predictions
 from runtimes.evaluation.comparison import Comparison
-from runtimes.evaluation.frames import Job
+from runtimes.evaluation.frames import EvaluationJob
 from runtimes.evaluation.process import evaluating
 from runtimes.evaluation.quality import measure, predict, read_evaluation
 from runtimes.evaluation.tape import Tape
@@ -32,10 +32,10 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-def job(folder: Path, evaluation: Path, task: Task = Task.TEXT_GENERATION) -> Job:
+def job(folder: Path, evaluation: Path, task: Task = Task.TEXT_GENERATION) -> EvaluationJob:
     files = {path.name: str(path) for path in folder.iterdir()}
     (ending,) = {name.rpartition(".")[2] for name in files} & {"gguf", "onnx", "fake"}
-    return Job(registry.find_by_format(ending).name, files, task, 512, str(evaluation))
+    return EvaluationJob(registry.find_by_format(ending).name, files, task, 512, str(evaluation))
 
 
 def fake(folder: Path, **fields: Any) -> Path:
@@ -44,7 +44,7 @@ def fake(folder: Path, **fields: Any) -> Path:
     return folder
 
 
-def compared(source: Job, variant: Job) -> Comparison:
+def compared(source: EvaluationJob, variant: EvaluationJob) -> Comparison:
     evaluation = read_evaluation(Path(source.evaluation), source.task)
     with tempfile.TemporaryDirectory() as folder:
         tape = Tape(Path(folder) / "tape")
@@ -123,7 +123,7 @@ def test_a_source_is_evaluated_once_while_its_tape_holds_it(
     variant = job(fake(tmp_path / "variant", perplexity=9.0), text)
     started: list[str] = []
 
-    def counting(one: Job, what: str) -> Any:
+    def counting(one: EvaluationJob, what: str) -> Any:
         started.append(what)
         return evaluating(one, what)
 
