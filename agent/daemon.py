@@ -41,7 +41,7 @@ from agent.telemetry import Collector, TelemetryQueue, WorkerGauge
 from agent.update.engine import UpdateEngine
 from agent.update.keeper import Keeper
 from agent.update.loading import Loader
-from agent.update.measurements import Experience
+from agent.update.measurements import MeasurementStore
 from agent.update.steps import Steps
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class Daemon:
         self._hardware = KnownHardware(
             data_dir.facts, lambda: read_facts(config.model_memory_bytes)
         )
-        self._experience = Experience(data_dir.measurements)
+        self._measurements = MeasurementStore(data_dir.measurements)
         self._journal = Journal(data_dir.journal)
         self._telemetry = _telemetry_queue(data_dir.telemetry)
         self._throttling = ThrottleTally(ThrottleWatch())
@@ -94,7 +94,7 @@ class Daemon:
             sign=self._sign,
             offered=self._renewal.offer,
             directed=verifier.follow_roots,
-            heard=self._experience.hear,
+            heard=self._measurements.set_priors,
             agent_version=version("flotilla"),
         )
         self._gateway = Gateway(self._serving, self._collector, self.status)
@@ -114,7 +114,7 @@ class Daemon:
             facts=lambda: self._hardware.facts,
             meter=self._measuring_meter(),
             changed=self._changed,
-            experience=self._experience,
+            measurements=self._measurements,
         )
 
     def _measuring_meter(self) -> PowerMeter | None:

@@ -24,8 +24,8 @@ Check = Callable[[], Awaitable[str]]
 
 async def daemon_fault(address: str, supervisor: Supervisor) -> str:
     """Why this daemon cannot do its work; empty when it can. ``address`` is the gateway's."""
-    if forsaken := supervisor.forsaken():
-        return f"nothing would restart the workers of {', '.join(forsaken)}"
+    if unsupervised := supervisor.unsupervised():
+        return f"nothing would restart the workers of {', '.join(unsupervised)}"
     return await _gateway_fault(address)
 
 

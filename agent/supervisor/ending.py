@@ -24,12 +24,12 @@ class Ending:
     fell_silent: bool = False
     stderr_tail: bytes = b""
 
-    def hear(self, stderr: bytes) -> None:
+    def append_stderr(self, stderr: bytes) -> None:
         """Keeps the last of what the process said."""
         self.stderr_tail = (self.stderr_tail + stderr)[-STDERR_TAIL_BYTES:]
 
     @property
-    def starved(self) -> bool:
+    def ran_out_of_memory(self) -> bool:
         """Whether it ended for want of memory, as far as one can tell from outside."""
         # Nobody but the kernel sends SIGKILL, unless it was killed for its size.
         killed = self.return_code == -signal.SIGKILL and not self.fell_silent
@@ -51,10 +51,10 @@ class Ending:
         """The error of a start during which the process ended."""
         return LoadFailedError(
             f"{name}: its worker {self} while loading",
-            reason="out_of_memory" if self.starved else "crashed",
+            reason="out_of_memory" if self.ran_out_of_memory else "crashed",
             advice=(
                 "Give the box more model memory, or publish a smaller variant."
-                if self.starved
+                if self.ran_out_of_memory
                 else "Check the variant's files; build it again with `flotilla model build`."
             ),
         )

@@ -19,7 +19,7 @@ DATA_ROOM_BYTES = 1 << 30
 # 3 MB model was as fast as two, on busy ones hundreds of times faster.
 SINGLE_THREAD_BYTES = 8 << 20
 # Failures to load that are reasons of their own.
-TELLING_KINDS = frozenset({"out_of_memory", "no_runtime", "unsafe_file"})
+LOAD_FAILURE_REASONS = frozenset({"out_of_memory", "no_runtime", "unsafe_file"})
 
 
 async def launch(descriptor: int, region: Region | None, limit_bytes: int) -> Process:
@@ -58,7 +58,7 @@ def load_command(command_id: int, spec: WorkerSpec, threads: int) -> messages.Lo
 
 def load_failure(name: str, event: messages.Failed) -> LoadFailedError:
     """What the process says of a model that it could not load."""
-    reason = event.kind if event.kind in TELLING_KINDS else "refused"
+    reason = event.kind if event.kind in LOAD_FAILURE_REASONS else "refused"
     return LoadFailedError(
         f"{name} did not load: {event.message}", reason=reason, advice=event.advice
     )

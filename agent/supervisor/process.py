@@ -16,7 +16,7 @@ from agent.supervisor.ending import STDERR_TAIL_BYTES, Ending
 from agent.supervisor.footprint import Footprint
 from agent.supervisor.launch import launch, load_command, load_failure
 from agent.supervisor.sharing import Sharing
-from agent.supervisor.spec import Patience, WorkerSpec
+from agent.supervisor.spec import WorkerSpec, WorkerTimeouts
 from agent.worker import messages
 from runtimes.base import TensorSpec
 
@@ -33,7 +33,7 @@ class ProcessGoneError(Exception):
     """The process ended before it answered; the text says how."""
 
 
-class _Asked(NamedTuple):
+class _Pending(NamedTuple):
     """Who waits for events; None among them: the process has gone."""
 
     events: "asyncio.Queue[messages.AnyEvent | None]"
@@ -48,14 +48,14 @@ class WorkerProcess(asyncio.Protocol):
         self.model_memory_bytes = 0
         self.tensors: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]] = (), ()
         self.parallel = 1
-        self._heard_at = 0.0
+        self._last_event_at = 0.0
         self.gone = asyncio.Event()
         self._process: Process | None = None
         self._transport: asyncio.Transport | None = None
         self._frames = messages.FrameReader()
         self.sharing = Sharing()
         self._ids = itertools.count(1)
-        self._waiting: dict[int, _Asked] = {}
+        self._waiting: dict[int, _Pending] = {}
         self._footprint = Footprint(self.sharing)
         self._ending = Ending(spec.memory_limit_bytes)
         self._tasks: list[asyncio.Task[None]] = []
@@ -65,17 +65,17 @@ class WorkerProcess(asyncio.Protocol):
         """Process id; 0 before the start."""
         return self._process.pid if self._process else 0
 
-    async def start(self, patience: Patience, threads: int) -> None:
+    async def start(self, timeouts: WorkerTimeouts, threads: int) -> None:
         """Spawns the process and loads the model; LoadFailedError, with nothing left behind."""
         loaded = False
         try:
             await self._spawn()
-            async with asyncio.timeout(patience.load_seconds):
+            async with asyncio.timeout(timeouts.load_seconds):
                 await self._load(threads)
             loaded = True
         except TimeoutError as error:
             raise LoadFailedError(
-                f"{self._name()} did not load within {patience.load_seconds:g} s",
+                f"{self._name()} did not load within {timeouts.load_seconds:g} s",
                 reason="timed_out",
                 advice="Give the box a smaller variant, or look at its storage.",
             ) from error
@@ -102,7 +102,7 @@ class WorkerProcess(asyncio.Protocol):
         """
         command_id = next(self._ids)
         events: asyncio.Queue[messages.AnyEvent | None] = asyncio.Queue()
-        self._waiting[command_id] = _Asked(events, answered)
+        self._waiting[command_id] = _Pending(events, answered)
         finished = False
         try:
             try:
@@ -140,9 +140,9 @@ class WorkerProcess(asyncio.Protocol):
         return self._footprint.look(0 if self.gone.is_set() else self.pid)
 
     @property
-    def starved(self) -> bool:
+    def ran_out_of_memory(self) -> bool:
         """Whether it has ended for want of memory."""
-        return self.gone.is_set() and self._ending.starved
+        return self.gone.is_set() and self._ending.ran_out_of_memory
 
     def describe_end(self) -> str:
         """How the process ended, in words."""
@@ -153,17 +153,17 @@ class WorkerProcess(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        self._heard_at = asyncio.get_running_loop().time()
+        self._last_event_at = asyncio.get_running_loop().time()
         try:
             for payload in self._frames.feed(data):
                 event = messages.decode_event(payload)
                 if isinstance(event, messages.FINAL):
                     event = self.sharing.answered(event)
                 # Events of cancelled commands still come for a while.
-                if (asked := self._waiting.get(event.id)) is not None:
-                    asked.events.put_nowait(event)
+                if (pending := self._waiting.get(event.id)) is not None:
+                    pending.events.put_nowait(event)
                     if isinstance(event, messages.FINAL):
-                        asked.answered()
+                        pending.answered()
         except ProtocolError as error:
             log.warning("worker_protocol_error pid=%d error=%s", self.pid, ascii(str(error)))
             self.kill()
@@ -240,7 +240,7 @@ class WorkerProcess(asyncio.Protocol):
                 async with asyncio.timeout(silence_seconds):
                     return await events.get()
             except TimeoutError:
-                silent = asyncio.get_running_loop().time() - self._heard_at
+                silent = asyncio.get_running_loop().time() - self._last_event_at
                 if silent >= (silence_seconds or 0):
                     self._ending.fell_silent = True
                     self.kill()
@@ -257,18 +257,18 @@ class WorkerProcess(asyncio.Protocol):
         assert process is not None  # noqa: S101 - started by _spawn, which set it
         assert process.stderr is not None  # noqa: S101 - it is a pipe
         while data := await process.stderr.read(STDERR_TAIL_BYTES):
-            self._ending.hear(data)
+            self._ending.append_stderr(data)
         self._ending.return_code = await process.wait()
         self.gone.set()
         self.sharing.end()
         if self._transport is not None:
             self._transport.abort()
-        for asked in self._waiting.values():
-            asked.events.put_nowait(None)
+        for pending in self._waiting.values():
+            pending.events.put_nowait(None)
 
     async def _watch_memory(self) -> None:
         while not self._outgrew_limit():
-            self.sharing.tidy(asyncio.get_running_loop().time())
+            self.sharing.release_idle_pages(asyncio.get_running_loop().time())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WATCH_SECONDS if self._waiting else IDLE_SECONDS):
                     await self.gone.wait()

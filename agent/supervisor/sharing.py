@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from agent.errors import ProtocolError
 from agent.worker.messages import AnyEvent, Infer, Inferred, Place, WireTensor
-from agent.worker.region import REGION_BYTES, WORTH_BYTES, Region, Span, spacious
+from agent.worker.region import REGION_BYTES, WORTH_BYTES, Region, Span, align_up
 from runtimes.base import TensorValue
 
 log = logging.getLogger(__name__)
@@ -16,7 +16,7 @@ MAX_OUTPUT_BYTES = REGION_BYTES // 4
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class PlacedTensor:
     """A tensor whose data lies in a span: TensorValue's other fields, and where in it."""
 
     name: str
@@ -40,7 +40,7 @@ class Sharing:
         # A model's outputs are mostly as long as they were before.
         self._output_bytes = 0
 
-    def infer(self, command_id: int, inputs: Sequence[TensorValue | Placed]) -> Infer:
+    def infer(self, command_id: int, inputs: Sequence[TensorValue | PlacedTensor]) -> Infer:
         """A command that tells where the data of tensors lie that are in this region."""
         spans = self._told[command_id] = []
         values = []
@@ -50,7 +50,7 @@ class Sharing:
                 data = bytes(tensor.data)
             elif tensor.span.region is self.region:
                 data = (tensor.span.offset + tensor.start, tensor.length)
-                tensor.span.hold()
+                tensor.span.retain()
                 spans.append(tensor.span)
             else:
                 # It was meant for another process, which has gone since, or is another model's.
@@ -63,10 +63,10 @@ class Sharing:
         self._rooms[command_id] = room
         return Infer(id=command_id, inputs=values, room=(room.offset, room.length))
 
-    def tidy(self, now: float) -> None:
+    def release_idle_pages(self, now: float) -> None:
         """Gives memory back that has not been used for some seconds; to be called now and then."""
         if self.region is not None:
-            self.region.tidy(now)
+            self.region.release_idle_pages(now)
 
     def end(self) -> None:
         """The process has gone."""
@@ -82,7 +82,7 @@ class Sharing:
         """The process has no use for a command's spans any more, or never heard of it."""
         self._rooms.pop(command_id, None)
         for span in self._told.pop(command_id, ()):
-            span.drop()
+            span.release()
 
     def answered(self, event: AnyEvent) -> AnyEvent:
         """The final event of a command, with copies of what it points at; ProtocolError."""
@@ -113,7 +113,7 @@ class Sharing:
                 data = room.read(offset - room.offset, length)
                 free -= length
             if len(data) >= WORTH_BYTES:
-                large += spacious(len(data))
+                large += align_up(len(data))
             outputs.append(WireTensor(tensor.name, tensor.datatype, tensor.shape, data))
         self._output_bytes = large if large <= MAX_OUTPUT_BYTES else 0
         return Inferred(id=event.id, outputs=outputs)

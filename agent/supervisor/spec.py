@@ -49,7 +49,7 @@ class WorkerStats:
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class WorkerTimeouts:
     """How long things may take, and how restarts are spaced (full jitter, doubling)."""
 
     load_seconds: float = 300.0

@@ -5,9 +5,9 @@ import logging
 import sys
 from collections.abc import Callable
 
-from agent.supervisor.life import Life
+from agent.supervisor.lifecycle import Lifecycle
 from agent.supervisor.process import WorkerProcess
-from agent.supervisor.spec import Patience, WorkerSpec
+from agent.supervisor.spec import WorkerSpec, WorkerTimeouts
 from agent.supervisor.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -22,21 +22,21 @@ class Supervisor:
     def __init__(
         self,
         *,
-        patience: Patience | None = None,
+        timeouts: WorkerTimeouts | None = None,
         threads: int = 0,
         room: Callable[[], int] = lambda: sys.maxsize,
     ) -> None:
         self._room = room
-        self._patience = patience or Patience()
+        self._timeouts = timeouts or WorkerTimeouts()
         self._threads = threads
         self._workers: set[Worker] = set()
 
     async def start(self, spec: WorkerSpec) -> Worker:
         """A worker with its model loaded; LoadFailedError, which trying again would not mend."""
         process = WorkerProcess(spec)
-        await process.start(self._patience, self._threads)
-        life = Life(spec, process, self._patience, self._threads, self._room)
-        worker = Worker(spec, life, self._patience)
+        await process.start(self._timeouts, self._threads)
+        lifecycle = Lifecycle(spec, process, self._timeouts, self._threads, self._room)
+        worker = Worker(spec, lifecycle, self._timeouts)
         self._workers.add(worker)
         log.info(
             "worker_started slot=%s variant=%s pid=%d", spec.slot, spec.variant.name, worker.pid
@@ -49,9 +49,9 @@ class Supervisor:
         await worker.stop()
         log.info("worker_stopped slot=%s variant=%s", worker.spec.slot, worker.spec.variant.name)
 
-    def forsaken(self) -> list[str]:
+    def unsupervised(self) -> list[str]:
         """Slots of workers that nothing would restart any more; empty as it should be."""
-        return sorted(worker.spec.slot for worker in self._workers if worker.forsaken)
+        return sorted(worker.spec.slot for worker in self._workers if worker.unsupervised)
 
     async def close(self) -> None:
         """Ends every worker."""

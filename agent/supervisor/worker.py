@@ -13,10 +13,10 @@ from agent.errors import (
     WorkerFailedError,
     WorkerUnavailableError,
 )
-from agent.supervisor.life import Life
+from agent.supervisor.lifecycle import Lifecycle
 from agent.supervisor.process import ProcessGoneError, WorkerProcess
-from agent.supervisor.sharing import Placed
-from agent.supervisor.spec import Patience, WorkerSpec, WorkerStats
+from agent.supervisor.sharing import PlacedTensor
+from agent.supervisor.spec import WorkerSpec, WorkerStats, WorkerTimeouts
 from agent.worker import messages as wire
 from agent.worker.region import Region
 from runtimes.base import Embeddings, Piece, Sampling, Score, TensorSpec, TensorValue, Usage
@@ -64,27 +64,27 @@ class Worker:
     loaded again for the next request.
     """
 
-    def __init__(self, spec: WorkerSpec, life: Life, patience: Patience) -> None:
+    def __init__(self, spec: WorkerSpec, lifecycle: Lifecycle, timeouts: WorkerTimeouts) -> None:
         self.spec = spec
-        self._life = life
-        self._patience = patience
-        self._places = asyncio.Semaphore(life.process.parallel)
+        self._lifecycle = lifecycle
+        self._timeouts = timeouts
+        self._places = asyncio.Semaphore(lifecycle.process.parallel)
         self._waiting = 0
 
     @property
     def pid(self) -> int:
-        """Process id of its present life."""
-        return self._life.process.pid
+        """Process id of its present lifecycle."""
+        return self._lifecycle.process.pid
 
     @property
-    def forsaken(self) -> bool:
+    def unsupervised(self) -> bool:
         """Whether nothing would restart it any more, though nobody stopped it."""
-        return self._life.forsaken
+        return self._lifecycle.unsupervised
 
     @property
-    def starved(self) -> bool:
+    def ran_out_of_memory(self) -> bool:
         """Whether a process of it ended for want of memory."""
-        return self._life.starved
+        return self._lifecycle.ran_out_of_memory
 
     def generate(
         self,
@@ -120,7 +120,7 @@ class Worker:
         embeddings = event.embeddings
         return embeddings, Usage(embeddings.prompt_tokens, 0, event.busy_seconds, 0.0)
 
-    async def infer(self, inputs: Sequence[TensorValue | Placed]) -> list[TensorValue]:
+    async def infer(self, inputs: Sequence[TensorValue | PlacedTensor]) -> list[TensorValue]:
         """Tensors in, tensors out."""
         event = await self._answer(lambda process, i: process.sharing.infer(i, inputs))
         if not isinstance(event, wire.Inferred):
@@ -129,19 +129,19 @@ class Worker:
 
     def region(self) -> Region | None:
         """Where to put tensors that go to it, if anywhere; the next process has another."""
-        return self._life.process.sharing.region
+        return self._lifecycle.process.sharing.region
 
     def tensors(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """Declared inputs and outputs; empty for text generation."""
-        return self._life.process.tensors
+        return self._lifecycle.process.tensors
 
     def stats(self) -> WorkerStats:
         """What it takes now, and took at most."""
-        return self._life.stats(self._waiting)
+        return self._lifecycle.stats(self._waiting)
 
     async def stop(self) -> None:
         """Ends it for good; requests that still run are told."""
-        await self._life.stop()
+        await self._lifecycle.stop()
 
     async def _answer(self, make: Make) -> wire.AnyEvent:
         async with aclosing(self._answers(make)) as events:
@@ -150,11 +150,11 @@ class Worker:
     async def _answers(self, make: Make) -> AsyncGenerator[wire.AnyEvent]:
         async with self._place() as leave:
             for attempt in range(1, ATTEMPTS + 1):
-                process = await self._life.live_process()
+                process = await self._lifecycle.live_process()
                 answered = False
                 try:
                     async with aclosing(
-                        process.ask(partial(make, process), self._patience.silence_seconds, leave)
+                        process.ask(partial(make, process), self._timeouts.silence_seconds, leave)
                     ) as events:
                         async for event in events:
                             if isinstance(event, wire.Failed):
@@ -162,7 +162,7 @@ class Worker:
                             answered = True
                             yield event
                 except ProcessGoneError as error:
-                    if answered or attempt == ATTEMPTS or self._life.stopped:
+                    if answered or attempt == ATTEMPTS or self._lifecycle.stopped:
                         raise self._crash(error) from error
                 else:
                     return
@@ -170,7 +170,7 @@ class Worker:
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[Callable[[], None]]:
         """A place in the engine; what is given leaves it, before its answer may have been read."""
-        with self._life.rest.caller():
+        with self._lifecycle.idle_timer.caller():
             self._waiting += 1
             try:
                 await self._places.acquire()
@@ -181,7 +181,7 @@ class Worker:
                 yield stack.close
 
     def _crash(self, error: ProcessGoneError) -> Exception:
-        if self._life.stopped:
+        if self._lifecycle.stopped:
             return WorkerUnavailableError(f"the worker of slot {self.spec.slot!r} was stopped")
         return WorkerCrashedError(
             f"the worker of slot {self.spec.slot!r} {error} during the request",

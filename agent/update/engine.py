@@ -18,7 +18,7 @@ from agent.journal import (
     Update,
     reference_of,
 )
-from agent.update.job import Job, StepFailedError, resumed
+from agent.update.job import StepFailedError, UpdateJob, resume_job
 from agent.update.machine import (
     OUTCOMES,
     Event,
@@ -35,7 +35,7 @@ JOURNAL_RETRY_SECONDS: Final = 5.0
 MAX_DETAIL_CHARACTERS: Final = 2000
 MAX_LOGGED_CHARACTERS: Final = 300
 # Nothing that serves is touched by the update in these.
-QUIET: Final = frozenset({State.IDLE, State.VERIFYING, State.PLANNING, State.FETCHING})
+BEFORE_STAGING: Final = frozenset({State.IDLE, State.VERIFYING, State.PLANNING, State.FETCHING})
 NO_ASSIGNMENT: Final = Assignment(generation=0, release="", manifest_sha256="")
 
 
@@ -70,10 +70,10 @@ class UpdateEngine:
         self._now = now
         self._keeper = steps.keeper
         self._update = journal.update() or Update(assignment=NO_ASSIGNMENT, state=State.IDLE)
-        self._job = resumed(self._update, journal.pointers())
+        self._job = resume_job(self._update, journal.pointers())
         self._wanted: Assignment | None = None
         # Why the journal cannot be written, while it cannot.
-        self._trouble = ""
+        self._journal_problem = ""
         self._arrived = asyncio.Event()
 
     @property
@@ -96,10 +96,10 @@ class UpdateEngine:
             generation=update.assignment.generation,
             state=update.state,
             release=update.assignment.release,
-            detail=self._trouble or self._keeper.trouble or update.detail,
+            detail=self._journal_problem or self._keeper.problem or update.detail,
             bytes_done=tally.done_bytes,
             bytes_total=tally.total_bytes,
-            current_release=self._keeper.serves(pointers),
+            current_release=self._keeper.serving_reference(pointers),
             last_good_release=reference_of(pointers.last_good),
         )
 
@@ -107,12 +107,12 @@ class UpdateEngine:
         """Serve what served before, finish what a past life began, then follow assignments."""
         await self._serve_current()
         await self._advance(Event.RESTARTED)
-        keeping = asyncio.create_task(self._keeper.keep(lambda: self.state in QUIET))
+        keeper_task = asyncio.create_task(self._keeper.run(lambda: self.state in BEFORE_STAGING))
         try:
             await self._follow()
         finally:
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
+            keeper_task.cancel()
+            await asyncio.gather(keeper_task, return_exceptions=True)
 
     async def _follow(self) -> None:
         while True:
@@ -157,9 +157,9 @@ class UpdateEngine:
         mended = self._journal.mended
         if mended:
             self._job.note(f"the journal was mended: {mended}")
-        await self._keeper.serve(suspicious=bool(mended))
-        if self._keeper.trouble:
-            self._job.note(self._keeper.trouble)
+        await self._keeper.serve(verify_files=bool(mended))
+        if self._keeper.problem:
+            self._job.note(self._keeper.problem)
         if mended and self.state is State.IDLE:
             detail = self._job.detail[:MAX_DETAIL_CHARACTERS]
             update = msgspec.structs.replace(self._update, detail=detail)
@@ -176,7 +176,7 @@ class UpdateEngine:
             )
             await self._abandon()
         self._wanted = None
-        self._job = Job(assignment, detail=detail)
+        self._job = UpdateJob(assignment, detail=detail)
         entered = Update(
             assignment=assignment,
             detail=detail,
@@ -213,7 +213,7 @@ class UpdateEngine:
         return Event.FAILED
 
     async def _work(self, state: State) -> Event:
-        if state in QUIET:
+        if state in BEFORE_STAGING:
             return await self._steps.of(state)(self._job)
         async with self._keeper.lock:
             return await self._steps.of(state)(self._job)
@@ -288,7 +288,7 @@ class UpdateEngine:
             decisions=self._job.decisions(),
             checks=self._job.checks(),
             finished_at=self._now(),
-            current_release=self._keeper.serves(pointers),
+            current_release=self._keeper.serving_reference(pointers),
             last_good_release=reference_of(pointers.last_good),
         )
 
@@ -304,10 +304,10 @@ class UpdateEngine:
                 break
             except JournalError as error:
                 log.error("journal_not_written error=%s", ascii(str(error)))  # noqa: TRY400 - it is tried again
-                self._trouble = f"{error} {error.advice}"
+                self._journal_problem = f"{error} {error.advice}"
                 self._changed()
                 await asyncio.sleep(JOURNAL_RETRY_SECONDS)
-        self._trouble = ""
+        self._journal_problem = ""
         self._update = update
-        self._keeper.look()
+        self._keeper.check_current()
         self._changed()

@@ -20,7 +20,7 @@ class StepFailedError(Exception):
 
 
 @dataclass(slots=True)
-class Job:
+class UpdateJob:
     """What the steps of one assignment hand to each other.
 
     ``held`` is what the journal keeps of it; ``workers`` die with the process.
@@ -80,10 +80,10 @@ class Job:
         self.detail = f"{self.detail}; {detail}" if self.detail else detail
 
 
-def resumed(update: Update, pointers: Pointers) -> Job:
+def resume_job(update: Update, pointers: Pointers) -> UpdateJob:
     """What a past life of this process was doing."""
     held = pointers.candidate
-    return Job(
+    return UpdateJob(
         update.assignment,
         held=held,
         proven=held is not None and pointers.proven(held.reference) == held,

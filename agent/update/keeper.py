@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 # Reasons of LoadFailedError: too little memory, a slow disk, a worker that was killed. All else,
 # such as an altered file or a format that the engine refuses, fails alike every time. What is not
 # understood may pass.
-PASSING: Final = frozenset(
+TRANSIENT_REASONS: Final = frozenset(
     {"crashed", "internal_error", "not_started", "out_of_memory", "timed_out"}
 )
 
@@ -42,7 +42,7 @@ class Keeper:
     ) -> None:
         self.lock = asyncio.Lock()
         # Why current does not serve, in words; empty while it does.
-        self.trouble = ""
+        self.problem = ""
         # Whether last_good serves for it.
         self.fell_back = False
         # The release that could not serve as its files were altered or gone; empty for none.
@@ -54,19 +54,19 @@ class Keeper:
         self._backoff = backoff
         self._needed = asyncio.Event()
 
-    async def serve(self, *, suspicious: bool = False) -> HeldRelease | None:
+    async def serve(self, *, verify_files: bool = False) -> HeldRelease | None:
         """Load what served before, or failing that what was good before it; None when neither.
 
         The pointers follow when ``current`` can never load again, so this is for whoever writes
-        them. With ``suspicious`` all files are hashed first.
+        them. With ``verify_files`` all files are hashed first.
         """
-        served = await self._serve_first(suspicious=suspicious)
+        served = await self._serve_first(verify_files=verify_files)
         pointers = self._journal.pointers()
         if served is None or served == pointers.current or self._needed.is_set():
             return served
         try:
-            fallen = msgspec.structs.replace(pointers, current=served, last_good=None)
-            await asyncio.to_thread(self._journal.record, pointers=fallen)
+            fallback = msgspec.structs.replace(pointers, current=served, last_good=None)
+            await asyncio.to_thread(self._journal.record, pointers=fallback)
         except JournalError as error:
             # It serves, which is what matters; the next start finds the same again.
             log.warning("fall_not_recorded error=%s", ascii(str(error)))
@@ -74,7 +74,7 @@ class Keeper:
             self.fell_back = False
         return served
 
-    async def _serve_first(self, *, suspicious: bool = False) -> HeldRelease | None:
+    async def _serve_first(self, *, verify_files: bool = False) -> HeldRelease | None:
         pointers = self._journal.pointers()
         current = pointers.current
         if current is None:
@@ -83,20 +83,20 @@ class Keeper:
         for held in (current, pointers.last_good):
             if held is None:
                 continue
-            failure = await self._failure_of(held, suspicious=suspicious)
+            failure = await self._failure_of(held, verify_files=verify_files)
             if failure is None:
                 self._settle(held, failures)
                 return held
             failures.append(failure)
             if failure.reason == "damaged" and held is current:
                 self.damaged = held.reference
-        self._want(f"nothing serves: {_said(current, failures)}")
+        self._request_retry(f"nothing serves: {_describe_failure(current, failures)}")
         return None
 
-    async def _failure_of(self, held: HeldRelease, *, suspicious: bool) -> LoadFailedError | None:
+    async def _failure_of(self, held: HeldRelease, *, verify_files: bool) -> LoadFailedError | None:
         """Serve it; why it did not load, whatever that was."""
         try:
-            if suspicious:
+            if verify_files:
                 await self._loader.check_files(held)
             await self._loader.serve(held)
         except LoadFailedError as error:
@@ -107,7 +107,7 @@ class Keeper:
             return LoadFailedError(f"{type(error).__name__}: {error}", reason="internal_error")
         return None
 
-    async def keep(self, may_act: Callable[[], bool]) -> None:
+    async def run(self, may_act: Callable[[], bool]) -> None:
         """Try again whenever something is missing; ``may_act``: no update is switching now."""
         backoff = self._backoff()
         while True:
@@ -125,22 +125,22 @@ class Keeper:
                     log.exception("serving_again_failed")
             self._changed()
 
-    def serves(self, pointers: Pointers) -> str:
+    def serving_reference(self, pointers: Pointers) -> str:
         """The reference of what serves; empty for nothing. A candidate that soaks is not meant."""
-        if not self.trouble:
+        if not self.problem:
             return reference_of(pointers.current)
         live = self._serving.deployment
         return live.release.reference if live else ""
 
-    def look(self) -> None:
+    def check_current(self) -> None:
         """Notice that current serves, or that nothing is to serve."""
         current, live = self._journal.pointers().current, self._serving.deployment
         if current is None or (live is not None and live.release.reference == current.reference):
             self._needed.clear()
-            self.trouble, self.fell_back = "", False
+            self.problem, self.fell_back = "", False
 
     async def _try_again(self) -> None:
-        self.look()
+        self.check_current()
         if not self._needed.is_set():
             return
         current = self._journal.pointers().current
@@ -150,28 +150,28 @@ class Keeper:
             await self._serve_first()
         elif self._loader.has_room_for(current):
             # What serves meanwhile is verified too: it is not stopped for a try.
-            await self._failure_of(current, suspicious=False)
-        self.look()
+            await self._failure_of(current, verify_files=False)
+        self.check_current()
 
     def _settle(self, served: HeldRelease, failures: list[LoadFailedError]) -> None:
         current = self._journal.pointers().current
         if current is None or served is current:
-            self.look()
+            self.check_current()
             return
-        why = f"{served.reference} serves: {_said(current, failures)}"
+        why = f"{served.reference} serves: {_describe_failure(current, failures)}"
         log.error("fell_back %s", ascii(why))
         self.fell_back = True
-        if failures[0].reason in PASSING:
-            self._want(why)
+        if failures[0].reason in TRANSIENT_REASONS:
+            self._request_retry(why)
         else:
             self._needed.clear()
-            self.trouble = why
+            self.problem = why
 
-    def _want(self, trouble: str) -> None:
-        self.trouble = trouble
+    def _request_retry(self, problem: str) -> None:
+        self.problem = problem
         self._needed.set()
         self._changed()
 
 
-def _said(current: HeldRelease, failures: list[LoadFailedError]) -> str:
+def _describe_failure(current: HeldRelease, failures: list[LoadFailedError]) -> str:
     return f"{reference_of(current)} did not load: {failures[0]}"

@@ -31,7 +31,7 @@ class _Kept(Struct, frozen=True):
     measurements: tuple[Measurement, ...]
 
 
-class Experience:
+class MeasurementStore:
     """Safe to call from any thread; without a path it lasts as long as the process."""
 
     def __init__(self, path: Path | None = None) -> None:
@@ -62,7 +62,7 @@ class Experience:
         """What devices of this hardware class measured, by variant of this model version."""
         return {variant: prior for (of, variant), prior in self._priors.items() if of == model}
 
-    def hear(self, priors: Iterable[tuple[str, str, Prior]]) -> None:
+    def set_priors(self, priors: Iterable[tuple[str, str, Prior]]) -> None:
         """Take the control plane's word for it: (model version, variant, measurement)."""
         heard = list(priors)[:MAX_PRIORS]
         self._priors = {(model, variant): prior for model, variant, prior in heard}

@@ -10,7 +10,7 @@ from agent.journal import CheckResult, SlotPlan
 from agent.power.energy import PowerMeter
 from agent.selection import Measurement
 from agent.selection.memory import MemoryModel
-from agent.update.job import Job, StepFailedError, variant_of
+from agent.update.job import StepFailedError, UpdateJob, variant_of
 from agent.update.machine import Event
 from artifact.manifest import Component, Probation, Release
 
@@ -26,7 +26,7 @@ COST: Final = "cost"
 Keep = Callable[[Measurement], Awaitable[None]]
 
 
-async def check_health(job: Job) -> None:
+async def check_health(job: UpdateJob) -> None:
     """StepFailedError unless every slot answers."""
     for component in job.components:
         proof = await probation.prove(job.workers[component.slot], component, HEALTH_CHECK)
@@ -35,7 +35,7 @@ async def check_health(job: Job) -> None:
     job.note("proven here before: loaded and checked for health only")
 
 
-async def prove_slots(job: Job, meter: PowerMeter | None, keep: Keep) -> Event:
+async def prove_slots(job: UpdateJob, meter: PowerMeter | None, keep: Keep) -> Event:
     """Prove what is not yet proven; ANOTHER when some slot's plan names a variant not loaded.
 
     ``keep`` is given what was measured. Raises StepFailedError when a slot has no variant left that
@@ -47,7 +47,9 @@ async def prove_slots(job: Job, meter: PowerMeter | None, keep: Keep) -> Event:
     return Event.ANOTHER if another else Event.DONE
 
 
-async def _prove_slot(job: Job, component: Component, meter: PowerMeter | None, keep: Keep) -> bool:
+async def _prove_slot(
+    job: UpdateJob, component: Component, meter: PowerMeter | None, keep: Keep
+) -> bool:
     plan = job.plan(component.slot)
     tried = plan.variant
     if job.release is not None and not plan.decision.candidate(tried).tried:
@@ -60,13 +62,15 @@ async def _prove_slot(job: Job, component: Component, meter: PowerMeter | None, 
     settled = msgspec.structs.replace(plan, decision=decision)
     if not decision.chosen_variant:
         job.set_plan(component.slot, settled)
-        raise _disproven(component.slot, settled, starved=job.workers[component.slot].starved)
+        raise _disproven(
+            component.slot, settled, ran_out_of_memory=job.workers[component.slot].ran_out_of_memory
+        )
     job.set_plan(component.slot, msgspec.structs.replace(settled, variant=decision.chosen_variant))
     return decision.chosen_variant != tried
 
 
 async def _measured(
-    job: Job, release: Release, component: Component, meter: PowerMeter | None, keep: Keep
+    job: UpdateJob, release: Release, component: Component, meter: PowerMeter | None, keep: Keep
 ) -> SlotPlan:
     plan = job.plan(component.slot)
     worker = job.workers[component.slot]
@@ -114,10 +118,10 @@ def _measurement(
     )
 
 
-def _disproven(slot: str, plan: SlotPlan, *, starved: bool) -> StepFailedError:
+def _disproven(slot: str, plan: SlotPlan, *, ran_out_of_memory: bool) -> StepFailedError:
     """Why no variant of a slot may serve: failed outweighs inconclusive.
 
-    ``starved``: the worker of the last one ran out of memory.
+    ``ran_out_of_memory``: the worker of the last one ran out of memory.
     """
     outcomes = {check.outcome for checks in plan.checks.values() for check in checks}
     inconclusive = "inconclusive" in outcomes and "failed" not in outcomes
@@ -127,7 +131,7 @@ def _disproven(slot: str, plan: SlotPlan, *, starved: bool) -> StepFailedError:
         if candidate.tried
     )
     reason = "probation_inconclusive" if inconclusive else "probation_failed"
-    if starved:
+    if ran_out_of_memory:
         reason = "probation_out_of_memory"
     return StepFailedError(reason, f"slot {slot}: {reasons}")
 

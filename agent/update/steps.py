@@ -29,11 +29,11 @@ from agent.storage.download import Downloader
 from agent.storage.file_store import FileStore
 from agent.storage.transfer import ChunkSource, Line
 from agent.supervisor import Worker
-from agent.update.job import Job, StepFailedError
+from agent.update.job import StepFailedError, UpdateJob
 from agent.update.keeper import Keeper
 from agent.update.loading import Loader, files_of
 from agent.update.machine import Event, State
-from agent.update.measurements import Experience
+from agent.update.measurements import MeasurementStore
 from agent.update.proving import check_health, prove_slots
 from artifact.device_facts import DeviceFacts
 from artifact.errors import (
@@ -84,11 +84,11 @@ class Steps:
     meter: PowerMeter | None
     # Called when what a status would say has changed.
     changed: Callable[[], None]
-    experience: Experience = field(default_factory=Experience)
+    measurements: MeasurementStore = field(default_factory=MeasurementStore)
     backoff: Callable[[], Backoff] = lambda: Backoff(0.5, 15)
     clock: Callable[[], float] = time.monotonic
 
-    def of(self, state: State) -> Callable[[Job], Awaitable[Event]]:
+    def of(self, state: State) -> Callable[[UpdateJob], Awaitable[Event]]:
         """The step of a state that works."""
         return {
             State.VERIFYING: self.verify,
@@ -101,7 +101,7 @@ class Steps:
             State.ROLLING_BACK: self.roll_back,
         }[state]
 
-    async def verify(self, job: Job) -> Event:
+    async def verify(self, job: UpdateJob) -> Event:
         """Director and publisher agree on this release, and this is its manifest."""
         try:
             return await self._verify(job)
@@ -116,7 +116,7 @@ class Steps:
         except ChunkMissingError as error:
             raise StepFailedError("manifest_missing", str(error)) from error
 
-    async def _verify(self, job: Job) -> Event:
+    async def _verify(self, job: UpdateJob) -> Event:
         wanted = job.assignment
         directive = await self.verifier.directive(wanted)
         check_directive(directive, wanted.generation, wanted.release)
@@ -149,7 +149,7 @@ class Steps:
     async def _resolve(self, reference: str) -> VerifiedRelease:
         return await self._when_reachable(lambda: self.verifier.resolve(reference))
 
-    async def _fetch_manifest(self, verified: VerifiedRelease, job: Job) -> bytes:
+    async def _fetch_manifest(self, verified: VerifiedRelease, job: UpdateJob) -> bytes:
         async def fetch() -> bytes:
             line = Line(self.source, job.tally)
             return await line.whole(bytes.fromhex(verified.sha256), MAX_MANIFEST_BYTES)
@@ -166,7 +166,7 @@ class Steps:
                 log.info("server_unreachable error=%s", ascii(str(error)))
                 await asyncio.sleep(backoff.next_seconds())
 
-    async def plan(self, job: Job) -> Event:
+    async def plan(self, job: UpdateJob) -> Event:
         """Which variant each slot tries first."""
         if job.proven and self._still_fits(job):
             return Event.DONE
@@ -188,12 +188,12 @@ class Steps:
         facts = self.facts()
         return Knowledge(
             facts,
-            self.experience.measured(facts),
-            self.experience.priors(component.model.reference),
+            self.measurements.measured(facts),
+            self.measurements.priors(component.model.reference),
             metered=self.meter is not None,
         )
 
-    def _still_fits(self, job: Job) -> bool:
+    def _still_fits(self, job: UpdateJob) -> bool:
         """Whether what served before is all here and within today's budget."""
         assert job.held is not None  # noqa: S101 - it is proven
         assert job.release is not None  # noqa: S101 - it is proven
@@ -205,7 +205,7 @@ class Steps:
                 return False
         return all(self.store.has(file) for file in files_of(job.held))
 
-    async def fetch(self, job: Job) -> Event:
+    async def fetch(self, job: UpdateJob) -> Event:
         """Every file of the variants in hand."""
         try:
             try:
@@ -219,7 +219,7 @@ class Steps:
             raise StepFailedError(error.reason, f"{error} {error.advice}") from error
         return Event.DONE
 
-    async def stage(self, job: Job) -> Event:
+    async def stage(self, job: UpdateJob) -> Event:
         """A worker for every slot, beside the live ones when memory allows."""
         waiting = [
             component for component in job.components if not self._has_worker(job, component)
@@ -240,11 +240,11 @@ class Steps:
             job.workers[component.slot] = worker
         return Event.DONE
 
-    def _has_worker(self, job: Job, component: Component) -> bool:
+    def _has_worker(self, job: UpdateJob, component: Component) -> bool:
         worker = job.workers.get(component.slot)
         return worker is not None and worker.spec.variant.name == job.plan(component.slot).variant
 
-    def _try_another(self, job: Job, component: Component, error: LoadFailedError) -> Event:
+    def _try_another(self, job: UpdateJob, component: Component, error: LoadFailedError) -> Event:
         plan = job.plan(component.slot)
         decision = plan.decision.with_failure(plan.variant, f"did not load: {error}")
         following = decision.next_candidate()
@@ -257,7 +257,7 @@ class Steps:
         )
         return Event.ANOTHER
 
-    async def prove(self, job: Job) -> Event:
+    async def prove(self, job: UpdateJob) -> Event:
         """Check and measure the candidate; what has served here before only has to answer."""
         if not job.proven:
             return await prove_slots(job, self.meter, self._keep)
@@ -265,9 +265,9 @@ class Steps:
         return Event.DONE
 
     async def _keep(self, measurement: Measurement) -> None:
-        await asyncio.to_thread(self.experience.add, self.facts(), measurement)
+        await asyncio.to_thread(self.measurements.add, self.facts(), measurement)
 
-    async def switch(self, job: Job) -> Event:
+    async def switch(self, job: UpdateJob) -> Event:
         """Let the candidate serve; requests wait rather than fail."""
         started = self.clock()
         if job.release is None:
@@ -283,7 +283,7 @@ class Steps:
             job.note(f"{report.cut_requests} requests took too long to drain and were cut off")
         return Event.DONE
 
-    async def soak(self, job: Job) -> Event:
+    async def soak(self, job: UpdateJob) -> Event:
         """No worker may crash within the release's soak time."""
         seconds = job.release.probation.soak_seconds if job.release else 0.0
         deadline = self.clock() + seconds
@@ -295,7 +295,7 @@ class Steps:
                 return Event.DONE
             await asyncio.sleep(min(left, SOAK_LOOK_SECONDS))
 
-    async def roll_back(self, job: Job) -> Event:
+    async def roll_back(self, job: UpdateJob) -> Event:
         """Serve what served before, or failing that what was good before it."""
         current, live = self.journal.pointers().current, self.serving.deployment
         if current is None:
@@ -304,13 +304,13 @@ class Steps:
         if live is not None and live.release.reference == current.reference:
             return Event.DONE
         served = await self.keeper.serve()
-        if self.keeper.trouble:
-            job.note(f"at its end {self.keeper.trouble}")
+        if self.keeper.problem:
+            job.note(f"at its end {self.keeper.problem}")
         if served is None:
             raise StepFailedError(job.reason or "rollback_failed", "the keeper tries again")
         return Event.DONE
 
-    async def abandon(self, job: Job) -> None:
+    async def abandon(self, job: UpdateJob) -> None:
         """Undo what a candidate that will not serve has taken; what served serves again."""
         live = self.serving.deployment
         serving = set(live.workers.values()) if live else set()
@@ -323,8 +323,8 @@ class Steps:
         if await self.keeper.serve() is None:
             # Requests that were held for the candidate are told, and no more are held.
             await self.serving.clear()
-        if self.keeper.trouble:
-            job.note(f"at its end {self.keeper.trouble}")
+        if self.keeper.problem:
+            job.note(f"at its end {self.keeper.problem}")
 
     async def clear_store(self) -> int:
         """Delete files that nothing on this box runs, would fall back to, or is trying.
@@ -344,7 +344,7 @@ class Steps:
 
 def _require_unbroken(worker: Worker) -> None:
     stats = worker.stats()
-    if worker.starved:
+    if worker.ran_out_of_memory:
         raise StepFailedError(
             "out_of_memory_in_soak", f"the worker of slot {worker.spec.slot} ran out of memory"
         )

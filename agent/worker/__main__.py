@@ -18,8 +18,8 @@ from pathlib import Path
 
 from agent.worker import confinement as process
 from agent.worker import messages
-from agent.worker.desk import Desk, UnknownRuntimeError, failure
-from agent.worker.mapped import Mapped, Run
+from agent.worker.command_loop import CommandLoop, UnknownRuntimeError, failure
+from agent.worker.mapped import MappedRegion, Run
 from runtimes import confinement, registry
 from runtimes.base import Engine, LoadSpec
 from runtimes.errors import UnsupportedModelError
@@ -27,10 +27,10 @@ from runtimes.errors import UnsupportedModelError
 RECEIVE_BYTES = 1 << 18
 
 
-class Link:
+class DaemonSocket:
     """The socket to the daemon: commands come in, events go out."""
 
-    def __init__(self, connection: socket.socket, region: Mapped) -> None:
+    def __init__(self, connection: socket.socket, region: MappedRegion) -> None:
         self._connection = connection
         self._region = region
         self._frames = messages.FrameReader()
@@ -139,21 +139,21 @@ def _readable(connection: socket.socket) -> select.poll:
     return poll
 
 
-def load(link: Link, command: messages.Load) -> Engine:
+def load(daemon: DaemonSocket, command: messages.Load) -> Engine:
     """Loads the model, telling first what the engine's code alone takes.
 
     Engines are imported with few files in reach, and see the model with few system calls too.
     """
     paths = [*command.files.values(), *command.adapters.values()]
     locked = confinement.confine_files(map(Path, paths))
-    link.listen()
+    daemon.listen()
     try:
         runtime = registry.find(command.runtime)
     except UnsupportedModelError as error:
         raise UnknownRuntimeError(str(error), advice=error.advice) from error
     with contextlib.suppress(ModuleNotFoundError):
         importlib.import_module(f"runtimes.{command.runtime}.engine")
-    link.send(
+    daemon.send(
         messages.Importing(
             id=command.id,
             resident_bytes=process.resident_bytes(),
@@ -171,18 +171,18 @@ def load(link: Link, command: messages.Load) -> Engine:
     return runtime.load(spec)
 
 
-def serve(link: Link) -> None:
+def serve(daemon: DaemonSocket) -> None:
     """Loads what the first command says, then answers commands for good."""
-    first = link.first_command()
+    first = daemon.first_command()
     if not isinstance(first, messages.Load):
         raise SystemExit(2)
     try:
-        engine = load(link, first)
+        engine = load(daemon, first)
     except Exception as error:  # noqa: BLE001 - whatever an engine raises, the daemon is told
-        link.send(failure(first.id, error))
+        daemon.send(failure(first.id, error))
         return
     inputs, outputs = engine.tensors()
-    link.send(
+    daemon.send(
         messages.Loaded(
             id=first.id,
             model_memory_bytes=engine.memory_bytes(),
@@ -191,7 +191,7 @@ def serve(link: Link) -> None:
             parallel=engine.parallel,
         )
     )
-    Desk(engine, link).serve()
+    CommandLoop(engine, daemon).serve()
 
 
 def main() -> None:
@@ -205,7 +205,7 @@ def main() -> None:
     process.die_with_parent(arguments.parent)
     process.limit_memory(arguments.data_limit)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        serve(Link(socket.socket(fileno=arguments.socket), Mapped(arguments.region)))
+        serve(DaemonSocket(socket.socket(fileno=arguments.socket), MappedRegion(arguments.region)))
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ import os
 from collections.abc import Callable, Sequence
 
 from agent.worker.messages import Infer, Inferred, WireTensor
-from agent.worker.region import ALIGNMENT_BYTES, WORTH_BYTES, check_inside, spacious
+from agent.worker.region import ALIGNMENT_BYTES, WORTH_BYTES, align_up, check_inside
 from runtimes.base import TensorValue
 
 Run = Callable[[Sequence[TensorValue]], list[TensorValue]]
 
 
-class Mapped:
+class MappedRegion:
     """A region, by the descriptor that was inherited; an empty one without (-1)."""
 
     def __init__(self, descriptor: int = -1) -> None:
@@ -30,7 +30,7 @@ class Mapped:
             if WORTH_BYTES <= size <= free:
                 self._part(offset, size)[:] = output.data
                 answer.append(_wire(output, (offset, size)))
-                offset, free = offset + spacious(size), free - spacious(size)
+                offset, free = offset + align_up(size), free - align_up(size)
             else:
                 answer.append(_wire(output, bytes(output.data)))
         return Inferred(id=command.id, outputs=answer)

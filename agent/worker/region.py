@@ -46,15 +46,15 @@ class Span:
         check_inside(start, length, self.length)
         return self.region.read(self.offset + start, length)
 
-    def hold(self) -> None:
+    def retain(self) -> None:
         """One more holds it."""
         self._holders += 1
 
-    def drop(self) -> None:
+    def release(self) -> None:
         """One less does."""
         self._holders -= 1
         if self._holders == 0:
-            self.region.take_back(self)
+            self.region.free_span(self)
 
 
 class Region:
@@ -94,7 +94,7 @@ class Region:
         self._busy = True
         return taken
 
-    def take_back(self, span: Span) -> None:
+    def free_span(self, span: Span) -> None:
         """A span is free; called by the last who held it."""
         self._taken.remove(span)
         start = max(span.offset, KEPT_BYTES)
@@ -102,7 +102,7 @@ class Region:
         if start < end:
             self._map.madvise(mmap.MADV_REMOVE, start, end - start)
 
-    def tidy(self, now: float) -> None:
+    def release_idle_pages(self, now: float) -> None:
         """Gives the memory back that nobody took for some seconds; to be called now and then."""
         if self._busy or self._taken:
             self._busy = False
@@ -123,7 +123,7 @@ def check_inside(offset: int, length: int, size: int) -> None:
         raise ProtocolError(f"{length} bytes at {offset} lie outside of {size}")
 
 
-def spacious(size: int) -> int:
+def align_up(size: int) -> int:
     """So many bytes, up to where the next may begin."""
     return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 

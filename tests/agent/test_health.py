@@ -14,15 +14,15 @@ from agent.health import daemon_fault, feed_watchdog
 from agent.serving import Serving
 from agent.supervisor import Supervisor
 from agent.supervisor.process import WorkerProcess
-from agent.supervisor.spec import Patience
+from agent.supervisor.spec import WorkerTimeouts
 from agent.telemetry import Collector
 
-QUICK = Patience(backoff_first_seconds=0.01, backoff_most_seconds=0.02)
+QUICK = WorkerTimeouts(backoff_first_seconds=0.01, backoff_most_seconds=0.02)
 
 
 @pytest.fixture
 async def supervisor() -> AsyncIterator[Supervisor]:
-    supervisor = Supervisor(patience=QUICK)
+    supervisor = Supervisor(timeouts=QUICK)
     yield supervisor
     await supervisor.close()
 
@@ -59,14 +59,16 @@ async def test_a_worker_that_nothing_would_restart_is_a_fault(
     supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = await supervisor.start(worker_spec(tmp_path))
-    assert supervisor.forsaken() == []
+    assert supervisor.unsupervised() == []
 
-    async def no_more_processes(self: WorkerProcess, patience: Patience, threads: int) -> None:
+    async def no_more_processes(
+        self: WorkerProcess, timeouts: WorkerTimeouts, threads: int
+    ) -> None:
         raise BlockingIOError("fork")
 
     monkeypatch.setattr(WorkerProcess, "start", no_more_processes)
     os.kill(worker.pid, 9)
-    await asyncio.wait({worker._life._keeper}, timeout=20)
+    await asyncio.wait({worker._lifecycle._keeper}, timeout=20)
     assert "chat" in await daemon_fault("127.0.0.1:1", supervisor)
 
 

@@ -4,11 +4,11 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from agent.update.job import Job
+from agent.update.job import UpdateJob
 from agent.update.machine import Event, State
 from agent.update.steps import Steps
 
-Step = Callable[[Job], Awaitable[Event]]
+Step = Callable[[UpdateJob], Awaitable[Event]]
 
 
 def fails_in(states: set[State], patch: pytest.MonkeyPatch, *, before: bool) -> None:
@@ -16,7 +16,7 @@ def fails_in(states: set[State], patch: pytest.MonkeyPatch, *, before: bool) -> 
     real = Steps.of
 
     def of(steps: Steps, state: State) -> Step:
-        async def work(job: Job) -> Event:
+        async def work(job: UpdateJob) -> Event:
             if state in states and before:
                 raise OSError("as if the disk had failed")
             event = await real(steps, state)(job)

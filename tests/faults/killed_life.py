@@ -12,12 +12,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from agent.update.job import Job, StepFailedError
+from agent.update.job import StepFailedError, UpdateJob
 from agent.update.machine import Event, State
 from agent.update.steps import Steps
 from tests.agent.box import Life, World
 
-Step = Callable[[Job], Awaitable[Event]]
+Step = Callable[[UpdateJob], Awaitable[Event]]
 real_step, real_clear = Steps.of, Steps.clear_store
 # Whose work has to fail for an end other than the happy one.
 FAILING = {
@@ -34,7 +34,7 @@ def die() -> None:
 
 def dies_in(victim: State) -> Callable[[Steps, State], Step]:
     def of(steps: Steps, state: State) -> Step:
-        async def work(job: Job) -> Event:
+        async def work(job: UpdateJob) -> Event:
             event = await real_step(steps, state)(job)
             if state is victim:
                 die()

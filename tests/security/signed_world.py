@@ -17,7 +17,7 @@ from agent.config import DataDir
 from agent.journal import Assignment
 from agent.link.metadata import StreamedVerifier
 from agent.update.engine import UpdateEngine
-from agent.update.job import Job, StepFailedError
+from agent.update.job import StepFailedError, UpdateJob
 from artifact.manifest import split_reference
 from artifact.trust.director import direct
 from artifact.trust.director import make_director_root as make_root
@@ -123,7 +123,7 @@ class Box(Life):
     async def verify(self, assignment: Assignment) -> tuple[str, str]:
         """The reason and the words of a refusal; empty when the box would install it."""
         try:
-            await self.steps.verify(Job(assignment))
+            await self.steps.verify(UpdateJob(assignment))
         except StepFailedError as error:
             return error.reason, str(error)
         return "", ""

@@ -10,12 +10,12 @@ from fake_fleet import release_of, worker_spec
 from agent.gateway import Gateway
 from agent.serving import Deployment, Serving
 from agent.supervisor import Supervisor
-from agent.supervisor.spec import Patience
+from agent.supervisor.spec import WorkerTimeouts
 from agent.telemetry import Collector
 from artifact.manifest import Route
 from runtimes.fake import FakeModel
 
-PATIENCE = Patience(backoff_first_seconds=0.02, backoff_most_seconds=0.1)
+TIMEOUTS = WorkerTimeouts(backoff_first_seconds=0.02, backoff_most_seconds=0.1)
 ROUTES = (Route(name="assistant", slot="chat"),)
 
 
@@ -24,7 +24,7 @@ class Box:
 
     def __init__(self, directory: Path, max_concurrency: int) -> None:
         self.directory = directory
-        self.supervisor = Supervisor(patience=PATIENCE)
+        self.supervisor = Supervisor(timeouts=TIMEOUTS)
         self.serving = Serving(self.supervisor)
         self.collector = Collector()
         self.gateway = Gateway(

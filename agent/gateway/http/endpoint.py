@@ -113,7 +113,7 @@ class Endpoint:
             )
         finally:
             if exchange.rest is not None:
-                exchange.rest.drop()
+                exchange.rest.release()
 
     async def _unless_gone(self, exchange: Exchange, body: bytes) -> None:
         """Answers, and stops as soon as nobody waits for it."""

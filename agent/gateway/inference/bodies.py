@@ -14,7 +14,7 @@ import msgspec
 from agent import tensors
 from agent.gateway.refusals import RequestRefusedError
 from agent.gateway.schemas import InferInput, InferRequest, decode
-from agent.supervisor.sharing import Placed
+from agent.supervisor.sharing import PlacedTensor
 from agent.worker.region import Span
 from runtimes.base import TensorValue
 
@@ -26,7 +26,7 @@ PART_BYTES: Final = 64 << 10
 
 def read(
     body: bytes, header_length: str, rest: Span | None = None
-) -> tuple[InferRequest, list[TensorValue | Placed]]:
+) -> tuple[InferRequest, list[TensorValue | PlacedTensor]]:
     """A request and its tensors; ``header_length`` is the header's text, empty without one.
 
     What follows the JSON is in ``rest`` or, without one, in ``body``. Raises RequestRefusedError
@@ -34,7 +34,7 @@ def read(
     """
     end = json_end(body, header_length)
     request = decode(body[:end], InferRequest)
-    inputs: list[TensorValue | Placed] = []
+    inputs: list[TensorValue | PlacedTensor] = []
     whole = len(body) + (rest.length if rest else 0)
     for tensor in request.inputs:
         size = tensor.parameters.binary_data_size
@@ -51,7 +51,7 @@ def read(
         if rest is None:
             inputs.append(TensorValue(*described, body[end : end + size]))
         else:
-            inputs.append(Placed(*described, rest, end - len(body), size))
+            inputs.append(PlacedTensor(*described, rest, end - len(body), size))
         end += size
     if end != whole:
         raise _refused(f"{whole - end} bytes follow that belong to no input")

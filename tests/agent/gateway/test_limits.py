@@ -61,7 +61,7 @@ async def unloaded(box: Box, directory: Path) -> Deployment:
     worker = await box.supervisor.start(spec)
     deployment = Deployment(release_of(spec), {"chat": worker})
     await box.serving.swap(deployment)
-    await worker._life.process.gone.wait()
+    await worker._lifecycle.process.gone.wait()
     return deployment
 
 

@@ -10,7 +10,7 @@ from fake_fleet import worker_spec
 from agent.power.energy import Provenance
 from agent.probation import CheckResult, Proof, prove
 from agent.supervisor import Supervisor
-from agent.supervisor.spec import Patience
+from agent.supervisor.spec import WorkerTimeouts
 from artifact.manifest import (
     Check,
     CompletionCheck,
@@ -25,14 +25,14 @@ from artifact.manifest import (
 )
 from runtimes.fake import FakeModel, Faults
 
-PATIENCE = Patience(backoff_first_seconds=0.02, backoff_most_seconds=0.1)
+TIMEOUTS = WorkerTimeouts(backoff_first_seconds=0.02, backoff_most_seconds=0.1)
 TEXT = "a text that is held out"
 PROVENANCE = Provenance("rapl", "package", "counter")
 
 
 @pytest.fixture
 async def supervisor() -> AsyncIterator[Supervisor]:
-    supervisor = Supervisor(patience=PATIENCE)
+    supervisor = Supervisor(timeouts=TIMEOUTS)
     yield supervisor
     await supervisor.close()
 

@@ -15,7 +15,7 @@ from fake_fleet import worker_spec
 from agent.errors import ProtocolError
 from agent.supervisor import Supervisor
 from agent.supervisor import sharing as sharing_module
-from agent.supervisor.sharing import MAX_OUTPUT_BYTES, Placed, Sharing
+from agent.supervisor.sharing import MAX_OUTPUT_BYTES, PlacedTensor, Sharing
 from agent.worker.messages import Failed, Inferred, Place, WireTensor, encode
 from agent.worker.region import REGION_BYTES, WORTH_BYTES, Region, Span
 from runtimes.base import TensorValue
@@ -36,8 +36,8 @@ def taken(sharing: Sharing, data: bytes) -> Span:
     return span
 
 
-def placed(span: Span, start: int = 0) -> Placed:
-    return Placed("x", "UINT8", (span.length - start,), span, start, span.length - start)
+def placed(span: Span, start: int = 0) -> PlacedTensor:
+    return PlacedTensor("x", "UINT8", (span.length - start,), span, start, span.length - start)
 
 
 def output(data: bytes | Place) -> WireTensor:
@@ -55,7 +55,7 @@ def is_free(sharing: Sharing) -> bool:
     assert sharing.region is not None
     span = sharing.region.take(REGION_BYTES)
     if span is not None:
-        span.drop()
+        span.release()
     return span is not None
 
 
@@ -83,7 +83,7 @@ def test_without_a_region_all_is_copied(monkeypatch: pytest.MonkeyPatch) -> None
     sharing = Sharing()
     assert sharing.infer(1, [placed(span)]).inputs[0].data == b"12345678"
     assert answer(sharing, LARGE)[0].data == LARGE
-    sharing.tidy(0.0)
+    sharing.release_idle_pages(0.0)
 
 
 @pytest.mark.parametrize("refused", [True, False])
@@ -93,7 +93,7 @@ def test_a_span_is_not_taken_again_before_the_worker_has_answered(
     span = taken(sharing, b"12345678")
     sharing.infer(7, [placed(span)])
     # Whoever asked has gone.
-    span.drop()
+    span.release()
     answer(sharing, b"", command_id=6)
     assert not is_free(sharing)
     if refused:
@@ -107,7 +107,7 @@ def test_a_command_that_was_never_sent_holds_nothing(sharing: Sharing) -> None:
     span = taken(sharing, b"12345678")
     sharing.infer(1, [placed(span)])
     sharing.forget(1)
-    span.drop()
+    span.release()
     assert is_free(sharing)
 
 
@@ -178,7 +178,7 @@ def test_a_process_that_has_gone_leaves_no_region_behind(sharing: Sharing) -> No
     sharing.infer(1, [placed(span)])
     region = weakref.ref(span.region)
     sharing.end()
-    span.drop()
+    span.release()
     del span
     # Without a search for cycles, which an idle daemon may not come to for hours.
     assert region() is None
@@ -210,11 +210,11 @@ def test_only_pages_of_the_region_are_not_counted_as_the_workers(sharing: Sharin
 async def test_a_command_that_cannot_be_written_holds_nothing(tmp_path: Path) -> None:
     supervisor = Supervisor()
     worker = await supervisor.start(worker_spec(tmp_path))
-    sharing = worker._life.process.sharing
+    sharing = worker._lifecycle.process.sharing
     span = taken(sharing, b"12345678")
     with pytest.raises(OverflowError):
-        await worker.infer([Placed("x", "UINT8", (1 << 64,), span, 0, 8)])
-    span.drop()
+        await worker.infer([PlacedTensor("x", "UINT8", (1 << 64,), span, 0, 8)])
+    span.release()
     assert is_free(sharing)
     await supervisor.close()
 
@@ -222,7 +222,7 @@ async def test_a_command_that_cannot_be_written_holds_nothing(tmp_path: Path) ->
 async def test_a_worker_that_points_elsewhere_is_ended(tmp_path: Path) -> None:
     supervisor = Supervisor()
     worker = await supervisor.start(worker_spec(tmp_path))
-    process = worker._life.process
+    process = worker._lifecycle.process
     process.data_received(bytes(encode(Inferred(id=99, outputs=[output((0, 8))]))))
     async with asyncio.timeout(20):
         await process.gone.wait()

@@ -23,18 +23,18 @@ from agent.errors import (
     WorkerUnavailableError,
 )
 from agent.supervisor import Supervisor, Worker, launch
-from agent.supervisor.spec import Patience
+from agent.supervisor.spec import WorkerTimeouts
 from artifact.manifest import Task
 from runtimes.base import Sampling, TensorValue
 from runtimes.environment import engine_environment
 from runtimes.fake import FakeModel, Faults
 
-PATIENCE = Patience(backoff_first_seconds=0.02, backoff_most_seconds=0.1)
+TIMEOUTS = WorkerTimeouts(backoff_first_seconds=0.02, backoff_most_seconds=0.1)
 
 
 @pytest.fixture
 async def supervisor() -> AsyncIterator[Supervisor]:
-    supervisor = Supervisor(patience=PATIENCE)
+    supervisor = Supervisor(timeouts=TIMEOUTS)
     yield supervisor
     await supervisor.close()
 
@@ -130,7 +130,7 @@ async def test_stats_are_of_the_process(supervisor: Supervisor, tmp_path: Path) 
 async def test_a_failed_load_says_why_and_leaves_nothing(
     tmp_path: Path, faults: Faults, reason: str
 ) -> None:
-    supervisor = Supervisor(patience=replace(PATIENCE, load_seconds=2))
+    supervisor = Supervisor(timeouts=replace(TIMEOUTS, load_seconds=2))
     with pytest.raises(LoadFailedError) as caught:
         await supervisor.start(worker_spec(tmp_path, FakeModel(faults=faults)))
     assert caught.value.reason == reason
@@ -234,15 +234,17 @@ async def test_a_crash_costs_its_request_one_error_and_one_restart(
     assert worker.stats().restarts == 1
 
 
-@pytest.mark.parametrize(("number", "starved"), [(signal.SIGKILL, True), (signal.SIGABRT, False)])
+@pytest.mark.parametrize(
+    ("number", "ran_out_of_memory"), [(signal.SIGKILL, True), (signal.SIGABRT, False)]
+)
 async def test_what_the_kernel_kills_has_starved(
-    supervisor: Supervisor, tmp_path: Path, number: signal.Signals, *, starved: bool
+    supervisor: Supervisor, tmp_path: Path, number: signal.Signals, *, ran_out_of_memory: bool
 ) -> None:
     worker = await supervisor.start(worker_spec(tmp_path, FakeModel()))
-    assert not worker.starved
+    assert not worker.ran_out_of_memory
     os.kill(worker.pid, number)
     assert len(await text_of(worker, max_tokens=4)) == 4
-    assert worker.starved is starved
+    assert worker.ran_out_of_memory is ran_out_of_memory
 
 
 async def test_a_request_that_had_nothing_yet_survives_a_crash(
@@ -337,7 +339,7 @@ async def test_a_crash_tells_everyone_who_was_being_answered(
 
 async def test_one_that_waits_for_others_is_no_sign_of_silence(tmp_path: Path) -> None:
     """Its first token takes longer than the worker may be silent, but others are being told."""
-    supervisor = Supervisor(patience=replace(PATIENCE, silence_seconds=0.4))
+    supervisor = Supervisor(timeouts=replace(TIMEOUTS, silence_seconds=0.4))
     model = FakeModel(token_seconds=0.05, parallel=12)
     worker = await supervisor.start(worker_spec(tmp_path, model))
     texts = await asyncio.gather(*(text_of(worker, max_tokens=3) for _ in range(12)))
@@ -379,7 +381,7 @@ async def test_a_cancelled_caller_stops_its_generation(
 
 
 async def test_a_silent_worker_is_replaced(tmp_path: Path) -> None:
-    supervisor = Supervisor(patience=replace(PATIENCE, silence_seconds=0.3))
+    supervisor = Supervisor(timeouts=replace(TIMEOUTS, silence_seconds=0.3))
     model = FakeModel(faults=Faults(hang_after_tokens=2))
     worker = await supervisor.start(worker_spec(tmp_path, model))
     with pytest.raises(WorkerCrashedError, match="fell silent"):
@@ -448,7 +450,7 @@ async def test_a_restart_that_fails_is_tried_again(supervisor: Supervisor, tmp_p
     model = spec.files["model.fake"]
     aside = model.rename(tmp_path / "aside")
     os.kill(worker.pid, signal.SIGKILL)
-    await worker._life.process.gone.wait()
+    await worker._lifecycle.process.gone.wait()
     answer = asyncio.create_task(text_of(worker))
     # Time for a restart or two that find no file.
     await asyncio.sleep(0.5)

@@ -64,7 +64,7 @@ async def test_what_was_drained_and_did_not_load_again_serves_once_there_is_memo
         shortage.releases.clear()
         await eventually(lambda: life.serves == ONE)
         assert await answer(life) == "This is release 1"
-        await eventually(lambda: not life.steps.keeper.trouble)
+        await eventually(lambda: not life.steps.keeper.problem)
         tries = shortage.tries
         await life.do(world.publish("3"))
         assert (life.serves, shortage.tries) == (THREE, tries)
@@ -225,7 +225,7 @@ async def test_the_only_release_of_a_box_is_fetched_again(world: World) -> None:
         await life.until(State.IDLE, 1)
         assert life.chain == HAPPY
         assert life.pointers == ("", ONE, "")
-        assert not life.steps.keeper.trouble
+        assert not life.steps.keeper.problem
 
 
 async def test_a_damaged_release_that_is_not_listed_any_more_is_not_asked_for_for_ever(

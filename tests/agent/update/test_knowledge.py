@@ -22,7 +22,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 async def test_what_was_measured_is_known_to_the_next_decision(world: World) -> None:
     async with Life(world) as life:
         first = await life.do(world.publish("1", SLOW, FAST))
-        assert {one.variant for one in life.steps.experience.measured(world.facts())} == {
+        assert {one.variant for one in life.steps.measurements.measured(world.facts())} == {
             candidate.variant for candidate in first.decisions[0].candidates if candidate.tried
         }
         again = await life.do(world.publish("2", SLOW, FAST))
@@ -33,7 +33,7 @@ async def test_what_was_measured_is_known_to_the_next_decision(world: World) -> 
 
 async def test_what_the_hardware_class_measured_is_tried_first(world: World) -> None:
     async with Life(world) as life:
-        life.steps.experience.hear(
+        life.steps.measurements.set_priors(
             [
                 ("acme/model@1", "v0", Prior(tokens_per_second=5)),
                 ("acme/model@1", "v1", Prior(tokens_per_second=500)),
@@ -71,7 +71,7 @@ async def test_a_shorter_context_that_the_release_allows_is_what_the_worker_gets
 async def test_memory_that_ran_out_in_probation_is_said(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Worker, "starved", property(lambda _: True))
+    monkeypatch.setattr(Worker, "ran_out_of_memory", property(lambda _: True))
     async with Life(world) as life:
         crashing = FakeModel(faults=Faults(crash_after_tokens=1))
         receipt = await life.do(world.publish("1", crashing))

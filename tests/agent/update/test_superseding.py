@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from agent.journal import Journal
-from agent.update.job import Job
+from agent.update.job import UpdateJob
 from agent.update.machine import MAX_STORES, Event, State
 from agent.update.steps import Steps
 from tests.agent.box import Killed, Life, World
@@ -33,8 +33,8 @@ class Halt:
         self.reached, self.go_on = asyncio.Event(), asyncio.Event()
         real = Steps.of
 
-        def of(steps: Steps, current: State) -> Callable[[Job], Awaitable[Event]]:
-            async def work(job: Job) -> Event:
+        def of(steps: Steps, current: State) -> Callable[[UpdateJob], Awaitable[Event]]:
+            async def work(job: UpdateJob) -> Event:
                 event = await real(steps, current)(job)
                 if (current, job.assignment.generation) == (state, generation):
                     self.reached.set()

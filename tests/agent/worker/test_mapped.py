@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from agent.errors import ProtocolError
-from agent.worker.mapped import Mapped
+from agent.worker.mapped import MappedRegion
 from agent.worker.messages import Infer, WireTensor
 from agent.worker.region import PAGE_BYTES, WORTH_BYTES, Region, Span
 from runtimes.base import TensorValue
@@ -21,8 +21,8 @@ def region() -> Region:
 
 
 @pytest.fixture
-def mapped(region: Region) -> Mapped:
-    return Mapped(os.dup(region.descriptor))
+def mapped(region: Region) -> MappedRegion:
+    return MappedRegion(os.dup(region.descriptor))
 
 
 def room(region: Region, length: int) -> Span:
@@ -39,7 +39,9 @@ def wire(data: bytes | tuple[int, int]) -> WireTensor:
     return WireTensor("x", "UINT8", (1,), data)
 
 
-def test_inputs_are_read_where_they_lie_and_not_written(region: Region, mapped: Mapped) -> None:
+def test_inputs_are_read_where_they_lie_and_not_written(
+    region: Region, mapped: MappedRegion
+) -> None:
     span = room(region, 5)
     span.view[:] = b"hello"
 
@@ -55,7 +57,7 @@ def test_inputs_are_read_where_they_lie_and_not_written(region: Region, mapped: 
     mapped.infer(Infer(id=1, inputs=[wire((span.offset, 5))]), run)
 
 
-def test_an_input_that_lies_across_is_copied(region: Region, mapped: Mapped) -> None:
+def test_an_input_that_lies_across_is_copied(region: Region, mapped: MappedRegion) -> None:
     span = room(region, 9)
     span.view[:] = b"a12345678"
     inputs = [wire((span.offset, 1)), wire((span.offset + 1, 8))]
@@ -71,20 +73,20 @@ def test_an_input_that_lies_across_is_copied(region: Region, mapped: Mapped) -> 
 
 
 @pytest.mark.parametrize("place", [(-1, 1), (0, SIZE + 1), (SIZE, 1), (0, -1), (1 << 62, 1 << 62)])
-def test_a_place_outside_is_refused(mapped: Mapped, place: tuple[int, int]) -> None:
+def test_a_place_outside_is_refused(mapped: MappedRegion, place: tuple[int, int]) -> None:
     with pytest.raises(ProtocolError, match="outside"):
         mapped.infer(Infer(id=1, inputs=[wire(place)]), same)
 
 
 def test_without_a_region_all_goes_in_frames() -> None:
-    answer = Mapped().infer(Infer(id=1, inputs=[wire(LARGE)]), same)
+    answer = MappedRegion().infer(Infer(id=1, inputs=[wire(LARGE)]), same)
     assert answer.outputs == [wire(LARGE)]
     with pytest.raises(ProtocolError, match="outside"):
-        Mapped().infer(Infer(id=1, inputs=[wire((0, 1))]), same)
+        MappedRegion().infer(Infer(id=1, inputs=[wire((0, 1))]), same)
 
 
 def test_large_outputs_go_where_there_is_room_one_after_another(
-    region: Region, mapped: Mapped
+    region: Region, mapped: MappedRegion
 ) -> None:
     span = room(region, 2 * WORTH_BYTES + 64)
     inputs = [wire(data) for data in (LARGE + b"x", b"small", LARGE[:-1] + b"x", LARGE)]

@@ -36,17 +36,17 @@ def test_spans_lie_apart_on_pages_of_their_own(region: Region) -> None:
 
 def test_a_freed_span_is_taken_again_where_it_fits(region: Region) -> None:
     first, second, third = (take(region, 2 * PAGE_BYTES) for _ in range(3))
-    second.drop()
+    second.release()
     assert take(region, 3 * PAGE_BYTES).offset > third.offset
     assert take(region, 2 * PAGE_BYTES).offset == second.offset
-    first.drop()
+    first.release()
     assert take(region, 1).offset == 0
 
 
 def test_without_room_there_is_no_span(region: Region) -> None:
     span = take(region, SIZE)
     assert region.take(1) is None
-    span.drop()
+    span.release()
     assert region.take(SIZE + 1) is None
     assert region.take(0) is None
     assert region.take(SIZE) is not None
@@ -54,10 +54,10 @@ def test_without_room_there_is_no_span(region: Region) -> None:
 
 def test_a_span_is_taken_as_long_as_somebody_holds_it(region: Region) -> None:
     span = take(region, SIZE)
-    span.hold()
-    span.drop()
+    span.retain()
+    span.release()
     assert region.take(1) is None
-    span.drop()
+    span.release()
     assert region.take(1) is not None
 
 
@@ -87,28 +87,28 @@ def test_pages_past_those_kept_are_given_back_at_once(region: Region) -> None:
     span = take(region, 3 * KEPT_BYTES)
     span.view[:] = bytes(span.length)
     assert resident(region) >= span.length
-    span.drop()
+    span.release()
     assert resident(region) <= KEPT_BYTES
 
 
 def test_all_pages_are_given_back_when_it_was_quiet(region: Region) -> None:
     span = take(region, KEPT_BYTES)
     span.view[:] = bytes(span.length)
-    region.tidy(0.0)
-    region.tidy(2 * QUIET_SECONDS)
-    span.drop()
-    region.tidy(3 * QUIET_SECONDS - 0.1)
+    region.release_idle_pages(0.0)
+    region.release_idle_pages(2 * QUIET_SECONDS)
+    span.release()
+    region.release_idle_pages(3 * QUIET_SECONDS - 0.1)
     assert resident(region) == region.used_bytes == KEPT_BYTES
-    region.tidy(3 * QUIET_SECONDS)
+    region.release_idle_pages(3 * QUIET_SECONDS)
     assert resident(region) == region.used_bytes == 0
 
 
 def test_a_span_between_two_looks_is_no_quiet(region: Region) -> None:
-    region.tidy(0.0)
+    region.release_idle_pages(0.0)
     span = take(region, PAGE_BYTES)
     span.view[:] = bytes(span.length)
-    span.drop()
-    region.tidy(QUIET_SECONDS)
+    span.release()
+    region.release_idle_pages(QUIET_SECONDS)
     assert resident(region) == PAGE_BYTES
 
 

@@ -124,7 +124,7 @@ def is_free(box: Box) -> bool:
     """Whether nothing of the region is taken."""
     span = region(box).take(REGION_BYTES)
     if span is not None:
-        span.drop()
+        span.release()
     return span is not None
 
 
@@ -199,7 +199,7 @@ async def test_without_room_in_shared_memory_it_goes_as_before(box: Box) -> None
         async with calling(box) as caller:
             await caller.works()
     finally:
-        span.drop()
+        span.release()
 
 
 @pytest.mark.parametrize("cut", [0, 1, 100])

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 
-class Rest:
+class IdleTimer:
     """Counts a model's callers, and tells once it has had none for so long; 0 seconds: never.
 
     Belongs to one event loop.

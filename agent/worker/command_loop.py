@@ -37,7 +37,7 @@ class UnknownRuntimeError(RuntimeFault):
     """This box has no such runtime."""
 
 
-class Line(Protocol):
+class CommandChannel(Protocol):
     """Where commands come from and events go to (agent.worker.__main__)."""
 
     def next_command(self, *, wait: bool) -> messages.AnyCommand | None:
@@ -82,14 +82,17 @@ class Outbox:
             self._pieces = []
 
 
-class Desk:
+class CommandLoop:
     """Answers commands with an engine."""
 
     def __init__(
-        self, engine: Engine, line: Line, clock: Callable[[], float] = time.perf_counter
+        self,
+        engine: Engine,
+        channel: CommandChannel,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._engine = engine
-        self._line = line
+        self._channel = channel
         self._clock = clock
         # By the commands' ids, in the order in which they came.
         self._running: dict[int, Steps[messages.AnyEvent]] = {}
@@ -103,19 +106,19 @@ class Desk:
     def round(self) -> None:
         """Takes a command in, waiting for one only when there is nothing else to do."""
         if len(self._running) < self._engine.parallel:
-            command = self._line.next_command(wait=not self._running)
+            command = self._channel.next_command(wait=not self._running)
             if command is not None:
                 self._running[command.id] = self._answer(command)
         for command_id in tuple(self._running):
             self._advance(command_id)
         if self._running and self._clock() - self._working_at >= WORKING_SECONDS:
-            self._line.send(messages.Working(id=0))
+            self._channel.send(messages.Working(id=0))
             self._working_at = self._clock()
 
     def _advance(self, command_id: int) -> None:
         steps = self._running[command_id]
         try:
-            if not self._line.cancelled(command_id):
+            if not self._channel.cancelled(command_id):
                 next(steps)
                 return
             steps.close()
@@ -125,15 +128,15 @@ class Desk:
         except Exception as error:  # noqa: BLE001 - whatever an engine raises, the daemon is told
             event = failure(command_id, error)
         del self._running[command_id]
-        self._line.finished(command_id)
+        self._channel.finished(command_id)
         self._send_last(event)
 
     def _send_last(self, event: messages.AnyEvent) -> None:
         try:
-            self._line.send(event)
+            self._channel.send(event)
         except ProtocolError as error:
             # Its inputs were small enough, and its outputs are not.
-            self._line.send(failure(event.id, error))
+            self._channel.send(failure(event.id, error))
 
     def _answer(self, command: messages.AnyCommand) -> Steps[messages.AnyEvent]:
         """What is done for a command, and the event that ends it."""
@@ -150,8 +153,8 @@ class Desk:
                 return messages.Embedded(id=command.id, embeddings=embeddings, busy_seconds=busy)
             case messages.Infer():
                 # One call: nobody else gets a turn during it.
-                on_cancel = partial(self._line.on_cancel, command.id)
-                return self._line.infer(command, lambda inputs: engine.infer(inputs, on_cancel))
+                on_cancel = partial(self._channel.on_cancel, command.id)
+                return self._channel.infer(command, lambda inputs: engine.infer(inputs, on_cancel))
             case _:
                 return messages.Failed(
                     id=command.id, kind="failed", message="the model is already loaded", advice=""
@@ -162,7 +165,7 @@ class Desk:
         prompt = command.prompt
         if prompt is None:
             prompt = self._engine.render_chat(command.messages or [])
-        outbox = Outbox(command.id, self._line.send)
+        outbox = Outbox(command.id, self._channel.send)
         with closing(self._engine.generate(prompt, command.sampling)) as generation:
             try:
                 # Which poll raises after the last piece.

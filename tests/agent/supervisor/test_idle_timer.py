@@ -11,13 +11,13 @@ from fake_fleet import worker_spec
 
 from agent.errors import WorkerUnavailableError
 from agent.supervisor import Supervisor, Worker
-from agent.supervisor.rest import Rest
-from agent.supervisor.spec import Patience
+from agent.supervisor.idle_timer import IdleTimer
+from agent.supervisor.spec import WorkerTimeouts
 from runtimes.base import Sampling
 from runtimes.fake import FakeModel, write_model
 
 IDLE_SECONDS = 0.05
-PATIENCE = Patience(backoff_first_seconds=0.02, backoff_most_seconds=0.1)
+TIMEOUTS = WorkerTimeouts(backoff_first_seconds=0.02, backoff_most_seconds=0.1)
 
 
 class Memory:
@@ -37,7 +37,7 @@ def memory() -> Memory:
 
 @pytest.fixture
 async def supervisor(memory: Memory) -> AsyncIterator[Supervisor]:
-    supervisor = Supervisor(patience=PATIENCE, room=memory)
+    supervisor = Supervisor(timeouts=TIMEOUTS, room=memory)
     yield supervisor
     await supervisor.close()
 
@@ -46,7 +46,7 @@ async def resting(supervisor: Supervisor, directory: Path, model: FakeModel) -> 
     """A worker whose model has left memory."""
     spec = replace(worker_spec(directory, model), idle_unload_seconds=IDLE_SECONDS)
     worker = await supervisor.start(spec)
-    await worker._life.process.gone.wait()
+    await worker._lifecycle.process.gone.wait()
     return worker
 
 
@@ -78,7 +78,7 @@ async def test_it_stays_while_it_is_called(supervisor: Supervisor, tmp_path: Pat
 
 async def test_a_pinned_model_stays(supervisor: Supervisor, tmp_path: Path) -> None:
     worker = await supervisor.start(worker_spec(tmp_path))
-    assert worker._life.rest._timer is None
+    assert worker._lifecycle.idle_timer._timer is None
 
 
 async def test_without_memory_for_it_the_caller_is_told_and_may_come_again(
@@ -105,7 +105,7 @@ async def test_a_file_that_does_not_load_any_more_is_told(
 
 
 async def test_loading_takes_only_so_long_and_goes_on(tmp_path: Path) -> None:
-    supervisor = Supervisor(patience=replace(PATIENCE, restart_wait_seconds=0.05))
+    supervisor = Supervisor(timeouts=replace(TIMEOUTS, restart_wait_seconds=0.05))
     worker = await resting(supervisor, tmp_path, FakeModel(reply="abcd", load_seconds=0.3))
     with pytest.raises(WorkerUnavailableError, match="did not come back"):
         await text_of(worker)
@@ -128,7 +128,7 @@ async def test_stopping_tells_who_waits_for_it_to_load(
 
 async def test_the_time_begins_when_the_last_caller_leaves() -> None:
     slept = asyncio.Event()
-    rest = Rest(0.01, slept.set)
+    rest = IdleTimer(0.01, slept.set)
     with rest.caller():
         with rest.caller():
             pass

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from agent.worker import messages
-from agent.worker.desk import FLUSH_SECONDS, WORKING_SECONDS, Desk, cancelled
-from agent.worker.mapped import Mapped
+from agent.worker.command_loop import FLUSH_SECONDS, WORKING_SECONDS, CommandLoop, cancelled
+from agent.worker.mapped import MappedRegion
 from artifact.manifest import Task
 from runtimes.base import Sampling, TensorValue, Usage
 from runtimes.fake import FakeEngine, FakeModel, Faults
@@ -27,7 +27,7 @@ class List:
         self.unwanted: set[int] = set()
         self.cancelled_meanwhile = 0
         self.done: list[int] = []
-        self.infer = Mapped().infer
+        self.infer = MappedRegion().infer
 
     def next_command(self, *, wait: bool) -> messages.AnyCommand | None:
         if self.commands:
@@ -51,11 +51,11 @@ class List:
         self.done.append(command_id)
 
 
-def desk(parallel: int = 3, **model: object) -> tuple[Desk, List]:
+def desk(parallel: int = 3, **model: object) -> tuple[CommandLoop, List]:
     line = List()
     engine = FakeEngine(FakeModel(reply="abcdefgh", parallel=parallel, **model), 512)  # type: ignore[arg-type]
     now = iter(range(10**6))
-    return Desk(engine, line, clock=lambda: next(now) * FLUSH_SECONDS), line
+    return CommandLoop(engine, line, clock=lambda: next(now) * FLUSH_SECONDS), line
 
 
 def generate(command_id: int, tokens: int = 4) -> messages.Generate:
@@ -63,7 +63,7 @@ def generate(command_id: int, tokens: int = 4) -> messages.Generate:
     return messages.Generate(id=command_id, prompt="hi", messages=None, sampling=sampling)
 
 
-def run(work: Desk) -> None:
+def run(work: CommandLoop) -> None:
     """Rounds until all is answered."""
     with contextlib.suppress(NothingLeftError):
         while True:
@@ -198,7 +198,7 @@ def test_a_generation_that_fails_fails_alone() -> None:
 def test_tokens_of_a_fast_model_go_out_together() -> None:
     line = List()
     engine = FakeEngine(FakeModel(reply="abcdefgh"), 512)
-    work = Desk(engine, line, clock=lambda: 0.0)
+    work = CommandLoop(engine, line, clock=lambda: 0.0)
     line.commands.append(generate(1, tokens=6))
     run(work)
     frames = [event for event in line.events if isinstance(event, messages.Tokens)]

@@ -4,66 +4,66 @@ import socket
 import threading
 
 from agent.worker import messages
-from agent.worker.__main__ import Link
-from agent.worker.mapped import Mapped
+from agent.worker.__main__ import DaemonSocket
+from agent.worker.mapped import MappedRegion
 
 SECONDS = 20
 COUNT = 1000
 
 
-# Both ends stay open: a link ends its process when the daemon's is closed.
+# Both ends stay open: a worker_end ends its process when the daemon's is closed.
 _OPEN: list[socket.socket] = []
 
 
-def linked() -> tuple[socket.socket, Link]:
-    """The daemon's end, and a link at the other."""
+def connected() -> tuple[socket.socket, DaemonSocket]:
+    """The daemon's end, and a worker_end at the other."""
     ours, theirs = socket.socketpair()
     _OPEN.append(ours)
-    link = Link(theirs, Mapped())
-    link.listen()
-    return ours, link
+    worker_end = DaemonSocket(theirs, MappedRegion())
+    worker_end.listen()
+    return ours, worker_end
 
 
 def command(command_id: int) -> messages.ScoreText:
     return messages.ScoreText(id=command_id, text="x" * (command_id % 7))
 
 
-def cancellation(link: Link, command_id: int) -> threading.Event:
+def cancellation(worker_end: DaemonSocket, command_id: int) -> threading.Event:
     heard = threading.Event()
-    link.on_cancel(command_id, heard.set)
+    worker_end.on_cancel(command_id, heard.set)
     return heard
 
 
 def test_a_cancellation_is_heard_while_it_works() -> None:
-    daemon, link = linked()
+    daemon, worker_end = connected()
     daemon.sendall(messages.encode(command(1)))
-    assert link.next_command(wait=True) == command(1)
-    heard = cancellation(link, 1)
+    assert worker_end.next_command(wait=True) == command(1)
+    heard = cancellation(worker_end, 1)
     daemon.sendall(messages.encode(messages.Cancel(id=1)))
     assert heard.wait(SECONDS)
-    assert link.cancelled(1)
+    assert worker_end.cancelled(1)
 
 
 def test_what_came_while_it_worked_is_there_when_it_waits() -> None:
-    daemon, link = linked()
+    daemon, worker_end = connected()
     daemon.sendall(messages.encode(command(1)))
-    assert link.next_command(wait=True) == command(1)
-    heard = cancellation(link, 1)
+    assert worker_end.next_command(wait=True) == command(1)
+    heard = cancellation(worker_end, 1)
     # The second has been read once the cancellation after it has.
     daemon.sendall(messages.encode(command(2)) + messages.encode(messages.Cancel(id=1)))
     assert heard.wait(SECONDS)
-    assert link.next_command(wait=True) == command(2)
-    assert link.next_command(wait=False) is None
+    assert worker_end.next_command(wait=True) == command(2)
+    assert worker_end.next_command(wait=False) is None
 
 
 def test_no_command_is_lost_between_the_two_who_read() -> None:
-    daemon, link = linked()
+    daemon, worker_end = connected()
     found: list[messages.AnyCommand | None] = []
     taken = threading.Semaphore(0)
 
     def work() -> None:
         for _ in range(COUNT):
-            found.append(link.next_command(wait=True))
+            found.append(worker_end.next_command(wait=True))
             taken.release()
 
     threading.Thread(target=work, daemon=True).start()

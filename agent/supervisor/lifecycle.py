@@ -8,29 +8,29 @@ from typing import Final
 
 from agent.backoff import Backoff
 from agent.errors import LoadFailedError, WorkerUnavailableError
+from agent.supervisor.idle_timer import IdleTimer
 from agent.supervisor.process import WorkerProcess
-from agent.supervisor.rest import Rest
-from agent.supervisor.spec import Patience, WorkerSpec, WorkerStats
+from agent.supervisor.spec import WorkerSpec, WorkerStats, WorkerTimeouts
 
 log = logging.getLogger(__name__)
 
 LOAD_AGAIN: Final = "Send the request again later."
 
 
-class Life:
+class Lifecycle:
     """Holds the process of now. ``room`` tells the memory left for a model that was unloaded."""
 
     def __init__(
         self,
         spec: WorkerSpec,
         process: WorkerProcess,
-        patience: Patience,
+        timeouts: WorkerTimeouts,
         threads: int,
         room: Callable[[], int],
     ) -> None:
         self.process = process
         self._spec = spec
-        self._patience = patience
+        self._timeouts = timeouts
         self._threads = threads
         self._room = room
         self._restarts = 0
@@ -44,7 +44,7 @@ class Life:
         self._wanted = asyncio.Event()
         # Why it could not be loaded again, if so; made by the first who wants it to be.
         self._waking: asyncio.Future[LoadFailedError | None] | None = None
-        self.rest = Rest(spec.idle_unload_seconds, self._unload)
+        self.idle_timer = IdleTimer(spec.idle_unload_seconds, self._unload)
         self._keeper = asyncio.create_task(self._keep())
 
     @property
@@ -53,14 +53,14 @@ class Life:
         return self._stopped
 
     @property
-    def forsaken(self) -> bool:
+    def unsupervised(self) -> bool:
         """Whether nothing would restart it any more, though nobody stopped it."""
         return self._keeper.done() and not self._stopped
 
     @property
-    def starved(self) -> bool:
+    def ran_out_of_memory(self) -> bool:
         """Whether a process of it ended for want of memory."""
-        return self._starved or self.process.starved
+        return self._starved or self.process.ran_out_of_memory
 
     def stats(self, waiting: int) -> WorkerStats:
         """What it takes now, and took at most."""
@@ -80,7 +80,7 @@ class Life:
     async def stop(self) -> None:
         """Ends it for good."""
         self._stopped = True
-        self.rest.end()
+        self.idle_timer.end()
         self._keeper.cancel()
         # A process that it was just starting is gone once it has ended.
         await asyncio.gather(self._keeper, return_exceptions=True)
@@ -92,7 +92,7 @@ class Life:
         """The process to ask, loaded again if need be; WorkerUnavailableError."""
         if not self._stopped and self._live.is_set() and not self.process.gone.is_set():
             return self.process
-        wait, slot = self._patience.restart_wait_seconds, self._spec.slot
+        wait, slot = self._timeouts.restart_wait_seconds, self._spec.slot
         try:
             async with asyncio.timeout(wait):
                 while not self._stopped and (not self._live.is_set() or self.process.gone.is_set()):
@@ -109,7 +109,7 @@ class Life:
         return self.process
 
     async def _keep(self) -> None:
-        backoff = Backoff(self._patience.backoff_first_seconds, self._patience.backoff_most_seconds)
+        backoff = Backoff(self._timeouts.backoff_first_seconds, self._timeouts.backoff_most_seconds)
         while True:
             started = time.monotonic()
             await self.process.gone.wait()
@@ -119,7 +119,7 @@ class Life:
                 await self._load_when_wanted()
             else:
                 self._note_death()
-                if time.monotonic() - started > self._patience.stable_after_seconds:
+                if time.monotonic() - started > self._timeouts.stable_after_seconds:
                     backoff.reset()
                 await self._restart(backoff)
             self._live.set()
@@ -127,7 +127,7 @@ class Life:
 
     def _note_death(self) -> None:
         self._restarts += 1
-        self._starved |= self.process.starved
+        self._starved |= self.process.ran_out_of_memory
         log.warning(
             "worker_died slot=%s pid=%d restarts=%d how=%s",
             self._spec.slot,
@@ -153,13 +153,13 @@ class Life:
 
     async def _start(self) -> WorkerProcess:
         process = WorkerProcess(self._spec)
-        await process.start(self._patience, self._threads)
+        await process.start(self._timeouts, self._threads)
         return process
 
     def _unload(self) -> None:
         if not self._live.is_set():
             # It is being restarted after a crash.
-            self.rest.begin()
+            self.idle_timer.begin()
             return
         log.info("worker_unloaded slot=%s pid=%d", self._spec.slot, self.process.pid)
         self._unloaded = True
