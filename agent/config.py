@@ -1,9 +1,6 @@
 """The agent's data directory: where everything lies, and the configuration that enrolment wrote."""
 
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
@@ -12,6 +9,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from agent.errors import InvalidConfigError, NotEnrolledError
+from agent.storage.atomic_file import write_file
 from artifact.manifest import Label
 
 MAX_CONFIG_BYTES: Final = 1 << 16
@@ -156,37 +154,3 @@ def parse_size(text: str) -> int:
             f"{text!r} is not a size", advice="Write it like 512MiB, 4GiB, or in bytes."
         )
     return int(match["number"]) << _UNITS[match["unit"]]
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Replace ``path`` so that a power cut leaves the old bytes or the new; owner-readable only.
-
-    By one writer at a time: what a power cut left of the last write is written over.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    with _removed_on_error(temporary):
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as target:
-            target.write(data)
-            target.flush()
-            os.fsync(target.fileno())
-        temporary.replace(path)
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make renames and removals in a directory survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _removed_on_error(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise

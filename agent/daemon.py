@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from agent.config import AgentConfig, DataDir, load_config, write_file
+from agent.config import AgentConfig, DataDir, load_config
 from agent.errors import AlreadyRunningError
 from agent.gateway import Gateway
 from agent.gateway.recording import labels_of
@@ -34,6 +34,7 @@ from agent.notary import questions as q
 from agent.power import ThrottleTally, ThrottleWatch, discover, keep_sampling
 from agent.power.energy import PowerMeter
 from agent.serving import Serving
+from agent.storage.atomic_file import write_file
 from agent.storage.download import Downloader
 from agent.storage.file_store import FileStore
 from agent.supervisor import Supervisor

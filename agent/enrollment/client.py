@@ -14,7 +14,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
 from flotilla.v1 import enrollment_pb2, enrollment_pb2_grpc
 
-from agent.config import AgentConfig, DataDir, load_config, save_config, write_file
+from agent.config import AgentConfig, DataDir, load_config, save_config
 from agent.errors import EnrollmentError, IdentityError, ServerUnreachableError
 from agent.identity.keys import (
     TrustBundle,
@@ -35,6 +35,7 @@ from agent.link.translate import (
     refusal_text,
     trailing,
 )
+from agent.storage.atomic_file import write_file
 from artifact.device_facts import DeviceFacts
 from artifact.join_token import JoinToken, decode_join_token
 from artifact.trust.statements import Authorities

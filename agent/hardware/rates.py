@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from agent.config import write_file
 from agent.errors import BenchmarkError
+from agent.storage.atomic_file import write_file
 from artifact.device_facts import DeviceFacts, MicroBenchmark, fingerprint
 from runtimes.environment import engine_environment
 

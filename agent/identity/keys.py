@@ -9,9 +9,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from agent.config import DataDir, write_file
+from agent.config import DataDir
 from agent.errors import IdentityError
 from agent.identity.credentials import RECOVER, Credentials
+from agent.storage.atomic_file import write_file
 from artifact.errors import UntrustedError
 from artifact.join_token import JoinToken
 from artifact.trust.authority import begin, digest, issuer_of, newest

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from agent.config import sync_directory
 from agent.journal.contents import VERSION, Contents, is_known
+from agent.storage.atomic_file import sync_directory
 
 # A sum is the SHA-256 of the row's key and body.
 SCHEMA: Final = """

@@ -12,8 +12,8 @@ from typing import Final
 
 import msgspec
 
-from agent.config import sync_directory, write_file
 from agent.journal.contents import Contents
+from agent.storage.atomic_file import sync_directory, write_file
 
 log = logging.getLogger(__name__)
 

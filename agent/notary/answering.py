@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from agent.config import DataDir, write_file
+from agent.config import DataDir
 from agent.errors import AgentError, IdentityError
 from agent.identity.keys import (
     Identity,
@@ -19,6 +19,7 @@ from agent.identity.keys import (
     signing_request,
 )
 from agent.notary import questions as q
+from agent.storage.atomic_file import write_file
 from artifact.errors import ArtifactError
 from artifact.trust.authority import follow
 from artifact.trust.director import DirectorVerifier

@@ -14,8 +14,8 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Final
 
-from agent.config import sync_directory, write_file
 from agent.errors import CorruptDownloadError
+from agent.storage.atomic_file import sync_directory, write_file
 from agent.storage.disk import disk_full, free_bytes, writing
 from agent.storage.partial_file import Partial, Place
 from artifact.chunks import (

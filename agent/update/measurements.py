@@ -13,8 +13,8 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from agent.config import write_file
 from agent.selection import Measurement, Prior
+from agent.storage.atomic_file import write_file
 from artifact.device_facts import DeviceFacts, fingerprint
 
 log = logging.getLogger(__name__)

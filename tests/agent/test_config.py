@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import AgentConfig, DataDir, load_config, parse_size, save_config, write_file
+from agent.config import AgentConfig, DataDir, load_config, parse_size, save_config
 from agent.errors import InvalidConfigError, NotEnrolledError
+from agent.storage.atomic_file import write_file
 
 CONFIG = AgentConfig(
     device_id="d1",

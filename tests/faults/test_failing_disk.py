@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from agent.backoff import Backoff
-from agent.config import DataDir, write_file
+from agent.config import DataDir
 from agent.daemon import _telemetry_queue, only_one
 from agent.errors import DiskFailedError, DiskFullError, JournalError
 from agent.hardware import benchmark
 from agent.journal import Assignment, Journal, Pointers, Update
+from agent.storage.atomic_file import write_file
 from agent.storage.download import Downloader
 from agent.storage.file_store import FileStore
 from agent.storage.transfer import Tally

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from agent.backoff import Backoff
-from agent.config import write_file
 from agent.journal import Journal
+from agent.storage.atomic_file import write_file
 from agent.storage.download import Downloader
 from agent.storage.file_store import FileStore
 from agent.storage.transfer import Tally

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import write_file
+from agent.storage.atomic_file import write_file
 from tests.agent.box import Life, World, eventually
 from tests.faults.answers import AFTER_RESTART, HAPPY, resume
 from tests.faults.recorded_disk import events

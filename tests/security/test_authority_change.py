@@ -24,7 +24,7 @@ from cryptography import x509
 from flotilla.v1 import access_pb2, device_pb2, fleet_pb2
 
 from agent.backoff import Backoff
-from agent.config import DataDir, load_config, write_file
+from agent.config import DataDir, load_config
 from agent.enrollment.client import Application, enroll, recover
 from agent.errors import IdentityError
 from agent.identity import keys as identities
@@ -35,6 +35,7 @@ from agent.link import stream as streams
 from agent.link.connection import Connection
 from agent.link.renewal import Renewal
 from agent.link.stream import Link
+from agent.storage.atomic_file import write_file
 from agent.telemetry import TelemetryQueue
 from artifact.device_facts import DeviceFacts
 from artifact.errors import UntrustedError

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from agent.config import AgentConfig, DataDir, save_config, write_file
+from agent.config import AgentConfig, DataDir, save_config
 from agent.identity.keys import make_or_load_key, signing_request
 from agent.journal import Assignment, HeldRelease, Journal, Pointers, Update
+from agent.storage.atomic_file import write_file
 from tests.agent.tls import Authority
 
 

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flotilla.v1 import device_pb2 as wire
 
 from agent.backoff import Backoff
-from agent.config import DataDir, write_file
+from agent.config import DataDir
 from agent.errors import ChunkMissingError, IdentityError, SourceUnavailableError
 from agent.identity.credentials import Credentials
 from agent.identity.keys import Identity, load_identity, load_key, make_or_load_key, signing_request
@@ -30,6 +30,7 @@ from agent.link.connection import Connection
 from agent.link.renewal import Renewal
 from agent.link.stream import Link
 from agent.selection import Prior
+from agent.storage.atomic_file import write_file
 from agent.telemetry import Labels, Sketch, TelemetryQueue, TelemetryWindow
 from agent.update.machine import State
 from tests.agent.box import Life, World, eventually

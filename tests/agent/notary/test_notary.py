@@ -11,11 +11,12 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from agent.config import DataDir, write_file
+from agent.config import DataDir
 from agent.errors import IdentityError, NotaryLostError
 from agent.identity.keys import load_identity, load_key, make_or_load_key, signing_request
 from agent.notary import Notary, expect, notary
 from agent.notary import questions as q
+from agent.storage.atomic_file import write_file
 from artifact.trust.statements import Authorities
 from tests.agent.tls import Authority
 
