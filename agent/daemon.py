@@ -28,7 +28,7 @@ from agent.journal import Journal
 from agent.link.connection import Connection
 from agent.link.metadata import StreamedVerifier
 from agent.link.renewal import Renewal
-from agent.link.stream import Link
+from agent.link.stream import ControlPlaneStream
 from agent.notary import Notary, expect
 from agent.notary import questions as q
 from agent.power import ThrottleTally, ThrottleWatch, discover, keep_sampling
@@ -85,7 +85,7 @@ class Daemon:
         )
         verifier = StreamedVerifier(config.device_id, self._connection, self._journal, notary.ask)
         self._engine = UpdateEngine(self._journal, self._steps(verifier), changed=self._changed)
-        self._link = Link(
+        self._stream = ControlPlaneStream(
             self._connection,
             self._engine,
             self._journal,
@@ -127,7 +127,7 @@ class Daemon:
         return expect(q.Signed, await self._notary.ask(q.Sign(data=data))).data
 
     def _changed(self) -> None:
-        self._link.wake()
+        self._stream.wake()
         self._tidying.soon()
         status = self._engine.status()
         notify(f"STATUS={status.state}, serving {status.current_release or 'nothing'}")
@@ -141,8 +141,8 @@ class Daemon:
             "device_id": self._config.device_id,
             "version": version("flotilla"),
             "running": True,
-            "connected": self._link.connected,
-            "problem": self._link.problem,
+            "connected": self._stream.connected,
+            "problem": self._stream.problem,
             "update": asdict(self._engine.status()),
             "serves": deployment.release.reference if deployment else "",
             "slots": {
@@ -210,15 +210,15 @@ class Daemon:
     async def _follow(self) -> None:
         """Know the box, then follow the control plane."""
         await self._hardware.benchmark()
-        await self._link.run()
+        await self._stream.run()
 
     async def _roll_windows(self) -> None:
         loop = asyncio.get_running_loop()
         started = loop.time()
         while True:
-            changed = self._link.settings_changed
+            changed = self._stream.settings_changed
             changed.clear()
-            left = started + self._link.settings.telemetry_window_seconds - loop.time()
+            left = started + self._stream.settings.telemetry_window_seconds - loop.time()
             if left > 0:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(left):
@@ -237,7 +237,7 @@ class Daemon:
         for window in windows:
             await asyncio.to_thread(self._telemetry.append, window)
         if windows:
-            self._link.wake()
+            self._stream.wake()
         elif self._was_called:
             self._tidying.soon()
         self._was_called = bool(windows)

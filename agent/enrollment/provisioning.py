@@ -48,7 +48,7 @@ MOST_WAIT_SECONDS: Final = 60.0
 Sleep = Callable[[float], Awaitable[None]]
 
 
-class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class OwnerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The owner's file. Without a name the box is called as its host."""
 
     server: Endpoint
@@ -63,12 +63,12 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     power_model: PowerModel | None = None
 
 
-def load_settings(path: Path) -> Settings | None:
+def load_settings(path: Path) -> OwnerSettings | None:
     """The owner's settings, None without a file; InvalidConfigError."""
     try:
         with path.open("rb") as source:
             data = source.read(MAX_CONFIG_BYTES)
-        settings = msgspec.yaml.decode(data, type=Settings)
+        settings = msgspec.yaml.decode(data, type=OwnerSettings)
         for text in (settings.model_memory, settings.disk_budget):
             parse_size(text)
     except FileNotFoundError:
@@ -118,7 +118,7 @@ async def provision(
     return config if settings is None else _follow(data_dir, config, settings)
 
 
-def _follow(data_dir: DataDir, config: AgentConfig, settings: Settings) -> AgentConfig:
+def _follow(data_dir: DataDir, config: AgentConfig, settings: OwnerSettings) -> AgentConfig:
     """Take over what the owner may change without asking the fleet."""
     wanted = msgspec.structs.replace(
         config,
@@ -138,7 +138,9 @@ def _follow(data_dir: DataDir, config: AgentConfig, settings: Settings) -> Agent
     return wanted
 
 
-async def _enroll_patiently(data_dir: DataDir, settings: Settings, sleep: Sleep) -> AgentConfig:
+async def _enroll_patiently(
+    data_dir: DataDir, settings: OwnerSettings, sleep: Sleep
+) -> AgentConfig:
     # What checks certificates is only needed here, and would stay in the daemon for good.
     from agent.enrollment.client import enroll
 
@@ -168,7 +170,7 @@ async def _loop_turns() -> str:
     return ""
 
 
-def _application(settings: Settings) -> "Application":
+def _application(settings: OwnerSettings) -> "Application":
     from agent.enrollment.client import Application
 
     token = join_token_credential()

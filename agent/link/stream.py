@@ -66,7 +66,7 @@ async def _ignored(_: Authorities | Assignment) -> None:
 
 
 @dataclass
-class Settings:
+class StreamSettings:
     """What the control plane asks of its agents."""
 
     status_seconds: float = STATUS_SECONDS
@@ -84,7 +84,7 @@ class _Sent:
     boot_id: str | None = None
 
 
-class Link:
+class ControlPlaneStream:
     """One per daemon. ``wake`` tells it that there may be something to send."""
 
     def __init__(
@@ -120,7 +120,7 @@ class Link:
         self._refused_backoff = refused_backoff or Backoff(5, 300)
         self._now = now
         self._news = asyncio.Event()
-        self.settings = Settings()
+        self.settings = StreamSettings()
         self.settings_changed = asyncio.Event()
         self.connected = False
         # Why the last stream did not open or broke, and what to do, for the box's owner.

@@ -1,4 +1,4 @@
-"""Fetching files: only what is missing, verified chunk by chunk, resumed after any break."""
+"""Download of files: only missing chunks, each verified, resumed after any interruption."""
 
 import asyncio
 import functools
@@ -24,7 +24,13 @@ from agent.errors import (
 from agent.storage.deltas import BeingMade, Offer, likely_bases, restore
 from agent.storage.file_store import FileStore
 from agent.storage.partial_file import Partial
-from agent.storage.transfer import LIMITS, ChunkSource, Limits, Line, Tally
+from agent.storage.transfer import (
+    DEFAULT_LIMITS,
+    ChunkSource,
+    Transfer,
+    TransferLimits,
+    TransferProgress,
+)
 from artifact.chunks import MAX_INDEX_BYTES, Chunk, ChunkIndex, decode_index_of, verify_chunk
 from artifact.errors import ChunkMismatchError
 from artifact.manifest import File
@@ -34,40 +40,44 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# One request: few enough chunks that a break costs little, enough to keep the line full.
+# Bounds of one request: small, so that an interruption costs little; large, so that the round trip
+# between requests does not limit the rate.
 MAX_BATCH_CHUNKS: Final = 1024
 MAX_BATCH_BYTES: Final = 64 << 20
 MAX_CORRUPT_TRIES: Final = 3
-# A delta of less, or of more than this share of what is missing, is not worth a process.
+# A delta saves too little to start a process for it if fewer bytes than this are missing, or if its
+# size is more than this share of them.
 MIN_DELTA_BYTES: Final = 256 << 10
-WORTHWHILE: Final = 0.9
-# A delta that is being made is waited for as long as the chunks would take at this rate.
-PATIENCE_BYTES_PER_SECOND: Final = 2 << 20
+MAX_DELTA_SHARE: Final = 0.9
+# The wait for a delta is bounded by the time that the missing chunks take at this rate.
+CHUNK_BYTES_PER_SECOND: Final = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class _Progress:
-    """What one file adds to its line's tally, which stood at ``start``, whatever it comes as."""
+class _FileProgress:
+    """One file's part of a transfer's ``done_bytes``, which were ``start`` before it."""
 
-    line: Line
+    transfer: Transfer
     changed: Callable[[], None]
     start: int
     file_bytes: int
 
-    def reached(self, done: int, of: int) -> None:
-        self.line.tally.done_bytes = self.start + (self.file_bytes * done // of if of else 0)
+    def report(self, done: int, of: int) -> None:
+        """Count the share ``done / of`` of the file: a delta is smaller than its file."""
+        share = self.file_bytes * done // of if of else 0
+        self.transfer.progress.done_bytes = self.start + share
         self.changed()
 
 
 class Downloader:
-    """Brings files into the store."""
+    """Download of files into a store, by chunks or by deltas."""
 
     def __init__(
         self,
         store: FileStore,
         source: ChunkSource,
         *,
-        limits: Limits = LIMITS,
+        limits: TransferLimits = DEFAULT_LIMITS,
         clock: Callable[[], float] = time.monotonic,
         backoff: Callable[[], Backoff] = lambda: Backoff(0.5, 15),
     ) -> None:
@@ -77,34 +87,41 @@ class Downloader:
         self._clock = clock
         self._backoff = backoff
 
-    async def fetch(self, files: Sequence[File], tally: Tally, changed: Callable[[], None]) -> None:
-        """Have all of ``files`` in the store; raises DownloadError.
+    async def fetch(
+        self, files: Sequence[File], progress: TransferProgress, changed: Callable[[], None]
+    ) -> None:
+        """Download those of ``files`` that the store does not have; DownloadError.
 
-        ``tally`` is kept up to date and ``changed`` called as bytes arrive.
+        Updates ``progress`` and calls ``changed`` as bytes arrive.
         """
         missing = [file for file in _unique(files) if not self._store.has(file)]
-        tally.total_bytes = sum(file.size for file in missing)
-        tally.done_bytes = 0
+        progress.total_bytes = sum(file.size for file in missing)
+        progress.done_bytes = 0
         self._store.require_space(missing)
-        line = Line(self._source, tally, self._limits, self._clock)
+        transfer = Transfer(self._source, progress, self._limits, self._clock)
         for file in missing:
-            progress = _Progress(line, changed, tally.done_bytes, file.size)
-            await self._fetch_whole(file, progress)
-            progress.reached(file.size, file.size)
+            of_file = _FileProgress(transfer, changed, progress.done_bytes, file.size)
+            await self._fetch_whole(file, of_file)
+            of_file.report(file.size, file.size)
 
-    async def _fetch_whole(self, file: File, progress: _Progress) -> None:
-        """Try until a file is here, with a bound on everything that may go wrong."""
-        line, backoff = progress.line, self._backoff()
+    async def _fetch_whole(self, file: File, progress: _FileProgress) -> None:
+        """Retry until the file is in the store; every kind of failure has its bound.
+
+        An unreachable source is retried until the transfer's deadline, a corrupt chunk
+        MAX_CORRUPT_TRIES times, a refused delta once more by chunks, a full disk not at all.
+        """
+        transfer, backoff = progress.transfer, self._backoff()
         corrupt_tries = 0
         deltas = True
         while not self._store.has(file):
-            received = line.tally.received_bytes
+            received = transfer.progress.received_bytes
             try:
                 await self._fetch_file(file, progress, deltas=deltas)
             except SourceUnavailableError:
-                if line.over:
+                if transfer.is_past_deadline:
                     raise
-                if line.tally.received_bytes > received:
+                # Progress was made, so the next interruption starts with a short wait again.
+                if transfer.progress.received_bytes > received:
                     backoff.reset()
                 await asyncio.sleep(backoff.next_seconds())
             except DeltaRefusedError as error:
@@ -116,58 +133,60 @@ class Downloader:
                     self._store.drop_partial(file)
                     raise CorruptDownloadError(
                         f"{file.name}: {error} (tried {corrupt_tries} times)",
-                        advice="Check proxies on the way; publishing it again mends the server.",
+                        advice="Check proxies between the box and the server; if the server's "
+                        "copy is damaged, publish the release again.",
                     ) from error
             except (DiskFullError, DiskFailedError, ChunkMissingError):
                 self._store.drop_partial(file)
                 raise
 
-    async def _fetch_file(self, file: File, progress: _Progress, *, deltas: bool) -> None:
-        """By chunks or by delta, whichever is fewer bytes."""
-        line = progress.line
-        index = self._store.index(file) or await self._fetch_index(file, line)
+    async def _fetch_file(self, file: File, progress: _FileProgress, *, deltas: bool) -> None:
+        """Fetch by chunks or by delta, whichever is fewer bytes."""
+        transfer = progress.transfer
+        index = self._store.index(file) or await self._fetch_index(file, transfer)
         with self._store.open_partial(index) as partial:
-            missing = await _to_the_end(self._reuse, partial)
+            missing = await _run_to_completion(self._reuse, partial)
         missing_bytes = sum(chunk.size for chunk in missing)
         offer = await self._offer(file, missing_bytes) if deltas else None
         if offer is not None:
-            await self._by_delta(file, offer, progress)
+            await self._fetch_by_delta(file, offer, progress)
             return
         with self._store.open_partial(index) as partial:
             done = file.size - missing_bytes
-            progress.reached(done, file.size)
+            progress.report(done, file.size)
             for batch in _batches(missing):
-                async with aclosing(_receive(line, batch)) as chunks:
+                async with aclosing(_receive(transfer, batch)) as chunks:
                     async for chunk, data in chunks:
-                        await _to_the_end(_store_chunk, partial, chunk, data)
+                        await _run_to_completion(_store_chunk, partial, chunk, data)
                         done += chunk.size
-                        progress.reached(done, file.size)
-            await _to_the_end(partial.sync)
+                        progress.report(done, file.size)
+            await _run_to_completion(partial.sync)
         await asyncio.to_thread(self._store.finish, file)
 
     async def _offer(self, file: File, missing_bytes: int) -> Offer | None:
-        """A delta that is fewer bytes than what is missing, if there is one and room for it."""
+        """Return a delta smaller than the missing chunks, if there is one and room for it."""
         if missing_bytes < MIN_DELTA_BYTES:
             return None
         bases = likely_bases(await asyncio.to_thread(self._store.installed), file)
         if not bases:
             return None
-        patience = min(self._limits.delta_seconds, missing_bytes / PATIENCE_BYTES_PER_SECOND)
+        patience = min(self._limits.delta_seconds, missing_bytes / CHUNK_BYTES_PER_SECOND)
         deadline = self._clock() + patience
         pause = self._backoff()
         while isinstance(found := await self._source.delta(bases, file), BeingMade):
-            left = deadline - self._clock()
-            if left <= 0:
+            remaining = deadline - self._clock()
+            if remaining <= 0:
                 return None
-            await asyncio.sleep(min(left, max(found.retry_after_seconds, pause.next_seconds())))
-        if found is None or found.delta.size >= WORTHWHILE * missing_bytes:
+            wait = max(found.retry_after_seconds, pause.next_seconds())
+            await asyncio.sleep(min(remaining, wait))
+        if found is None or found.delta.size >= MAX_DELTA_SHARE * missing_bytes:
             return None
-        # The restored file is written beside what has come of it by chunks.
+        # The restored file is written beside the partial one, so both need room.
         room = self._store.has_room(file.size + found.delta.size)
         return found if room and any(found.base == base.sha256 for base in bases) else None
 
-    async def _by_delta(self, file: File, offer: Offer, progress: _Progress) -> None:
-        """Fetch a delta as any file, then make ``file`` of it; DeltaRefusedError."""
+    async def _fetch_by_delta(self, file: File, offer: Offer, progress: _FileProgress) -> None:
+        """Fetch a delta like any file, then restore ``file`` from it; DeltaRefusedError."""
         delta, store = offer.delta, self._store.deltas()
         base = self._store.path(msgspec.structs.replace(delta, sha256=offer.base))
         try:
@@ -177,7 +196,7 @@ class Downloader:
             with self._store.restoring(file) as destination:
                 await restore(base, store.path(delta), destination, file.size)
         except SourceUnavailableError:
-            # What came of it stays, and is used when the server is back.
+            # Keep the partial delta: the next try resumes it.
             raise
         except (DownloadError, ChunkMismatchError) as error:
             store.keep_only(set())
@@ -185,7 +204,7 @@ class Downloader:
         store.keep_only(set())
 
     def _reuse(self, partial: Partial) -> list[Chunk]:
-        """What is still missing after taking what partial and installed files have."""
+        """Copy chunks from installed files; return those that still have to be fetched."""
         missing = partial.missing()
         places = self._store.places({chunk.sha256 for chunk in missing})
         return [
@@ -194,19 +213,21 @@ class Downloader:
             if chunk.sha256 not in places or not partial.copy(chunk, places[chunk.sha256])
         ]
 
-    async def _fetch_index(self, file: File, line: Line) -> ChunkIndex:
-        data = await line.whole(bytes.fromhex(file.index), MAX_INDEX_BYTES)
+    async def _fetch_index(self, file: File, transfer: Transfer) -> ChunkIndex:
+        data = await transfer.whole(bytes.fromhex(file.index), MAX_INDEX_BYTES)
         index = decode_index_of(file, data)
         self._store.save_index(index)
         return index
 
 
-async def _receive(line: Line, batch: Sequence[Chunk]) -> AsyncGenerator[tuple[Chunk, bytes], None]:
-    """The chunks of a batch, cut out of the stream by their known sizes."""
+async def _receive(
+    transfer: Transfer, batch: Sequence[Chunk]
+) -> AsyncGenerator[tuple[Chunk, bytes], None]:
+    """Yield the chunks of a batch, cut out of the stream by their known sizes."""
     waiting = iter(batch)
     chunk = next(waiting, None)
     buffer = bytearray()
-    async with aclosing(line.pieces([each.sha256 for each in batch])) as pieces:
+    async with aclosing(transfer.pieces([each.sha256 for each in batch])) as pieces:
         async for piece in pieces:
             buffer += piece
             while chunk is not None and len(buffer) >= chunk.size:
@@ -217,23 +238,25 @@ async def _receive(line: Line, batch: Sequence[Chunk]) -> AsyncGenerator[tuple[C
             if chunk is None and buffer:
                 break
     if chunk is not None or buffer:
-        raise ChunkMismatchError(f"a stream of {len(batch)} chunks ended in the wrong place")
+        raise ChunkMismatchError(
+            f"a stream of {len(batch)} chunks has not the length that their index states"
+        )
 
 
-async def _to_the_end(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Runs in a thread; who is cancelled meanwhile waits for it.
+async def _run_to_completion(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run ``function`` in a thread and wait for its end even if cancelled.
 
-    A file must not be closed under a thread that writes to it: its descriptor could be another
-    file's by then.
+    A file must not be closed under a thread that writes to it: the kernel may have given its
+    descriptor to another file.
     """
-    # No task, which the end of the event loop would cancel, and the thread would go on.
+    # Not a task: the end of the event loop would cancel it while the thread continued.
     call = functools.partial(function, *args, **kwargs)
     running = asyncio.get_running_loop().run_in_executor(None, call)
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
         while not running.done():
-            # Whoever is in a hurry cancels again.
+            # A second cancellation must not end the wait either.
             with suppress(asyncio.CancelledError):
                 await asyncio.wait({running})
         raise

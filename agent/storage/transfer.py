@@ -1,4 +1,4 @@
-"""What one download receives: counted, in bounds, fast enough and before its deadline."""
+"""Reception of one download: bytes are counted and bounded in size, rate and time."""
 
 import asyncio
 import time
@@ -14,67 +14,69 @@ from artifact.manifest import File
 
 
 class ChunkSource(Protocol):
-    """Where chunks come from, and deltas, which are files made of chunks."""
+    """A server of chunks and of deltas, which are files made of chunks."""
 
     def fetch(self, digests: Sequence[bytes]) -> AsyncGenerator[bytes, None]:
-        """The chunks' bytes, concatenated in this order, in pieces of any size.
+        """Yield the chunks' bytes, concatenated in this order, in pieces of any size.
 
         Raises SourceUnavailableError when trying again may help, ChunkMissingError otherwise.
         """
 
     async def delta(self, bases: Sequence[File], target: File) -> Offer | BeingMade | None:
-        """What turns one of ``bases`` into ``target``; SourceUnavailableError."""
+        """Return a delta from one of ``bases`` to ``target``; SourceUnavailableError."""
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """When a download is given up."""
+class TransferLimits:
+    """Bounds in time and rate after which a download ends with SlowDownloadError."""
 
     total_seconds: float = 24 * 3600
-    # The least rate, taken over each window; a slower connection is broken off and tried again.
+    # The least rate over each window. A slower connection is closed and tried again, since a new
+    # one may take another route.
     least_bytes_per_second: float = 1024
     window_seconds: float = 30
-    # How long at most a delta that is being made is waited for.
+    # The longest wait for a delta that the server is still computing.
     delta_seconds: float = 120
 
 
-LIMITS: Final = Limits()
+DEFAULT_LIMITS: Final = TransferLimits()
 
 
 @dataclass(slots=True)
-class Tally:
-    """How far a download is. ``received_bytes`` came over the wire, repeated ones included."""
+class TransferProgress:
+    """Bytes of one download. ``received_bytes`` counts the wire, repetitions included."""
 
     done_bytes: int = 0
     total_bytes: int = 0
     received_bytes: int = 0
 
 
-class Line:
-    """From a source to one download, whose time begins now."""
+class Transfer:
+    """Bytes from a source to one download; its time begins on construction."""
 
     def __init__(
         self,
         source: ChunkSource,
-        tally: Tally,
-        limits: Limits = LIMITS,
+        progress: TransferProgress,
+        limits: TransferLimits = DEFAULT_LIMITS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source = source
-        self.tally = tally
+        self.progress = progress
         self._limits = limits
         self._clock = clock
         self._deadline = clock() + limits.total_seconds
 
     @property
-    def over(self) -> bool:
-        """Whether the deadline has passed."""
+    def is_past_deadline(self) -> bool:
+        """True once ``total_seconds`` have passed."""
         return self._clock() >= self._deadline
 
     async def pieces(self, digests: Sequence[bytes]) -> AsyncGenerator[bytes, None]:
-        """The chunks' bytes in pieces of any size; SlowDownloadError, and what the source raises.
+        """Yield the chunks' bytes in pieces of any size.
 
-        Close it (contextlib.aclosing): only that ends the call of a source that goes on.
+        Raises SlowDownloadError and whatever the source raises. Use contextlib.aclosing: without
+        it the call to a source that keeps sending stays open.
         """
         window = self._limits.window_seconds
         began, in_window = self._clock(), 0
@@ -87,33 +89,33 @@ class Line:
                     return
                 except TimeoutError:
                     raise _too_slow(0, window) from None
-                self.tally.received_bytes += len(piece)
+                self.progress.received_bytes += len(piece)
                 in_window += len(piece)
                 elapsed = self._clock() - began
                 if elapsed >= window:
                     if in_window < elapsed * self._limits.least_bytes_per_second:
                         raise _too_slow(in_window, elapsed)
                     began, in_window = self._clock(), 0
-                if self.over:
-                    raise _too_slow(self.tally.received_bytes, self._limits.total_seconds)
+                if self.is_past_deadline:
+                    raise _too_slow(self.progress.received_bytes, self._limits.total_seconds)
                 yield piece
 
     async def whole(self, digest: bytes, most_bytes: int) -> bytes:
-        """One chunk that is small, not yet verified; ChunkMismatchError when it does not end."""
+        """Return one small chunk, not yet verified; ChunkMismatchError above ``most_bytes``."""
         data = bytearray()
         async with aclosing(self.pieces([digest])) as pieces:
             async for piece in pieces:
                 data += piece
                 if len(data) > most_bytes:
                     raise ChunkMismatchError(
-                        f"{digest.hex()} has more than {most_bytes} bytes",
-                        advice="What the server sends is not what was published.",
+                        f"{digest.hex()} has more than the maximum of {most_bytes} bytes",
+                        advice="The server does not send what was published: publish it again.",
                     )
         return bytes(data)
 
 
 def _too_slow(received: int, seconds: float) -> SlowDownloadError:
     return SlowDownloadError(
-        f"{received} bytes came in {seconds:.0f} s",
-        advice="Check the box's connection; the download goes on where it stopped.",
+        f"{received} bytes arrived within {seconds:.0f} s, less than the minimum rate",
+        advice="Check the box's connection; the download resumes where it stopped.",
     )

@@ -91,14 +91,14 @@ class UpdateEngine:
 
     def status(self) -> Status:
         """Where the box stands now."""
-        update, tally, pointers = self._update, self._job.tally, self._journal.pointers()
+        update, progress, pointers = self._update, self._job.progress, self._journal.pointers()
         return Status(
             generation=update.assignment.generation,
             state=update.state,
             release=update.assignment.release,
             detail=self._journal_problem or self._keeper.problem or update.detail,
-            bytes_done=tally.done_bytes,
-            bytes_total=tally.total_bytes,
+            bytes_done=progress.done_bytes,
+            bytes_total=progress.total_bytes,
             current_release=self._keeper.serving_reference(pointers),
             last_good_release=reference_of(pointers.last_good),
         )
@@ -250,7 +250,7 @@ class UpdateEngine:
             stores=stores,
             reason=job.reason,
             detail=job.detail[:MAX_DETAIL_CHARACTERS],
-            received_bytes=job.received_bytes + job.tally.received_bytes,
+            received_bytes=job.received_bytes + job.progress.received_bytes,
             switch_seconds=job.switch_seconds,
         )
         receipt = self._receipt(entered, pointers) if state in OUTCOMES else None

@@ -6,7 +6,7 @@ import msgspec
 
 from agent.journal import Assignment, CheckResult, HeldRelease, Pointers, SlotPlan, Update
 from agent.selection import Decision
-from agent.storage.transfer import Tally
+from agent.storage.transfer import TransferProgress
 from agent.supervisor import Worker
 from artifact.manifest import Component, Release, Variant, decode_release
 
@@ -31,7 +31,7 @@ class UpdateJob:
     # It has served here before: nothing to fetch, and health is all that is checked.
     proven: bool = False
     workers: dict[str, Worker] = field(default_factory=dict)
-    tally: Tally = field(default_factory=Tally)
+    progress: TransferProgress = field(default_factory=TransferProgress)
     # From past lives of this process.
     received_bytes: int = 0
     switch_seconds: float = 0.0

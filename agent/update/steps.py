@@ -27,7 +27,7 @@ from agent.selection import Knowledge, Measurement, rank
 from agent.serving import Deployment, Serving
 from agent.storage.download import Downloader
 from agent.storage.file_store import FileStore
-from agent.storage.transfer import ChunkSource, Line
+from agent.storage.transfer import ChunkSource, Transfer
 from agent.supervisor import Worker
 from agent.update.job import StepFailedError, UpdateJob
 from agent.update.keeper import Keeper
@@ -151,8 +151,8 @@ class Steps:
 
     async def _fetch_manifest(self, verified: VerifiedRelease, job: UpdateJob) -> bytes:
         async def fetch() -> bytes:
-            line = Line(self.source, job.tally)
-            return await line.whole(bytes.fromhex(verified.sha256), MAX_MANIFEST_BYTES)
+            transfer = Transfer(self.source, job.progress)
+            return await transfer.whole(bytes.fromhex(verified.sha256), MAX_MANIFEST_BYTES)
 
         return await self._when_reachable(fetch)
 
@@ -209,12 +209,12 @@ class Steps:
         """Every file of the variants in hand."""
         try:
             try:
-                await self.downloader.fetch(files_of(job.held), job.tally, self.changed)
+                await self.downloader.fetch(files_of(job.held), job.progress, self.changed)
             except DiskFullError:
                 # Assignments that were superseded may have left something.
                 if not await self.clear_store():
                     raise
-                await self.downloader.fetch(files_of(job.held), job.tally, self.changed)
+                await self.downloader.fetch(files_of(job.held), job.progress, self.changed)
         except DownloadError as error:
             raise StepFailedError(error.reason, f"{error} {error.advice}") from error
         return Event.DONE

@@ -20,7 +20,7 @@ from agent.journal import Assignment, Journal, Pointers, Update
 from agent.storage.atomic_file import write_file
 from agent.storage.download import Downloader
 from agent.storage.file_store import FileStore
-from agent.storage.transfer import Tally
+from agent.storage.transfer import TransferProgress
 from agent.update.machine import State
 from artifact.chunks import verify_file
 from artifact.device_facts import MicroBenchmark
@@ -47,10 +47,10 @@ class Box:
         tuned.write_bytes(base.read_bytes() + random_file(root / "more", MIB + 7, 2).read_bytes())
         self.base, self.tuned = self.server.add(base), self.server.add(tuned)
 
-    async def fetch(self, file: File) -> Tally:
-        tally = Tally()
-        await self.downloader.fetch([file], tally, lambda: None)
-        return tally
+    async def fetch(self, file: File) -> TransferProgress:
+        progress = TransferProgress()
+        await self.downloader.fetch([file], progress, lambda: None)
+        return progress
 
     def check(self, file: File) -> None:
         verify_file(self.store.path(file), bytes.fromhex(file.sha256), file.size)

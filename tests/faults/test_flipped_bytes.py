@@ -21,7 +21,7 @@ from agent.errors import CorruptDownloadError, JournalError
 from agent.journal import Assignment, HeldRelease, Journal, Pointers, Receipt, Update
 from agent.storage.download import Downloader
 from agent.storage.file_store import FileStore
-from agent.storage.transfer import Tally
+from agent.storage.transfer import TransferProgress
 from artifact.chunks import verify_file
 from tests.agent.chunk_server import ChunkServer, random_file
 
@@ -54,7 +54,7 @@ class Wire:
     async def fetch(self) -> FileStore:
         store = FileStore(self.root / f"store-{next(self.numbers)}")
         downloader = Downloader(store, self.server, backoff=lambda: Backoff(0, 0))
-        await downloader.fetch([self.file], Tally(), lambda: None)
+        await downloader.fetch([self.file], TransferProgress(), lambda: None)
         return store
 
 

@@ -10,7 +10,7 @@ from agent.journal import Journal
 from agent.storage.atomic_file import write_file
 from agent.storage.download import Downloader
 from agent.storage.file_store import FileStore
-from agent.storage.transfer import Tally
+from agent.storage.transfer import TransferProgress
 from agent.update.machine import State
 from artifact.chunks import verify_file
 from tests.agent.box import Life, World
@@ -114,7 +114,7 @@ async def test_at_any_point_of_a_download_a_file_with_its_name_is_whole(tmp_path
 
 async def fetch(store: FileStore, server: ChunkServer, *files: object) -> None:
     downloader = Downloader(store, server, backoff=lambda: Backoff(0, 0))
-    await downloader.fetch(files, Tally(), lambda: None)  # type: ignore[arg-type]
+    await downloader.fetch(files, TransferProgress(), lambda: None)  # type: ignore[arg-type]
 
 
 def test_at_any_point_of_replacing_a_small_file_it_is_the_old_or_the_new(tmp_path: Path) -> None:

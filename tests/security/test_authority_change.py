@@ -34,7 +34,7 @@ from agent.link import renewal as renewals
 from agent.link import stream as streams
 from agent.link.connection import Connection
 from agent.link.renewal import Renewal
-from agent.link.stream import Link
+from agent.link.stream import ControlPlaneStream
 from agent.storage.atomic_file import write_file
 from agent.telemetry import TelemetryQueue
 from artifact.device_facts import DeviceFacts
@@ -98,7 +98,7 @@ class Box:
 
     data_dir: DataDir
     renewal: Renewal
-    link: Link
+    link: ControlPlaneStream
     name: str
 
     @property
@@ -127,7 +127,7 @@ async def running_box(root: Path) -> AsyncIterator[Box]:
     async with Life(World(root)) as life:
         connection = Connection(config.device_endpoint, identity)
         renewal = Renewal(data_dir, identity, connection, ask=asking(data_dir), name=config.name)
-        link = Link(
+        link = ControlPlaneStream(
             connection,
             life.engine,
             life.journal,

@@ -24,10 +24,10 @@ from agent.identity.credentials import Credentials
 from agent.identity.keys import Identity, make_or_load_key, signing_request
 from agent.link import connection as connections
 from agent.link.connection import Connection
-from agent.link.stream import Link
+from agent.link.stream import ControlPlaneStream
 from agent.storage.download import Downloader
 from agent.storage.file_store import FileStore
-from agent.storage.transfer import Limits, Tally
+from agent.storage.transfer import TransferLimits, TransferProgress
 from agent.telemetry import TelemetryQueue
 from artifact.manifest import File
 from tests.agent.box import Life, World, eventually
@@ -133,10 +133,10 @@ def a_file(root: Path) -> File:
 
 async def fetch(connection: Connection, store: FileStore, file: File) -> None:
     """With a real box's limits, but in a hurry."""
-    limits = Limits(total_seconds=1, least_bytes_per_second=1000, window_seconds=0.3)
+    limits = TransferLimits(total_seconds=1, least_bytes_per_second=1000, window_seconds=0.3)
     downloader = Downloader(store, connection, limits=limits, backoff=lambda: Backoff(0.05, 0.05))
     async with asyncio.timeout(PATIENCE_SECONDS):
-        await downloader.fetch([file], Tally(), lambda: None)
+        await downloader.fetch([file], TransferProgress(), lambda: None)
 
 
 @pytest.mark.parametrize(
@@ -208,12 +208,14 @@ async def test_answers_that_cannot_be_read_are_given_up(
 
 
 @asynccontextmanager
-async def linked(world: World, server: HostileServer) -> AsyncIterator[tuple[Life, Link]]:
+async def linked(
+    world: World, server: HostileServer
+) -> AsyncIterator[tuple[Life, ControlPlaneStream]]:
     identity = identity_of(server, world.root)
     connection = Connection(f"127.0.0.1:{server.port}", identity)
     telemetry = TelemetryQueue(world.root / "telemetry.db", "boot-1")
     async with Life(world) as life:
-        link = Link(
+        link = ControlPlaneStream(
             connection,
             life.engine,
             life.journal,

@@ -28,7 +28,7 @@ from agent.link import connection as connections
 from agent.link import renewal as renewals
 from agent.link.connection import Connection
 from agent.link.renewal import Renewal
-from agent.link.stream import Link
+from agent.link.stream import ControlPlaneStream
 from agent.selection import Prior
 from agent.storage.atomic_file import write_file
 from agent.telemetry import Labels, Sketch, TelemetryQueue, TelemetryWindow
@@ -65,7 +65,7 @@ class Box:
         self.waits: list[float] = []
         self.heard: list[tuple[str, str, Prior]] = []
         self.directed: list[int] = []
-        self.link = Link(
+        self.link = ControlPlaneStream(
             self.connection,
             life.engine,
             life.journal,

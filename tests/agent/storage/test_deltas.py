@@ -18,7 +18,7 @@ from agent.storage import deltas
 from agent.storage.deltas import MAX_BASES, BeingMade, Offer, likely_bases
 from agent.storage.download import Downloader
 from agent.storage.file_store import RESERVED_BYTES, FileStore
-from agent.storage.transfer import Limits, Tally
+from agent.storage.transfer import DEFAULT_LIMITS, TransferLimits, TransferProgress
 from artifact.deltas.encode import Side, Tensor, make_delta
 from artifact.manifest import File
 from artifact.splitting import Span
@@ -39,13 +39,15 @@ class World:
     tuned: File
     tuned_bytes: bytes
     delta: File
-    tally: Tally
+    progress: TransferProgress
 
-    async def fetch(self, *, store: FileStore | None = None, limits: Limits = Limits()) -> None:  # noqa: B008
+    async def fetch(
+        self, *, store: FileStore | None = None, limits: TransferLimits = DEFAULT_LIMITS
+    ) -> None:
         downloader = Downloader(
             store or self.store, self.server, limits=limits, backoff=lambda: Backoff(0, 0)
         )
-        await downloader.fetch([self.tuned], self.tally, lambda: None)
+        await downloader.fetch([self.tuned], self.progress, lambda: None)
 
     def arrived(self) -> bool:
         whole = self.store.path(self.tuned).read_bytes() == self.tuned_bytes
@@ -77,10 +79,10 @@ async def world(tmp_path: Path) -> World:
     server = ChunkServer()
     store = FileStore(tmp_path / "store")
     base, tuned, delta = (server.add(tmp_path / name) for name in ("base", "tuned", "d"))
-    await Downloader(store, server).fetch([base], Tally(), lambda: None)
+    await Downloader(store, server).fetch([base], TransferProgress(), lambda: None)
     server.asked.clear()
     server.offers = [Offer(base.sha256, delta)]
-    return World(tmp_path, server, store, base, tuned, tuned_bytes, delta, Tally())
+    return World(tmp_path, server, store, base, tuned, tuned_bytes, delta, TransferProgress())
 
 
 async def test_a_delta_that_is_fewer_bytes_is_fetched_and_the_file_made_of_it(world: World) -> None:
@@ -89,8 +91,8 @@ async def test_a_delta_that_is_fewer_bytes_is_fetched_and_the_file_made_of_it(wo
     bases, target = world.server.asked[0]
     assert [(file.sha256, file.index) for file in bases] == [(world.base.sha256, world.base.index)]
     assert target == world.tuned
-    assert world.tally.received_bytes < 0.1 * SIZE
-    assert world.tally.done_bytes == world.tally.total_bytes == SIZE
+    assert world.progress.received_bytes < 0.1 * SIZE
+    assert world.progress.done_bytes == world.progress.total_bytes == SIZE
     # It is a source of chunks from now on, as any other.
     assert world.store.index(world.tuned) is not None
 
@@ -100,12 +102,12 @@ async def test_a_delta_that_is_being_made_is_waited_for(world: World) -> None:
     await world.fetch()
     assert world.arrived()
     assert len(world.server.asked) == 3
-    assert world.tally.received_bytes < 0.1 * SIZE
+    assert world.progress.received_bytes < 0.1 * SIZE
 
 
 async def test_a_delta_that_takes_too_long_to_make_is_not_waited_for(world: World) -> None:
     world.server.offers = [BeingMade(60)] * 9
-    await world.fetch(limits=Limits(delta_seconds=0))
+    await world.fetch(limits=TransferLimits(delta_seconds=0))
     assert world.arrived()
     assert len(world.server.asked) == 1
 
@@ -114,7 +116,7 @@ async def test_without_a_delta_the_chunks_come(world: World) -> None:
     world.server.offers = []
     await world.fetch()
     assert world.arrived()
-    assert world.tally.received_bytes > SIZE
+    assert world.progress.received_bytes > SIZE
 
 
 @pytest.mark.parametrize("size", [SIZE, SIZE * 0.95])
@@ -124,7 +126,7 @@ async def test_a_delta_that_saves_too_little_is_left(world: World, size: float) 
     ]
     await world.fetch()
     assert world.arrived()
-    assert world.tally.received_bytes > SIZE
+    assert world.progress.received_bytes > SIZE
 
 
 async def test_a_base_that_is_not_here_is_no_base(world: World) -> None:
@@ -139,7 +141,7 @@ async def test_without_room_for_both_the_chunks_come(world: World) -> None:
     )
     await world.fetch(store=tight)
     assert world.arrived()
-    assert world.tally.received_bytes > SIZE
+    assert world.progress.received_bytes > SIZE
 
 
 async def test_a_delta_that_arrives_altered_is_not_used(world: World) -> None:
@@ -199,7 +201,7 @@ async def test_a_break_in_a_delta_resumes(world: World) -> None:
     world.server.break_after = [10**9, 10**9, world.delta.size // 2]
     await world.fetch()
     assert world.arrived()
-    assert world.tally.received_bytes < 0.15 * SIZE
+    assert world.progress.received_bytes < 0.15 * SIZE
 
 
 async def test_a_restart_uses_the_delta_that_came(
@@ -219,12 +221,12 @@ async def test_a_restart_uses_the_delta_that_came(
         life.cancel()
         with pytest.raises(asyncio.CancelledError):
             await life
-    received, world.tally = world.tally.received_bytes, Tally()
+    received, world.progress = world.progress.received_bytes, TransferProgress()
     world.server.offers = [offer]
     await world.fetch(store=FileStore(world.root / "store"))
     assert world.arrived()
     assert received > world.delta.size
-    assert world.tally.received_bytes == 0
+    assert world.progress.received_bytes == 0
 
 
 async def test_a_server_out_of_reach_is_tried_again(world: World) -> None:
@@ -241,7 +243,7 @@ async def test_a_server_out_of_reach_is_tried_again(world: World) -> None:
     world.server.delta = delta  # type: ignore[assignment, method-assign]
     await world.fetch()
     assert world.arrived()
-    assert world.tally.received_bytes < 0.1 * SIZE
+    assert world.progress.received_bytes < 0.1 * SIZE
 
 
 async def test_cancelling_ends_the_process(

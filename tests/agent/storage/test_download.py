@@ -19,7 +19,7 @@ from agent.errors import (
 from agent.storage.download import Downloader
 from agent.storage.file_store import RESERVED_BYTES, FileStore
 from agent.storage.partial_file import Partial
-from agent.storage.transfer import Limits, Tally
+from agent.storage.transfer import TransferLimits, TransferProgress
 from artifact.chunks import MAX_CHUNK_BYTES, Chunk
 from artifact.manifest import File
 from tests.agent.chunk_server import ChunkServer, random_file
@@ -46,12 +46,12 @@ class Box:
         self.server = ChunkServer()
         self.store = FileStore(root / "store")
         self.downloader = Downloader(self.store, self.server, backoff=no_wait)
-        self.tally = Tally()
+        self.progress = TransferProgress()
 
-    async def fetch(self, *files: File) -> Tally:
-        self.tally = Tally()
-        await self.downloader.fetch(files, self.tally, lambda: None)
-        return self.tally
+    async def fetch(self, *files: File) -> TransferProgress:
+        self.progress = TransferProgress()
+        await self.downloader.fetch(files, self.progress, lambda: None)
+        return self.progress
 
     def left(self) -> list[str]:
         """Names under which something begun is left."""
@@ -66,10 +66,10 @@ def box(tmp_path: Path) -> Box:
 async def test_a_file_arrives_whole_under_its_digest(box: Box, tmp_path: Path) -> None:
     source = random_file(tmp_path / "a.gguf", 3 * MIB + 17)
     file = box.server.add(source)
-    tally = await box.fetch(file)
+    progress = await box.fetch(file)
     assert box.store.path(file).read_bytes() == source.read_bytes()
-    assert tally.done_bytes == tally.total_bytes == file.size
-    assert tally.received_bytes == box.server.sent_bytes
+    assert progress.done_bytes == progress.total_bytes == file.size
+    assert progress.received_bytes == box.server.sent_bytes
     assert box.left() == []
 
 
@@ -92,9 +92,9 @@ async def test_a_break_resumes_with_the_chunks_that_are_missing(box: Box, tmp_pa
     index_bytes = len(box.server.chunks[bytes.fromhex(file.index)])
     # The index comes whole, then the connection breaks in the third chunk.
     box.server.break_after = [index_bytes + 1, 2 * MIB + MIB // 2]
-    tally = await box.fetch(file)
+    progress = await box.fetch(file)
     assert [len(request) for request in box.server.requests] == [1, 5, 3]
-    assert tally.received_bytes == index_bytes + 5 * MIB + MIB // 2
+    assert progress.received_bytes == index_bytes + 5 * MIB + MIB // 2
 
 
 async def test_a_cancelled_download_waits_for_the_thread_that_writes(
@@ -131,12 +131,12 @@ async def test_a_restart_of_the_agent_resumes_too(box: Box, tmp_path: Path) -> N
     box.server.break_after = [10**9, 3 * MIB]
     impatient = Downloader(box.store, box.server, backoff=lambda: GivesUp(0, 0))
     with pytest.raises(SourceUnavailableError):
-        await impatient.fetch([file], Tally(), lambda: None)
+        await impatient.fetch([file], TransferProgress(), lambda: None)
     again = Box(tmp_path)
     again.server.chunks = box.server.chunks
-    tally = await again.fetch(file)
+    progress = await again.fetch(file)
     assert [len(request) for request in again.server.requests] == [1]
-    assert tally.received_bytes == MIB
+    assert progress.received_bytes == MIB
 
 
 async def test_chunks_of_installed_files_are_used_again(box: Box, tmp_path: Path) -> None:
@@ -148,9 +148,9 @@ async def test_chunks_of_installed_files_are_used_again(box: Box, tmp_path: Path
         base.read_bytes()[: 3 * MIB] + random_file(tmp_path / "x", MIB, 2).read_bytes()
     )
     second = box.server.add(tuned)
-    tally = await box.fetch(second)
+    progress = await box.fetch(second)
     index_bytes = len(box.server.chunks[bytes.fromhex(second.index)])
-    assert tally.received_bytes == MIB + index_bytes
+    assert progress.received_bytes == MIB + index_bytes
     assert box.store.path(second).read_bytes() == tuned.read_bytes()
 
 
@@ -226,11 +226,11 @@ async def test_a_full_disk_is_told_before_the_first_byte(box: Box, tmp_path: Pat
     file = box.server.add(random_file(tmp_path / "a", 2 * MIB))
     store = FileStore(tmp_path / "store", free=lambda _: RESERVED_BYTES + 2 * MIB - 1)
     with pytest.raises(DiskFullError, match=str(2 * MIB)) as refused:
-        await Downloader(store, box.server).fetch([file], Tally(), lambda: None)
+        await Downloader(store, box.server).fetch([file], TransferProgress(), lambda: None)
     assert "Free space" in refused.value.advice
     assert box.server.requests == []
     roomy = FileStore(tmp_path / "store", free=lambda _: RESERVED_BYTES + 2 * MIB)
-    await Downloader(roomy, box.server).fetch([file], Tally(), lambda: None)
+    await Downloader(roomy, box.server).fetch([file], TransferProgress(), lambda: None)
     assert roomy.has(file)
 
 
@@ -240,9 +240,9 @@ async def test_the_owners_budget_counts_what_is_here(box: Box, tmp_path: Path) -
     await box.fetch(first)
     tight = FileStore(tmp_path / "store", budget_bytes=4 * MIB - 1)
     with pytest.raises(DiskFullError, match=f"{2 * MIB} bytes are needed"):
-        await Downloader(tight, box.server).fetch([second], Tally(), lambda: None)
+        await Downloader(tight, box.server).fetch([second], TransferProgress(), lambda: None)
     assert tight.keep_only(set()) >= 2 * MIB
-    await Downloader(tight, box.server).fetch([second], Tally(), lambda: None)
+    await Downloader(tight, box.server).fetch([second], TransferProgress(), lambda: None)
     assert tight.has(second)
 
 
@@ -253,9 +253,9 @@ async def test_what_a_begun_file_holds_already_needs_no_more_space(
     box.server.break_after = [10**9, 3 * MIB]
     impatient = Downloader(box.store, box.server, backoff=lambda: GivesUp(0, 0))
     with pytest.raises(SourceUnavailableError):
-        await impatient.fetch([file], Tally(), lambda: None)
+        await impatient.fetch([file], TransferProgress(), lambda: None)
     tight = FileStore(tmp_path / "store", free=lambda _: RESERVED_BYTES + MIB)
-    await Downloader(tight, box.server).fetch([file], Tally(), lambda: None)
+    await Downloader(tight, box.server).fetch([file], TransferProgress(), lambda: None)
     assert tight.has(file)
 
 
@@ -268,12 +268,12 @@ async def test_a_trickle_is_broken_off_and_given_up_at_the_deadline(
     slow = Downloader(
         box.store,
         box.server,
-        limits=Limits(total_seconds=100, least_bytes_per_second=11, window_seconds=30),
+        limits=TransferLimits(total_seconds=100, least_bytes_per_second=11, window_seconds=30),
         clock=lambda: float(next(seconds)),
         backoff=no_wait,
     )
     with pytest.raises(SlowDownloadError):
-        await slow.fetch([file], Tally(), lambda: None)
+        await slow.fetch([file], TransferProgress(), lambda: None)
 
 
 async def test_a_server_that_goes_on_after_the_last_chunk_is_not_listened_to(

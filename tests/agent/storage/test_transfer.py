@@ -7,7 +7,7 @@ import pytest
 
 from agent.errors import SlowDownloadError
 from agent.storage.deltas import BeingMade, Offer
-from agent.storage.transfer import Limits, Line, Tally
+from agent.storage.transfer import Transfer, TransferLimits, TransferProgress
 from artifact.errors import ChunkMismatchError
 from artifact.manifest import File
 
@@ -34,11 +34,11 @@ class Endless:
 
 
 async def test_what_does_not_end_is_refused_one_piece_after_its_bound() -> None:
-    server, tally = Endless(b"x" * 10), Tally()
-    with pytest.raises(ChunkMismatchError, match="more than 95 bytes") as refused:
-        await Line(server, tally).whole(DIGEST, 95)
+    server, progress = Endless(b"x" * 10), TransferProgress()
+    with pytest.raises(ChunkMismatchError, match="more than the maximum of 95 bytes") as refused:
+        await Transfer(server, progress).whole(DIGEST, 95)
     assert refused.value.advice
-    assert tally.received_bytes == 100
+    assert progress.received_bytes == 100
     assert not server.open
 
 
@@ -47,9 +47,9 @@ async def test_too_slow_is_broken_off_after_a_window_and_anything_at_the_deadlin
     piece: bytes, seconds: int
 ) -> None:
     """The clock goes on by one second a piece: 2 bytes a second are too few, 3 are enough."""
-    limits = Limits(total_seconds=20, least_bytes_per_second=2.5, window_seconds=4)
-    server, tally, ticks = Endless(piece), Tally(), itertools.count()
+    limits = TransferLimits(total_seconds=20, least_bytes_per_second=2.5, window_seconds=4)
+    server, progress, ticks = Endless(piece), TransferProgress(), itertools.count()
     with pytest.raises(SlowDownloadError):
-        await Line(server, tally, limits, lambda: float(next(ticks))).whole(DIGEST, 10**6)
+        await Transfer(server, progress, limits, lambda: float(next(ticks))).whole(DIGEST, 10**6)
     assert next(ticks) <= seconds + 4
     assert not server.open

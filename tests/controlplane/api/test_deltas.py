@@ -16,7 +16,7 @@ from agent.identity.keys import Identity
 from agent.link.connection import Connection
 from agent.storage.download import Downloader
 from agent.storage.file_store import FileStore
-from agent.storage.transfer import Tally
+from agent.storage.transfer import TransferProgress
 from artifact.manifest import File
 from controlplane.server.running import running
 
@@ -57,9 +57,9 @@ class Agent:
 
     async def fetch(self, file: File) -> int:
         """Bytes that came over the wire."""
-        tally = Tally()
-        await self.downloader.fetch([file], tally, lambda: None)
-        return tally.received_bytes
+        progress = TransferProgress()
+        await self.downloader.fetch([file], progress, lambda: None)
+        return progress.received_bytes
 
 
 async def test_a_box_that_holds_a_version_fetches_the_difference(
@@ -176,10 +176,10 @@ async def test_only_published_releases_are_compared(plane: Plane, files: tuple[F
 
 
 async def test_a_download_goes_on_where_it_was_when_the_server_restarts(tmp_path: Path) -> None:
-    tally, begun = Tally(), asyncio.Event()
+    progress, begun = TransferProgress(), asyncio.Event()
 
     def changed() -> None:
-        if tally.done_bytes >= MIB:
+        if progress.done_bytes >= MIB:
             begun.set()
 
     async with running_plane(tmp_path / "server", device_bytes_per_second=MIB) as plane:
@@ -187,7 +187,7 @@ async def test_a_download_goes_on_where_it_was_when_the_server_restarts(tmp_path
         await publisher.initialise()
         file = await publish(publisher, tmp_path / "file", BASE, "1.0.0")
         agent = Agent(await plane.enroll("box-1"), tmp_path / "box")
-        download = asyncio.create_task(agent.downloader.fetch([file], tally, changed))
+        download = asyncio.create_task(agent.downloader.fetch([file], progress, changed))
         await begun.wait()
         assert not download.done()
     config = replace(plane.config, device=plane.endpoints.device, device_bytes_per_second=None)
@@ -196,7 +196,7 @@ async def test_a_download_goes_on_where_it_was_when_the_server_restarts(tmp_path
     await agent.connection.close()
     assert agent.store.path(file).read_bytes() == BASE
     # The chunk that was under way comes again.
-    assert len(BASE) <= tally.received_bytes < len(BASE) + 1.1 * MIB
+    assert len(BASE) <= progress.received_bytes < len(BASE) + 1.1 * MIB
 
 
 async def test_downloads_keep_to_their_rate(tmp_path: Path) -> None:
