@@ -1,1 +1,1 @@
-"""Speed and memory as ratios: each figure stands beside a named peer, measured in the same run."""
+"""Speed and memory as ratios to a named peer, measured in the same run."""

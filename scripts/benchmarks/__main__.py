@@ -1,4 +1,4 @@
-"""Run the benchmarks and print one table; nothing here is a test, and no bar ends the run."""
+"""Run the benchmarks and print one table; a missed bar does not fail the run."""
 
 import argparse
 import json
@@ -45,7 +45,7 @@ ON_FINE_TUNES: dict[str, Callable[[Path, str], list[Result]]] = {
     "chunks": chunks.run,
     "deltas": deltas.run,
 }
-# The files are 300 and 500 MB then.
+# With --full the files have 300 and 500 MB.
 FULL_PARAMETERS = "480M"
 SELECTION = "selection"
 NAMES = (*ALONE, *ON_FINE_TUNES, SELECTION, *ON_A_BOX)
@@ -83,7 +83,7 @@ def main() -> int:
 def run(
     wanted: Sequence[str], directory: Path, options: argparse.Namespace, fine_tuned: str
 ) -> list[Result]:
-    """The chosen benchmarks, a row or some of each."""
+    """Run the chosen benchmarks; each returns one or more rows."""
     parameters, quantization = options.parameters, options.quantization
     results: list[Result] = []
     for name, benchmark in ALONE.items():
@@ -110,7 +110,7 @@ def run(
 
 
 def machine() -> str:
-    """Where the figures are from; they mean little elsewhere."""
+    """Return the machine's description, printed above the figures."""
     import psutil
 
     model = next(
@@ -125,7 +125,7 @@ def machine() -> str:
 
 
 def start_as_a_worker() -> None:
-    """Engines in this process get what a worker's process is started with, its children do not."""
+    """Set a worker's environment for the engines of this process, but not for its children."""
     if os.environ != engine_environment():
         os.execve(sys.executable, sys.orig_argv, engine_environment())  # noqa: S606 - itself
     for name, _ in LARGE_PAGES.items() & os.environ.items():

@@ -1,4 +1,4 @@
-"""What tuning the last fifth of the layers costs by chunks, beside cutting by size alone."""
+"""Bytes of a fine-tune of the last fifth of the layers by chunks, beside cutting by size alone."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that counts what passes through it, both ways."""
+"""A TCP proxy on loopback that counts the bytes of both directions."""
 
 import contextlib
 import socket
@@ -9,7 +9,7 @@ PIECE_BYTES = 1 << 16
 
 
 class CountingProxy:
-    """Passes connections on to ``target`` (HOST:PORT). ``passed_bytes`` are TLS records and all."""
+    """A proxy to ``target`` (HOST:PORT). ``passed_bytes`` includes TLS records."""
 
     def __init__(self, target: str) -> None:
         host, _, port = target.rpartition(":")
@@ -24,8 +24,8 @@ class CountingProxy:
         return f"127.0.0.1:{self._listener.getsockname()[1]}"
 
     def close(self) -> None:
-        """Take no new connections; those that are open last as long as their ends do."""
-        # Closing alone does not wake the thread that accepts.
+        """Stop accepting; open connections last until one side closes them."""
+        # Closing a socket does not wake a thread blocked in accept(); shutdown does.
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()

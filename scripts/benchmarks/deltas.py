@@ -1,4 +1,4 @@
-"""What fine-tunes cost by tensor delta, beside zstd and xdelta3, and what restoring takes.
+"""Size of fine-tunes as tensor deltas, beside zstd and xdelta3, and the cost of restoring them.
 
 Making runs as the control plane does it and restoring as a box does it, each in its own process.
 """
@@ -18,7 +18,7 @@ BARS = {"q4_k_m": 0.15, "q8_0": 0.30}
 MEMORY_BAR_MIB = 64.0
 MIB = 1 << 20
 MEGABYTE = 1e6
-# What the box runs, and then its peak: ru_maxrss would count this process's memory too.
+# Runs the device's command, then prints its peak: ru_maxrss would include this process's memory.
 RESTORE = (
     "from agent.worker import restore; code = restore.main();"
     "print(*(line for line in open('/proc/self/status') if line.startswith('VmHWM')));"
@@ -28,7 +28,7 @@ RESTORE = (
 
 @dataclass(frozen=True)
 class Restored:
-    """What restoring took; ``exact`` when every byte came back."""
+    """Cost of restoring; ``exact`` is true if every byte matches."""
 
     exact: bool
     seconds: float
@@ -132,7 +132,7 @@ def _xdelta3(base: Path, target: Path, out: Path) -> int | None:
 
 
 def _peer(command: list[str | Path], out: Path) -> int | None:
-    """Bytes that a tool makes of it; None when this machine lacks the tool."""
+    """Return the size of a tool's delta in bytes; None if this machine lacks the tool."""
     if shutil.which(str(command[0])) is None:
         return None
     subprocess.run(command, check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""One control plane and one box that serves a random-weight Llama, for what needs a gateway."""
+"""A control plane and a device that serves a random-weight Llama, for benchmarks of the gateway."""
 
 import sys
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ CONTEXT = 512
 
 @dataclass(frozen=True)
 class Deployment:
-    """``model_file`` is the very file that the box's worker loaded."""
+    """A running deployment; ``model_file`` is the file that the worker loaded."""
 
     server: ControlPlane
     box: Box
@@ -24,7 +24,7 @@ class Deployment:
     model_file: Path
 
     def roll_out(self, version: str) -> None:
-        """Publish the model as another release, and wait until the box serves it."""
+        """Publish the model as another release, and wait until the device serves it."""
         release = {
             "name": "acme/bench",
             "version": version,
@@ -38,13 +38,13 @@ class Deployment:
         self.start_rollout(version)
 
     def start_rollout(self, version: str) -> None:
-        """Roll out what is published, and wait for its end."""
+        """Roll out the published release, and wait for its end."""
         self.server.cli("rollout", "start", f"acme/bench@{version}", "--to", "", "--wait")
 
 
 @contextmanager
 def deployed(directory: Path, parameters: str, quantization: str) -> Iterator[Deployment]:
-    """A box on release 1.0.0 of a model of this size and kind, torn down at the end."""
+    """Start a device on release 1.0.0 of a model of this size and format; stop it at the end."""
     directory.mkdir(parents=True)
     source = directory / "random.gguf"
     generator = str(SCRIPTS / "demo_models" / "random_llama.py")

@@ -15,7 +15,7 @@ from runtimes.llama_cpp.inspect import GgufInspector
 from runtimes.llama_cpp.quantize import LlamaCppQuantizer
 
 SCRIPTS = Path(__file__).parents[1]
-# Of each tensor's standard deviation.
+# Share of each tensor's standard deviation.
 DENSE_STEP = 0.01
 LAYER_STEP = 0.05
 TUNED_LAYERS = 0.2
@@ -25,7 +25,7 @@ _LAYER = re.compile(r"blk\.(\d+)\.")
 
 @dataclass(frozen=True)
 class FineTunes:
-    """One model, quantized by ``SCHEMES``, and two fine-tunes of it likewise."""
+    """A model quantized by ``SCHEMES``, and two fine-tunes of it quantized likewise."""
 
     directory: Path
 
@@ -33,16 +33,16 @@ class FineTunes:
         return self.directory / f"base-{scheme}.gguf"
 
     def dense(self, scheme: str) -> Path:
-        """Every weight moved by 1 % of its tensor's deviation."""
+        """Files of the fine-tune that moved every weight by 1 % of its tensor's deviation."""
         return self.directory / f"dense-{scheme}.gguf"
 
     def last_layers(self, scheme: str) -> Path:
-        """Only the last fifth of the layers moved."""
+        """Files of the fine-tune that moved only the last fifth of the layers."""
         return self.directory / f"last-{scheme}.gguf"
 
 
 def make(directory: Path, parameters: str) -> FineTunes:
-    """Minutes for hundreds of millions of parameters; what is there already is used again."""
+    """Build the files or reuse them; minutes for hundreds of millions of parameters."""
     tunes = FineTunes(directory)
     if all(tunes.last_layers(scheme).exists() for scheme in SCHEMES):
         return tunes
@@ -77,7 +77,7 @@ def _move(path: Path, tensors: Sequence[TensorInfo], step: float) -> None:
             dtype = "<f2" if tensor.type == "f16" else "<f4"
             file.seek(tensor.offset)
             weights = np.frombuffer(file.read(tensor.size), dtype).astype(np.float32)
-            # Norms of a random model are all one, and training moves them too.
+            # Norms of a random model all equal one, and training moves them too.
             spread = float(weights.std()) or 1.0
             weights += random.standard_normal(weights.shape, np.float32) * (step * spread)
             file.seek(tensor.offset)

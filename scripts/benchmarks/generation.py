@@ -1,4 +1,4 @@
-"""Generation through the gateway against the same engine in this process, and llama-bench."""
+"""Generation through the gateway, against the same engine in-process and llama-bench."""
 
 import http.client
 import json
@@ -25,7 +25,7 @@ PROMPT = "The import statement combines two operations; it searches for the name
 
 
 class Answer(NamedTuple):
-    """Seconds to the first token, tokens per second after it, and how many the prompt had."""
+    """TTFT in seconds, tokens per second after it, and the prompt's tokens."""
 
     ttft: float
     rate: float
@@ -33,7 +33,7 @@ class Answer(NamedTuple):
 
 
 def run(deployment: Deployment) -> list[Result]:
-    """Alternately the gateway and the engine, on the same file; medians of both."""
+    """Measure the gateway and the engine alternately, on the same file; report medians."""
     from artifact.manifest import Task
 
     files = {deployment.model_file.name: deployment.model_file}
@@ -41,7 +41,7 @@ def run(deployment: Deployment) -> list[Result]:
     try:
         here, there = [], []
         for repetition in range(REPETITIONS + 1):
-            # Another opening each time, so that no side profits from a prompt it has seen.
+            # Openings differ, so that neither side profits from a cached prefix.
             prompt = f"{repetition}. {PROMPT}"
             inside, outside = _in_process(engine, prompt), _gateway(deployment.box.gateway, prompt)
             if repetition:  # the first of each only warms up
@@ -72,11 +72,11 @@ def run(deployment: Deployment) -> list[Result]:
 
 
 def _beside_llama_bench(deployment: Deployment) -> Result:
-    """Tokens per second of generation alone, and llama.cpp's own benchmark, in turns."""
+    """Measure decode speed and llama-bench in turns, in tokens per second."""
     what, bar = "generation beside llama.cpp's own", f">= {LLAMA_BENCH_BAR} x"
     ours, peers = [], []
     for turn in range(TURNS):
-        # One to warm up, as llama-bench does by a token, then the mean of as many as it takes.
+        # One warm-up run, as llama-bench does, then the mean of as many runs as it uses.
         warm, *answers = [
             _gateway(deployment.box.gateway, f"{turn}.{number}: {PROMPT}")
             for number in range(1 + llama_bench.REPETITIONS)
@@ -86,7 +86,7 @@ def _beside_llama_bench(deployment: Deployment) -> Result:
         if measured is None:
             return Result(what, "", "no llama-bench here", bar, None, llama_bench.ABSENT)
         peers.append(measured[1])
-    # Either side's pace changes from minute to minute with what else the machine has to do.
+    # Both sides' speed drifts with the machine's other load, so they are measured in turns.
     ratio = statistics.median(our / peer for our, peer in zip(ours, peers, strict=True))
     return Result(
         what,
@@ -115,7 +115,7 @@ def _in_process(engine: Engine, prompt: str) -> Answer:
 
 
 def _gateway(address: str, prompt: str) -> Answer:
-    """The same, as an HTTP client sees it; tokens are counted by the answer's own usage."""
+    """Measure one request as an HTTP client; tokens are counted by the answer's `usage`."""
     body = json.dumps(streamed(prompt, TOKENS))
     connection = http.client.HTTPConnection(address, timeout=120)
     connection.connect()
@@ -125,7 +125,7 @@ def _gateway(address: str, prompt: str) -> Answer:
     assert answer.status == HTTPStatus.OK, answer.read()
     opening = answer.readline()
     first = time.perf_counter()
-    # Whoever takes the tokens one by one competes with the engine for this machine's cores.
+    # A client that reads token by token competes with the engine for this machine's cores.
     events = opening + answer.read()
     ended = time.perf_counter()
     connection.close()
@@ -135,7 +135,7 @@ def _gateway(address: str, prompt: str) -> Answer:
 
 
 def streamed(prompt: str, tokens: int) -> dict[str, object]:
-    """A request for so many tokens as they come, and for their number."""
+    """Return a streamed request for a number of tokens, with usage included."""
     return {
         "model": "bench",
         "prompt": prompt,

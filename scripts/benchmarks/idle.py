@@ -1,4 +1,4 @@
-"""The daemon at rest: resident memory and processor share, beside a bare Python interpreter."""
+"""Resident memory and CPU share of an idle daemon, beside a bare Python interpreter."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ MIB = 1 << 20
 
 
 def run(deployment: Deployment) -> list[Result]:
-    """Watch the daemon, which has a model served by its worker but no requests."""
+    """Sample the daemon while its worker serves a model without requests."""
     assert deployment.box.process.popen is not None
     daemon = psutil.Process(deployment.box.process.popen.pid)
     before = sum(daemon.cpu_times()[:2])

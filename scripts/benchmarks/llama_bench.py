@@ -1,4 +1,4 @@
-"""llama.cpp's own benchmark, as its users run it.
+"""llama-bench, as its users run it.
 
 It is built from the sources that llama-cpp-python brings
 (``cmake --build build --target llama-bench``) and found in PATH or by FLOTILLA_LLAMA_BENCH.
@@ -17,7 +17,7 @@ ABSENT = "build llama-bench and set FLOTILLA_LLAMA_BENCH"
 def rates(
     model: Path, prompt_tokens: int, tokens: int, depth: int = 0
 ) -> tuple[float, float] | None:
-    """Tokens per second of one batch of a prompt, and of generation; None where there is none.
+    """Return tokens per second of one prompt batch and of generation; None if not measured.
 
     Each of them follows ``depth`` tokens that are not timed.
     """

@@ -36,14 +36,14 @@ http {{
 
 
 def missing() -> str:
-    """Which tool of the peer this machine lacks; empty when none."""
+    """Return the name of a tool that this machine lacks, else an empty string."""
     tools = ("nginx", "curl", "sha256sum", "openssl")
     return ", ".join(tool for tool in tools if shutil.which(tool) is None)
 
 
 @contextmanager
 def serving(directory: Path, file: Path) -> Iterator[str]:
-    """The URL under which nginx serves ``file`` over TLS with a P-256 certificate."""
+    """Serve ``file`` by nginx over TLS with a P-256 certificate; yield its URL."""
     (directory / "files").mkdir(parents=True)
     (directory / "files" / file.name).hardlink_to(file)
     port = free_port()
@@ -56,7 +56,7 @@ def serving(directory: Path, file: Path) -> Iterator[str]:
         check=True,
         capture_output=True,
     )
-    # Started by root its worker would become nobody, who may not read our directory.
+    # As root, nginx would run its worker as user `nobody`, which cannot read our directory.
     user = "user root;" if os.geteuid() == 0 else ""
     configuration = directory / "nginx.conf"
     configuration.write_text(CONFIGURATION.format(directory=directory, port=port, user=user))
@@ -72,7 +72,7 @@ def serving(directory: Path, file: Path) -> Iterator[str]:
 
 
 def seconds_to_fetch(url: str) -> float:
-    """Wall seconds of one `curl | sha256sum`."""
+    """Return the wall seconds of one `curl | sha256sum`."""
     began = time.perf_counter()
     curl = subprocess.Popen(["curl", "--silent", "--insecure", url], stdout=subprocess.PIPE)
     subprocess.run(["sha256sum"], stdin=curl.stdout, check=True, capture_output=True)

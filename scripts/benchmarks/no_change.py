@@ -1,4 +1,4 @@
-"""What an update costs on the wire when the box holds every byte of it already.
+"""Bytes on the wire of an update whose files the device already holds.
 
 Every byte of the box's device connection is counted, both ways: assignment, metadata, manifest,
 receipt, and the statuses and telemetry that go on meanwhile.
@@ -21,7 +21,7 @@ NEXT, AFTER_THAT = "3.0.0", "3.1.0"
 
 
 def run(deployment: Deployment) -> list[Result]:
-    """A box that reconnects, and then is given what it holds: by a new name, and by the same."""
+    """Count the bytes of assigning held files, as a new release and as the same one."""
     with counting(deployment.server.device) as proxy, _through(deployment, proxy):
         wait_until("the box to connect", lambda: _connected(deployment))
         connected = proxy.passed_bytes
@@ -70,7 +70,7 @@ def _connected(deployment: Deployment) -> bool:
 
 @contextmanager
 def _through(deployment: Deployment, proxy: CountingProxy) -> Iterator[None]:
-    """The box, started anew with its device connection going through the proxy."""
+    """Restart the agent with its device connection routed through the proxy."""
     path = deployment.box.directory / "config.json"
     config = path.read_bytes()
     deployment.box.stop()

@@ -1,11 +1,11 @@
-"""What a benchmark found, and how it is shown."""
+"""Results of benchmarks and their table."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Result:
-    """One row. ``met`` is None where the bar could not be judged, with the reason in ``note``."""
+    """One row; ``met`` is None if the bar could not be judged, with the reason in ``note``."""
 
     what: str
     figure: str

@@ -1,4 +1,4 @@
-"""How well a box predicts variants that it has not tried, and how good its choice is."""
+"""Error of a device's predictions for untried variants, and the regret of its choice."""
 
 import asyncio
 import statistics
@@ -39,13 +39,13 @@ ROUNDS = 3
 REPETITIONS = 4
 PROMPT = "The box by the road has served its neighbours for many years, and"
 SCHEMES = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k")
-# What the box is taken to have measured before; every other variant is predicted from it.
+# The variant that counts as measured; every other one is predicted from it.
 CALIBRATED = ("q8_0", "q4_k_m")
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A variant as it lies on the disk, and what it gave here."""
+    """A variant on disk and its measured speed."""
 
     model: str
     variant: Variant
@@ -57,7 +57,7 @@ class Tried:
 
 
 def run(directory: Path, parameters: str) -> list[Result]:
-    """Measures every variant of a random model, and asks what selection would have made of it."""
+    """Measure every variant of a random model, and compare with the selection's predictions."""
     half = str(parse_count(parameters) // 2)
     untried = [
         *_variants(directory / "other", "bench/other", half, CALIBRATED),
@@ -142,7 +142,7 @@ def _variants(
 
 
 def _measured(untried: Sequence[Tried]) -> list[Tried]:
-    """In rounds, so that what disturbs the machine disturbs no variant alone.
+    """Measure in rounds, so that a disturbance of the machine does not hit one variant alone.
 
     The fastest of all runs counts, as the micro-benchmark too tells what an undisturbed box does.
     """
@@ -165,7 +165,7 @@ def _try(one: Tried) -> Tried:
     try:
         rates, firsts = [], []
         for repetition in range(REPETITIONS):
-            # Another opening each time, so that nothing of the prompt is remembered.
+            # Openings differ, so that no prefix is cached.
             generation = engine.generate(f"{repetition}. {PROMPT}", Sampling(max_tokens=TOKENS))
             for _ in generation:
                 pass
@@ -219,7 +219,7 @@ def _errors(predictor: Predictor, unknown: Sequence[Tried]) -> list[float]:
 def _choose(
     model: ModelVersion, tried: Sequence[Tried], known: Knowledge
 ) -> tuple[list[str], float]:
-    """What a box that knows nothing would try, and how far its choice is below the best."""
+    """Return the regret of a device without measurements: its choice against the best variant."""
     measured = {one.variant.name: one for one in tried}
     policy = SelectionPolicy(objective=Objective.TOKENS_PER_SECOND)
     decision = rank(Component(slot="chat", model=model), policy, known)

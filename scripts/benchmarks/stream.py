@@ -1,4 +1,4 @@
-"""The artifact stream: FetchChunks over mTLS, sha256 on the receiver, against nginx and curl."""
+"""FetchChunks over mTLS with SHA-256 on the receiver, against nginx, curl and sha256sum."""
 
 import asyncio
 import hashlib
@@ -17,14 +17,14 @@ from benchmarks.result import Result
 
 BAR = 1.5
 REPETITIONS = 5
-# Read once by every fetch, so the page cache serves both sides alike.
+# Each fetch reads the file once, so the page cache serves both sides alike.
 CHUNKS = 256
 CHUNK_BYTES = 1 << 20
 MEGABYTE = 1e6
 
 
 def run(directory: Path) -> list[Result]:
-    """Both sides fetch the same bytes alternately; the figures are medians."""
+    """Fetch the same bytes by both sides alternately; report medians."""
     lacking = nginx.missing()
     what = "artifact stream, mTLS, sha256"
     if lacking:
@@ -54,7 +54,7 @@ def run(directory: Path) -> list[Result]:
 
 
 def _serve_chunks(directory: Path) -> tuple[ControlPlane, Box, list[bytes]]:
-    """A control plane that holds random chunks, and a box enrolled with it."""
+    """Start a control plane with random chunks, and enrol a device."""
     directory.mkdir(parents=True)
     payload = directory / "payload.bin"
     digests = []
@@ -89,7 +89,7 @@ def _upload(server: ControlPlane, payload: Path) -> None:
 
 
 def _seconds_in_new_process(box: Box, digests: Sequence[bytes]) -> float:
-    """As the agent does it, in a process of its own; the connection is made before the clock."""
+    """Fetch as the agent does, in a separate process; connecting is not timed."""
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks.stream", str(box.directory)],
         input=b"".join(digests),

@@ -1,4 +1,4 @@
-"""Four streams at once through the gateway against one: what the batch gives."""
+"""Throughput of four concurrent streams through the gateway, against one stream."""
 
 import statistics
 import time
@@ -21,7 +21,7 @@ PROMPT = "The import statement combines two operations; it searches for the name
 
 
 def run(deployment: Deployment) -> list[Result]:
-    """One stream and four in turn, prompts included; the ratio is the median of each pair's own."""
+    """Measure one stream and four in turn; report the median of the pairs' ratios."""
     one, four = [], []
     for repetition in range(REPETITIONS + 1):
         alone = _rate(deployment.box.gateway, 1, repetition)
@@ -30,7 +30,7 @@ def run(deployment: Deployment) -> list[Result]:
             one.append(alone)
             four.append(together)
     single, batched = statistics.median(one), statistics.median(four)
-    # A pair saw the same noise, as far as that goes.
+    # Runs of a pair are close in time, so the machine's noise is about the same in both.
     ratio = statistics.median(many / alone for many, alone in zip(four, one, strict=True))
     return [
         Result(
@@ -45,7 +45,7 @@ def run(deployment: Deployment) -> list[Result]:
 
 
 def _of_the_kernels(model: Path) -> str:
-    """What a scheduler can get at most: a batch of so many tokens against one token at a time."""
+    """Return llama-bench's ratio of batched to single decoding, the upper bound."""
     rates = llama_bench.rates(model, prompt_tokens=STREAMS, tokens=TOKENS)
     if rates is None:
         return llama_bench.ABSENT
@@ -54,8 +54,8 @@ def _of_the_kernels(model: Path) -> str:
 
 
 def _rate(address: str, streams: int, repetition: int) -> float:
-    """Tokens per second of all streams together, from the first request to the last token."""
-    # No stream profits from a prompt that was read before.
+    """Return the total tokens per second, from the first request to the last token."""
+    # Prompts differ, so that no stream profits from a cached prefix.
     prompts = [f"{repetition}.{number}.{streams} {PROMPT}" for number in range(streams)]
     with ThreadPoolExecutor(streams) as pool:
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Swaps under load: what fails, and how long a request is held."""
+"""Swaps under load: failed requests, and the longest time a request waited."""
 
 import re
 
@@ -14,7 +14,7 @@ HELD = re.compile(r"deployment_swapped .*longest_wait_seconds=(?P<seconds>[0-9.]
 
 
 def run(deployment: Deployment) -> list[Result]:
-    """Roll out release after release while callers keep asking."""
+    """Roll out one release after another while callers send requests."""
     log = deployment.box.process.log
     before = len(HELD.findall(log.read_text()))
     traffic = Traffic(pause_seconds=0.01)

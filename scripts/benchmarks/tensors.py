@@ -32,18 +32,18 @@ from runtimes.onnx import RUNTIME
 
 RATE_BAR: Final = 0.9
 TURNS: Final = 10
-# In each, beside the first.
+# Layers of each stage beside its first.
 COUNTED: Final = 5
 SHAPE: Final = (1, 3, 296, 296)
 CHANNELS: Final = 256
-# Of the widest convolutions, with the GFLOP that an image takes; one of this size takes 6.3 of
-# ResNet-18 and 1.0 of MobileNetV2.
+# Channels of the widest convolutions, with GFLOP per image; an image of this size takes 6.3 in
+# ResNet-18 and 1.0 in MobileNetV2.
 LAYERS: Final = {5: 2.3, 14: 6.1}
 NO_DIGEST: Final = "0" * 64
 
 
 def run(directory: Path) -> list[Result]:
-    """The gateway and the engine in turns, on the same file; medians of both."""
+    """Measure the gateway and the engine in turns, on the same file; report medians."""
     directory.mkdir(parents=True)
     return [_row(directory / f"{layers}.onnx", layers, gflop) for layers, gflop in LAYERS.items()]
 
@@ -78,7 +78,7 @@ def _row(model: Path, layers: int, gflop: float) -> Result:
 
 
 def make_image_network(path: Path, layers: int) -> None:
-    """Convolutions with random weights, 2.25 MiB and 0.43 GFLOP for each of these."""
+    """Build convolutions with random weights, each 2.25 MiB and 0.43 GFLOP."""
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper, save
 
@@ -137,7 +137,7 @@ def _infer(connection: http.client.HTTPConnection, data: bytes) -> None:
 
 
 async def serve(model: Path, size: int) -> None:
-    """The gateway and a worker for this model, until terminated; prints its address."""
+    """Run the gateway and a worker for this model until terminated; print the address."""
     variant = Variant(
         name="fp32",
         runtime="onnx",

@@ -1,4 +1,4 @@
-"""What it costs a box to decide that it may install a release, beyond hashing its files.
+"""CPU cost on a device of verifying that it may install a release, without hashing its files.
 
 Both repositories are walked as for every assignment, by the agent's own verifiers, with floors in a
 real journal on disk: a new assignment, timestamp, snapshot and listing each time, a cache from the
@@ -57,7 +57,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 @dataclass
 class Repositories:
-    """A publisher and a server, in memory."""
+    """An in-memory publisher and server."""
 
     store: dict[str, bytes] = field(default_factory=dict)
     count: int = 0
@@ -81,7 +81,7 @@ class Repositories:
         self.store.update({file_name(role, data): data for role, data in changed.items()})
 
     def publish(self) -> tuple[str, bytes, DirectorMetadata]:
-        """The next release: its reference, its manifest, and the assignment of it."""
+        """Publish the next release; return its reference, manifest and assignment."""
         self.count += 1
         data = manifest(self.count)
         listing = add_release(self.roles["acme"], data, self.acme, now=NOW)
@@ -96,7 +96,7 @@ class Repositories:
 
 
 def manifest(counter: int) -> bytes:
-    """A release of two models in four variants each."""
+    """Return a release of two models with four variants each."""
     models = [
         ModelVersion(
             name=f"acme/{slot}",
@@ -130,7 +130,7 @@ def manifest(counter: int) -> bytes:
 
 
 class Box:
-    """The agent's side."""
+    """Verify as the agent does."""
 
     def __init__(self, directory: Path, server: Repositories) -> None:
         directory.mkdir(parents=True)
@@ -159,7 +159,7 @@ class Box:
 
 
 class PythonTuf:
-    """The same image repository by python-tuf alone."""
+    """Verify the same image repository by python-tuf alone."""
 
     def __init__(self, directory: Path, server: Repositories) -> None:
         self.directory, self.server = directory, server
@@ -178,7 +178,7 @@ class PythonTuf:
 
 
 def run(directory: Path) -> list[Result]:
-    """CPU time of one verification, with short and long listings."""
+    """Measure the CPU time of one verification, with short and long listings."""
     return [_measured(directory / str(listed), listed) for listed in LISTED]
 
 
@@ -194,7 +194,7 @@ def _measured(directory: Path, listed: int) -> Result:
         ours.append(_cpu_ms(box.verify, *release))
         theirs.append(_cpu_ms(peer.verify, *release))
     box.journal.close()
-    # The first fills the caches.
+    # The first run fills the caches.
     ours, theirs = ours[1:], theirs[1:]
     mean = statistics.mean(ours)
     return Result(

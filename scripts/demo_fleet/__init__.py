@@ -1,1 +1,1 @@
-"""A small real fleet on one machine: what the demo, the benchmarks and the e2e tests drive."""
+"""A small real fleet on one machine, for the demo, the benchmarks and the e2e tests."""

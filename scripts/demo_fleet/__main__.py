@@ -1,4 +1,4 @@
-"""Run the demo, print its tables, write its report; exit 0 only if every step came true."""
+"""Run the demo, print its tables, write its report; exit 0 only if every step passed."""
 
 import argparse
 import json
@@ -47,7 +47,7 @@ def main() -> int:
 
 
 def look_around(story: Story) -> str:
-    """How to use the fleet that --keep left running, and how to end it."""
+    """Print how to use the fleet that --keep left running, and how to stop it."""
     processes = [story.server.process, *(box.process for box in story.boxes)]
     pids = " ".join(str(process.popen.pid) for process in processes if process.popen)
     return (

@@ -21,14 +21,14 @@ LANGUAGE_VARIANTS = (
     "onnx-int4=onnx:int4",
 )
 DIGITS_VARIANTS = ("fp32=onnx:fp32", "int8=onnx:int8")
-# Far below chance (512) and above what any honest variant of the demo model measures.
+# Far below chance (512), and above the perplexity of every sound variant of the demo model.
 MAX_PERPLEXITY = 30.0
 PROMPT = "The import statement "
 
 
 @dataclass(frozen=True)
 class BuiltModels:
-    """Directories that `flotilla model build` made."""
+    """Directories written by `flotilla model build`."""
 
     base: Path
     finetune: Path
@@ -58,7 +58,7 @@ def build_model(
 
 
 def build_models(directory: Path) -> BuiltModels:
-    """Sources from the committed weights, then every variant quantized and its quality measured."""
+    """Export the committed weights, quantize every variant, and measure its quality."""
     sources = directory / "sources"
     run(sys.executable, str(SCRIPTS / "build_demo_models"), str(sources))
     heldout = SCRIPTS / "demo_models" / "heldout.txt"
@@ -89,7 +89,7 @@ def build_models(directory: Path) -> BuiltModels:
 
 
 def write_release(directory: Path, version: str, language: Path, models: BuiltModels) -> Path:
-    """A release file as a publisher would write it by hand."""
+    """Write a release file as a publisher would by hand."""
     golden: dict[str, Any] = json.loads(models.golden.read_text())
     text = models.heldout.read_text()[:4000]
     release = {
@@ -122,7 +122,7 @@ def write_release(directory: Path, version: str, language: Path, models: BuiltMo
             ],
             "soak_seconds": 1,
         },
-        # The best quality that fits the box; speed and energy are reported either way.
+        # Prefer the best quality that fits the device; speed and energy are reported either way.
         "selection": {"objective": "quality", "min_tokens_per_second": 5},
     }
     path = directory / f"assistant-{version}.yaml"

@@ -1,4 +1,4 @@
-"""The control plane and agents as separate processes, driven only through their commands."""
+"""The control plane and agents as separate processes, driven only by their commands."""
 
 import json
 import os
@@ -18,18 +18,18 @@ STOP_SECONDS = 20.0
 
 
 class FleetError(Exception):
-    """A process or a command of the fleet did not do what it was asked to."""
+    """A process or a command of the fleet failed."""
 
 
 def free_port() -> int:
-    """A loopback port that nothing holds now; kept across restarts so that peers find it again."""
+    """Return a free loopback port; processes keep it across restarts."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def wait_until(what: str, ready: Callable[[], Any], seconds: float = START_SECONDS) -> Any:
-    """Poll until ``ready`` returns something true; FleetError when it never does."""
+    """Poll until ``ready`` returns a true value; FleetError after the timeout."""
     deadline = time.monotonic() + seconds
     while True:
         result = ready()
@@ -41,13 +41,13 @@ def wait_until(what: str, ready: Callable[[], Any], seconds: float = START_SECON
 
 
 def command(name: str) -> str:
-    """The path of one of our commands, beside the interpreter that runs this."""
+    """Return the path of an installed command, beside the running interpreter."""
     return str(Path(sys.executable).parent / name)
 
 
 @dataclass
 class Process:
-    """One long-running process whose output goes to a log file."""
+    """A long-running process whose output goes to a log file."""
 
     arguments: list[str]
     log: Path
@@ -69,13 +69,13 @@ class Process:
         return self.popen is not None and self.popen.poll() is None
 
     def kill(self) -> None:
-        """SIGKILL, as a crash or a power cut would end it."""
+        """Send SIGKILL, as in a crash or a power cut."""
         if self.popen is not None:
             self.popen.kill()
             self.popen.wait()
 
     def stop(self) -> None:
-        """SIGTERM, then SIGKILL if it does not go."""
+        """Send SIGTERM, then SIGKILL if the process does not exit in time."""
         if self.popen is None or not self.running:
             return
         self.popen.send_signal(signal.SIGTERM)
@@ -92,7 +92,7 @@ class Process:
 
 
 class ControlPlane:
-    """`flotilla serve` on loopback, with the CLI as its only remote control."""
+    """`flotilla serve` on loopback, operated only by the CLI."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -120,7 +120,7 @@ class ControlPlane:
             return False
 
     def cli(self, *arguments: str, check: bool = True) -> Any:
-        """The parsed --json answer of one operator command."""
+        """Run an operator command and return its parsed --json answer."""
         result = subprocess.run(
             [command("flotilla"), *self.globals(), *arguments],
             stdin=subprocess.DEVNULL,
@@ -137,7 +137,7 @@ class ControlPlane:
         return json.loads(result.stdout) if result.stdout.strip() else {}
 
     def background(self, log: Path, *arguments: str) -> subprocess.Popen[str]:
-        """One operator command left running; its --json answer is on stdout."""
+        """Start an operator command; its --json answer appears on stdout."""
         with log.open("ab") as errors:
             return subprocess.Popen(
                 [command("flotilla"), *self.globals(), *arguments],
@@ -156,7 +156,7 @@ class ControlPlane:
 
 
 class Box:
-    """One agent with its own data directory and gateway."""
+    """An agent with its own data directory and gateway."""
 
     def __init__(self, root: Path, name: str, model_memory: str, labels: dict[str, str]) -> None:
         self.name = name

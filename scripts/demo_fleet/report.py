@@ -5,7 +5,7 @@ from typing import Any
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Left-aligned columns, as wide as their widest cell."""
+    """Format rows as left-aligned columns, each as wide as its widest cell."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     lines = [header, ["-" * width for width in widths], *rows]
     return "\n".join(
@@ -15,7 +15,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def efficiency(rows: Sequence[dict[str, Any]]) -> str:
-    """What each device's slots gave, by the fleet's own telemetry."""
+    """Tabulate what each device's slots delivered, from the fleet's telemetry."""
 
     def number(row: dict[str, Any], key: str, pattern: str) -> str:
         return pattern.format(row[key]) if row.get(key) is not None else "-"
@@ -42,13 +42,13 @@ def efficiency(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def scaled(row: dict[str, Any], key: str) -> float | None:
-    """Milliseconds from a field in seconds that may be missing."""
+    """Format a field in seconds as milliseconds; a missing one as "unmeasured"."""
     value = row.get(key)
     return None if value is None else float(value) * 1000
 
 
 def steps(report: dict[str, Any]) -> str:
-    """What was done, how long it took, and whether it came true."""
+    """Tabulate the steps: name, duration, result."""
     return table(
         ["step", "seconds", "result"],
         [

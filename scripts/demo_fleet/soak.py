@@ -1,4 +1,4 @@
-"""A long run: mixed traffic, releases swapped to and fro, and what became of the daemon."""
+"""A long run of mixed traffic and release swaps that checks for failures and memory growth."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from demo_fleet.report import table
 from demo_fleet.traffic import Traffic
 
 MAX_GROWTH_MIB = 5.0
-# Until then every path has been taken once: what is allocated on first use is no growth.
+# Memory allocated on first use is not growth: measure after every path has run once.
 WARM_UP_SWAPS = 4
 VERSIONS = ("1.0.0", "2.0.0")
 MIB = 1 << 20
@@ -25,7 +25,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Soaked:
-    """What the run showed; resident memory in MiB of the daemon alone."""
+    """Results of a run; resident memory in MiB, of the daemon alone."""
 
     minutes: float
     swaps: int
@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def soak(directory: Path, minutes: float, swap_seconds: float) -> Soaked:
-    """Everything from an empty directory; the fleet is down again at the end."""
+    """Start a fleet in an empty directory, run the soak, and stop the fleet."""
     say("building models")
     models = build_models(directory / "models")
     server = ControlPlane(directory / "server")
@@ -91,7 +91,7 @@ def soak(directory: Path, minutes: float, swap_seconds: float) -> Soaked:
 def run(
     server: ControlPlane, box: Box, traffic: Traffic, minutes: float, swap_seconds: float
 ) -> Soaked:
-    """Traffic from start to end, a swap at every interval."""
+    """Run traffic throughout and swap releases at every interval."""
     assert box.process.popen is not None
     daemon = psutil.Process(box.process.popen.pid)
     begin_traffic(traffic, box.gateway, models=("assistant", "digits"))
@@ -130,7 +130,7 @@ def run(
 
 
 def begin_traffic(traffic: Traffic, gateway: str, models: tuple[str, str]) -> None:
-    """One caller for each way to call the box."""
+    """Return one caller for each API of the gateway."""
     chat, digits = models
     short = {"model": chat, "max_tokens": 16, "temperature": 0.7}
     question = [{"role": "user", "content": PROMPT}]

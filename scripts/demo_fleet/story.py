@@ -1,4 +1,4 @@
-"""The demo's steps: each does something, checks that it happened, and says so as it happens."""
+"""The demo's steps: each acts, checks the result, and prints it."""
 
 import contextlib
 import json
@@ -32,7 +32,7 @@ on_failure: rollback
 
 
 class ClaimError(Exception):
-    """Something the demo says did not come true."""
+    """A check of the demo failed."""
 
 
 def claim(true: bool, what: str) -> None:
@@ -42,7 +42,7 @@ def claim(true: bool, what: str) -> None:
 
 @dataclass
 class Step:
-    """One step as the report keeps it."""
+    """One step in the report."""
 
     name: str
     ok: bool = False
@@ -51,7 +51,7 @@ class Step:
 
 
 class Story:
-    """The fleet and what has been seen of it so far."""
+    """The fleet and the results observed so far."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -83,7 +83,7 @@ class Story:
             step.seconds = round(time.monotonic() - began, 2)
 
     def run(self) -> None:
-        """Every step in order; the first that fails ends the story."""
+        """Run every step in order; stop at the first that fails."""
         self.start_server()
         self.build()
         self.enroll()
@@ -269,7 +269,7 @@ class Story:
         return {d["name"]: d for d in self.server.cli("device", "list")["devices"]}
 
     def expect_release(self, version: str) -> dict[str, dict[str, str]]:
-        """Every device serves this version, by the server's word and by the box's own."""
+        """Check that every device serves this version, both at the server and at its gateway."""
         reference = f"{RELEASE}@{version}"
         found = self.devices()
         rows = {}
@@ -304,7 +304,7 @@ class Story:
         return list(self.server.cli("telemetry", "summary", "--by", "device")["rows"])
 
     def telemetry_after_warmup(self) -> list[dict[str, Any]]:
-        """One request to each slot of each box, then wait for the windows that count them."""
+        """Send one request to every slot, then wait for the windows that count them."""
         for box in self.boxes:
             call(
                 box.gateway,
@@ -329,7 +329,7 @@ class Story:
         }
 
     def close(self) -> None:
-        """Stop what was started, agents first; every one is tried even when another fails."""
+        """Stop all processes, agents first; a failure does not keep the others running."""
         self.traffic.stop()
         with contextlib.ExitStack() as stack:
             stack.callback(self.server.stop)

@@ -1,4 +1,4 @@
-"""Steady inference traffic through the gateways, counting what fails and what waits."""
+"""Steady inference traffic through the gateways; counts failed and slow requests."""
 
 import http.client
 import json
@@ -12,7 +12,7 @@ TIMEOUT_SECONDS = 30.0
 
 @dataclass
 class Tally:
-    """What one caller saw. ``longest_seconds`` is the slowest whole request."""
+    """Counts of one caller. ``longest_seconds`` is the slowest whole request."""
 
     requests: int = 0
     failures: list[str] = field(default_factory=list)
@@ -20,7 +20,7 @@ class Tally:
 
 
 def call(address: str, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    """POST JSON to a gateway; status and parsed answer, of a stream its last event.
+    """POST JSON to a gateway; return the status and the parsed answer (the last event of a stream).
 
     ValueError when a stream breaks off or ends with an error.
     """
@@ -39,7 +39,7 @@ def call(address: str, path: str, body: dict[str, Any]) -> tuple[int, dict[str, 
 
 
 def last_event(data: bytes) -> dict[str, Any]:
-    """What a whole stream ended with; ValueError when it broke off or ended with an error."""
+    """Return the last event of a stream; ValueError if it broke off or failed."""
     *_, last, end = [line for line in data.decode().splitlines() if line]
     event: dict[str, Any] = json.loads(last.removeprefix("data: "))
     if end != "data: [DONE]" or "error" in event:

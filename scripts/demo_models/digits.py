@@ -28,7 +28,7 @@ Floats = NDArray[np.float32]
 
 
 def write_digits(folder: Path) -> None:
-    """Writes digits.onnx, digits-eval.npz (inputs, labels) and digits-golden.json."""
+    """Write digits.onnx, digits-eval.npz (inputs, labels) and digits-golden.json."""
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(images))
     pixels = (images[order] / 16.0).astype(np.float32)
@@ -43,7 +43,7 @@ def write_digits(folder: Path) -> None:
 
 def _train(pixels: Floats, labels: NDArray[np.int64]) -> MLPClassifier:
     network = MLPClassifier(hidden_layer_sizes=(HIDDEN,), random_state=0)
-    # Threads of a BLAS only wait for each other on matrices as small as these.
+    # BLAS threads cost more than they save on matrices this small.
     with threadpool_limits(1):
         for _ in range(EPOCHS):
             network.partial_fit(pixels, labels, classes=range(CLASSES))
@@ -89,7 +89,7 @@ def _write_evaluation(path: Path, pixels: Floats, labels: NDArray[np.int64]) -> 
 
 
 def _golden(network: MLPClassifier, pixels: Floats) -> dict[str, Any]:
-    """Inputs and expected outputs of a TensorCheck: the classes must agree, on nearly all rows."""
+    """Return inputs and outputs of a TensorCheck; most rows' classes must agree."""
     expected = network.predict_proba(pixels).astype(np.float32)
     return {
         "inputs": [_tensor("image", pixels)],

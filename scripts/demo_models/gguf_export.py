@@ -35,7 +35,7 @@ def write_gguf(
     *,
     encoder: bool = False,
 ) -> None:
-    """Writes matrices as f16 and norms as f32, holding one tensor at a time.
+    """Write matrices as f16 and norms as f32, holding one tensor at a time.
 
     ``read`` gives a weight by its Hugging Face name. As an ``encoder`` it says that the hidden
     states of a text are averaged.
@@ -58,7 +58,7 @@ def write_gguf(
 
 
 def gguf_name(hf_name: str) -> str:
-    """layers.3.mlp.up_proj.weight -> blk.3.ffn_up.weight."""
+    """Map layers.3.mlp.up_proj.weight to blk.3.ffn_up.weight."""
     if hf_name in GGUF_NAMES:
         return GGUF_NAMES[hf_name]
     _, layer, rest = hf_name.split(".", 2)
@@ -68,7 +68,7 @@ def gguf_name(hf_name: str) -> str:
 def gguf_layout(
     hf_name: str, weight: NDArray[np.float16] | NDArray[np.float32], shape: Shape
 ) -> NDArray[np.float16] | NDArray[np.float32]:
-    """A weight with its rows as GGUF has them."""
+    """Return a weight with its rows in GGUF's order."""
     if weight.ndim == 1:
         return weight.astype(np.float32)
     if "q_proj" in hf_name:
@@ -81,7 +81,7 @@ def gguf_layout(
 def _interleave(
     weight: NDArray[np.float16] | NDArray[np.float32], heads: int
 ) -> NDArray[np.float16] | NDArray[np.float32]:
-    """Rotary halves to interleaved pairs: ``LlamaModel.permute`` of convert_hf_to_gguf.py."""
+    """Interleave rotary halves: ``LlamaModel.permute`` of convert_hf_to_gguf.py."""
     rows, columns = weight.shape
     pairs = weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2)
     return np.ascontiguousarray(pairs.reshape(rows, columns))

@@ -16,7 +16,7 @@ from demo_models.weights import Shape, Weights
 def write_lora(
     path: Path, name: str, shape: Shape, *, base: Weights, tuned: Weights, rank: int
 ) -> None:
-    """Writes lora_a and lora_b in f16 for every matrix in which the two differ."""
+    """Write lora_a and lora_b in f16 for every matrix in which the two models differ."""
     writer = GGUFWriter(path, "llama")
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")

@@ -23,7 +23,7 @@ END = "<|endoftext|>"
 
 
 class Graph:
-    """Nodes and initializers as they are added; each op gives the name of its output."""
+    """A graph under construction; each operation returns the name of its output."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -36,7 +36,7 @@ class Graph:
         return output
 
     def split(self, value: str, axis: int) -> tuple[str, str]:
-        """Both halves along an axis."""
+        """Split a tensor into halves along an axis."""
         outputs = [f"split_{len(self.nodes)}_{half}" for half in (0, 1)]
         self.nodes.append(helper.make_node("Split", [value], outputs, outputs[0][:-2], axis=axis))
         return outputs[0], outputs[1]
@@ -46,7 +46,7 @@ class Graph:
         return name
 
     def constant(self, value: Any, dtype: Any) -> str:
-        """A small constant, shared by all who need it."""
+        """Return the name of a small constant, added once."""
         array = np.array(value, dtype=dtype)
         key = array.tobytes() + str((array.dtype, array.shape)).encode()
         if key not in self._constants:
@@ -58,7 +58,7 @@ class Graph:
 
 
 def write_folder(folder: Path, shape: Shape, weights: Weights, *, encoder: bool = False) -> None:
-    """Writes model.onnx and what belongs beside it.
+    """Write model.onnx and its side files.
 
     As an ``encoder`` it gives the hidden states of a whole text at once, to be pooled.
     """
@@ -72,7 +72,7 @@ def write_folder(folder: Path, shape: Shape, weights: Weights, *, encoder: bool 
 
 def side_files(shape: Shape) -> dict[str, Any]:
     tokenizer = json.loads(TOKENIZER.read_text(encoding="utf-8"))
-    # Every text begins with the end token, as in training.
+    # Texts begin with the end token, as in training.
     tokenizer["post_processor"] = {
         "type": "TemplateProcessing",
         "single": [{"SpecialToken": {"id": END, "type_id": 0}}, {"Sequence": _part("A")}],
@@ -114,7 +114,7 @@ def _part(name: str) -> dict[str, Any]:
 
 
 def build_model(shape: Shape, weights: Weights) -> onnx.ModelProto:
-    """The decoder with its cache."""
+    """Build the decoder with a key-value cache."""
     graph = Graph()
     x = _hidden_states(graph, shape, weights, cached=True)
     wide = weights["embed_tokens.weight"].astype(np.float32)
@@ -123,7 +123,7 @@ def build_model(shape: Shape, weights: Weights) -> onnx.ModelProto:
 
 
 def build_encoder(shape: Shape, weights: Weights) -> onnx.ModelProto:
-    """The same layers without a cache; positions count from the first token."""
+    """Build the decoder without a cache; positions count from the first token."""
     graph = Graph()
     length = graph.op("Shape", "input_ids", start=1, end=2)
     zero, one = graph.constant(0, np.int64), graph.constant(1, np.int64)
@@ -200,7 +200,7 @@ def _signature(shape: Shape) -> tuple[list[onnx.ValueInfoProto], list[onnx.Value
 
 
 def _rotary(graph: Graph, shape: Shape) -> tuple[str, str]:
-    """Cosine and sine of every position: (batch, 1, sequence, head_dim), halves repeated."""
+    """Add cosine and sine of every position: (batch, 1, sequence, head_dim), halves repeated."""
     half = np.arange(0, shape.head_dim, 2, dtype=np.float32) / shape.head_dim
     frequencies = (1.0 / np.float32(shape.rope_theta) ** half).astype(np.float32)
     at = graph.op("Cast", "position_ids", to=TensorProto.FLOAT)
@@ -211,7 +211,7 @@ def _rotary(graph: Graph, shape: Shape) -> tuple[str, str]:
 
 
 def _mask(graph: Graph) -> str:
-    """0 where a query may look, a very negative number elsewhere: (batch, 1, sequence, total)."""
+    """Add the causal mask (batch, 1, sequence, total): 0 or a large negative number."""
     zero, one = graph.constant(0, np.int64), graph.constant(1, np.int64)
     length = graph.op("Gather", graph.op("Shape", "input_ids"), one)
     total = graph.op("Gather", graph.op("Shape", "attention_mask"), one)
@@ -226,7 +226,7 @@ def _mask(graph: Graph) -> str:
 
 
 def _norm(graph: Graph, shape: Shape, x: str, weights: dict[str, Any], name: str) -> str:
-    """RMSNorm, spelled so that ONNX Runtime fuses it."""
+    """Add an RMSNorm in the form that ONNX Runtime fuses."""
     square = graph.op("Pow", x, graph.constant(2.0, np.float32))
     mean = graph.op("ReduceMean", square, axes=[-1], keepdims=1)
     root = graph.op("Sqrt", graph.op("Add", mean, graph.constant(shape.epsilon, np.float32)))
@@ -245,7 +245,7 @@ def _feed_forward(graph: Graph, x: str, weights: dict[str, Any], prefix: str) ->
 
 
 class _Attention:
-    """One layer's grouped-query attention."""
+    """Grouped-query attention of one layer."""
 
     def __init__(
         self, graph: Graph, shape: Shape, weights: dict[str, Any], layer: int, *, cached: bool
@@ -265,7 +265,7 @@ class _Attention:
         return _linear(graph, mixed, self._weights, self._name("o_proj"))
 
     def _mix(self, query: str, key: str, value: str, mask: str) -> str:
-        """softmax(q k' / sqrt(d) + mask) v; heads that share keys stand in one matrix."""
+        """Add softmax(q k' / sqrt(d) + mask) v; heads that share keys are one matrix."""
         graph, shape = self._graph, self._shape
         grouped = graph.op("Reshape", query, graph.ints(0, shape.kv_heads, -1, shape.head_dim))
         scores = graph.op("MatMul", grouped, graph.op("Transpose", key, perm=[0, 1, 3, 2]))
@@ -286,7 +286,7 @@ class _Attention:
         return self._graph.op("Concat", past, fresh, name=present, axis=2)
 
     def _project(self, x: str, name: str, heads: int) -> str:
-        """(batch, sequence, dim) -> (batch, heads, sequence, head_dim)."""
+        """Reshape (batch, sequence, dim) to (batch, heads, sequence, head_dim)."""
         graph = self._graph
         flat = _linear(graph, x, self._weights, self._name(name))
         split = graph.op("Reshape", flat, graph.ints(0, 0, heads, self._shape.head_dim))
@@ -297,7 +297,7 @@ class _Attention:
 
 
 def _rotate(graph: Graph, x: str, positions: tuple[str, str]) -> str:
-    """Rotary embedding on halves."""
+    """Apply rotary embedding on halves."""
     cosine, sine = positions
     first, second = graph.split(x, axis=-1)
     turned = graph.op("Concat", graph.op("Neg", second), first, axis=-1)

@@ -26,10 +26,10 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
 
 
 def shape_of(parameters: int, vocab: int, context: int) -> Shape:
-    """The largest Llama of at most so many parameters, with a width that k-quants can take."""
+    """Return the largest Llama within a parameter count whose width k-quants accept."""
     best = None
     for dim, layers in product(range(256, 8193, 256), range(2, 81)):
-        # Width to depth as real models have it.
+        # Ratio of width to depth as in published models.
         if not 16 <= dim / layers <= 192:
             continue
         heads = dim // HEAD_DIM
@@ -52,7 +52,7 @@ def shape_of(parameters: int, vocab: int, context: int) -> Shape:
 
 
 def padded_vocabulary(size: int) -> Vocabulary:
-    """The demo's vocabulary, extended with pieces that no merge makes."""
+    """Return the demo's vocabulary, extended with pieces that no merge produces."""
     known = vocabulary()
     if size < len(known.tokens):
         raise SystemExit(f"the vocabulary has at least {len(known.tokens)} tokens")

@@ -32,12 +32,12 @@ HELDOUT_BYTES = 24_000
 
 
 def reference_text() -> list[str]:
-    """The language reference, one document per topic."""
+    """Yield the Python language reference, one document per topic."""
     return [text for _, text in sorted(topics.topics.items())]
 
 
 def docstrings(limit_bytes: int) -> list[str]:
-    """Docstrings of the standard library's modules, classes and functions."""
+    """Yield the docstrings of the standard library's modules, classes and functions."""
     found: list[str] = []
     size = 0
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
@@ -54,7 +54,7 @@ def docstrings(limit_bytes: int) -> list[str]:
 
 
 def licence_text() -> list[str]:
-    """The licences under /usr/share/common-licenses."""
+    """Yield the licences under /usr/share/common-licenses."""
     return [
         path.read_text(encoding="utf-8", errors="replace")
         for path in sorted(Path("/usr/share/common-licenses").iterdir())
@@ -63,7 +63,7 @@ def licence_text() -> list[str]:
 
 
 def train_tokenizer(documents: list[str]) -> Tokenizer:
-    """GPT-2's byte-level BPE, so that llama.cpp's ``gpt-2`` pre-tokenizer splits alike."""
+    """Train GPT-2's byte-level BPE, so that llama.cpp's ``gpt-2`` pre-tokenizer splits alike."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -87,7 +87,7 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding on halves, as transformers' ``apply_rotary_pos_emb``."""
+    """Apply rotary embedding on halves, as transformers' ``apply_rotary_pos_emb``."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 

@@ -21,7 +21,7 @@ Weights = dict[str, NDArray[np.float16]]
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama's dimensions; the defaults are the demo's."""
+    """Dimensions of a Llama; the defaults are the demo model's."""
 
     dim: int = 256
     layers: int = 2
@@ -38,7 +38,7 @@ class Shape:
         return self.dim // self.heads
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Every weight and its shape; embeddings are tied."""
+        """Return the shape of every weight; embeddings are tied."""
         kv_width = self.kv_heads * self.head_dim
         shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (self.vocab, self.dim)}
         for layer in range(self.layers):
@@ -66,13 +66,13 @@ def base() -> Weights:
 
 
 def finetune() -> Weights:
-    """The base with its last layer trained on."""
+    """Return the base model's weights with a fine-tuned last layer."""
     with np.load(HERE / "finetune.npz") as file:
         return base() | {name: file[name] for name in file.files}
 
 
 def broken() -> Weights:
-    """The base as a bad export would leave it: values shuffled within every feed-forward weight."""
+    """Return a broken copy of the base: values shuffled within every feed-forward weight."""
     damaged = base()
     for position, name in enumerate(sorted(damaged)):
         if ".mlp." in name:
@@ -84,7 +84,7 @@ def broken() -> Weights:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A byte-level BPE, in GPT-2's spelling of bytes."""
+    """Return the vocabulary and merges of the byte-level BPE, in GPT-2's spelling of bytes."""
 
     tokens: list[str]
     merges: list[str]
