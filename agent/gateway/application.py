@@ -1,4 +1,4 @@
-"""Every path of the local HTTP endpoint, on one page."""
+"""The routing table of the local HTTP endpoint."""
 
 import ipaddress
 from collections.abc import Awaitable, Callable
@@ -6,9 +6,9 @@ from functools import lru_cache
 from http import HTTPStatus
 
 from agent.errors import AgentError
-from agent.gateway.http.asgi import Application, Pages, Receive, Scope, Send
+from agent.gateway.http.asgi import Application, Receive, Router, Scope, Send
 from agent.gateway.http.endpoint import Admission, Endpoint, Handler
-from agent.gateway.http.exchange import Exchange, Room, no_room
+from agent.gateway.http.exchange import Exchange, ReserveSpan, reserve_none
 from agent.gateway.inference.api import TensorApi
 from agent.gateway.inference.bodies import EXTENSION
 from agent.gateway.metrics.exposition import CONTENT_TYPE
@@ -38,7 +38,7 @@ def build(
     version: str,
     only_local_names: bool,
 ) -> Application:
-    """The gateway as an ASGI application."""
+    """Return the gateway as an ASGI application."""
     text, tensor = TextApi(serving, collector), TensorApi(serving, collector)
     embedding = EmbeddingApi(serving, collector)
     openai, v2 = Refusal.openai, Refusal.open_inference
@@ -47,7 +47,7 @@ def build(
         await exchange.json(200, {"object": "list", "data": list(_models(serving).values())})
 
     async def model(exchange: Exchange) -> None:
-        # Raises for a name that leads nowhere.
+        # Raises UnknownRouteError, hence 404, for an unknown name.
         serving.worker(exchange.name)
         await exchange.json(200, _models(serving)[exchange.name])
 
@@ -71,11 +71,13 @@ def build(
         body = exposition(serving, collector, admission)
         await exchange.whole(200, body, [CONTENT_TYPE])
 
-    def call(handler: Handler, limit: int, shape: Shape, room: Room = no_room) -> Endpoint:
-        return Endpoint(handler, admission, body_limit=limit, shape=shape, room=room)
+    def call(
+        handler: Handler, limit: int, shape: Shape, reserve: ReserveSpan = reserve_none
+    ) -> Endpoint:
+        return Endpoint(handler, admission, body_limit=limit, shape=shape, reserve=reserve)
 
-    application = Pages(
-        shown={
+    application = Router(
+        get={
             path: Page(answer, v2 if _is_v2(path) else openai)
             for path, answer in {
                 "/v1/models": models,
@@ -93,22 +95,22 @@ def build(
                 "/status": state,
             }.items()
         },
-        called={
+        post={
             "/v1/completions": call(text.completions, TEXT_BODY_BYTES, openai),
             "/v1/chat/completions": call(text.chat, TEXT_BODY_BYTES, openai),
             "/v1/embeddings": call(embedding.embeddings, TEXT_BODY_BYTES, openai),
             **dict.fromkeys(
                 ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"),
-                call(tensor.infer, TENSOR_BODY_BYTES, v2, tensor.room),
+                call(tensor.infer, TENSOR_BODY_BYTES, v2, tensor.reserve),
             ),
         },
-        otherwise=NoPage,
+        fallback=NotFound,
     )
-    return LocalNames(application) if only_local_names else application
+    return LocalHostsOnly(application) if only_local_names else application
 
 
 class Page:
-    """An ASGI application for one path that only shows something."""
+    """An ASGI application for one read-only path."""
 
     def __init__(self, answer: Answer, shape: Shape) -> None:
         self._answer = answer
@@ -123,28 +125,28 @@ class Page:
             await exchange.json(refusal.status, self._shape(refusal), refusal.retry_seconds)
 
 
-class NoPage:
-    """Answers for a path that has no page, or none for this method: ``allowed`` are its own."""
+class NotFound:
+    """Answers 404 for an unknown path and 405 for a known one; ``allowed`` are its methods."""
 
     def __init__(self, allowed: tuple[str, ...]) -> None:
         self._allowed = allowed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send)
-        where = f"{scope['method'][:32]} {scope['path'][:200]!a}"
-        refusal = Refusal(404, "unknown_url", f"there is no {where} here")
+        method, path = scope["method"][:32], f"{scope['path'][:200]!a}"
+        refusal = Refusal(404, "unknown_url", f"the gateway has no path {path}")
         if self._allowed:
             methods = " or ".join(self._allowed)
-            refusal = Refusal(405, "unknown_url", f"there is no {where} here, only by {methods}")
+            refusal = Refusal(405, "unknown_url", f"{path} expects {methods}, not {method}")
         body = refusal.open_inference() if _is_v2(scope["path"]) else refusal.openai()
         await exchange.json(refusal.status, body, allow=", ".join(self._allowed))
 
 
-class LocalNames:
-    """Refuses requests for any other host name than this machine's.
+class LocalHostsOnly:
+    """Refuses requests whose Host field does not name this machine.
 
-    A web page may point its own name at 127.0.0.1 (DNS rebinding), and its requests would then come
-    from the user's own browser.
+    Protects against DNS rebinding: a web page can point its own host name at 127.0.0.1 and then
+    send requests from the user's browser.
     """
 
     def __init__(self, application: Application) -> None:
@@ -155,12 +157,14 @@ class LocalNames:
             await self._application(scope, receive, send)
             return
         exchange = Exchange(scope, receive, send)
-        refusal = Refusal(403, "unknown_host", "this gateway answers to localhost only", "Host")
+        refusal = Refusal(
+            403, "unknown_host", "the Host is not a name of this machine; use localhost", "Host"
+        )
         await exchange.json(refusal.status, refusal.openai())
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address can only be reached from this machine."""
+    """Return True if a host name or address is reachable from this machine only."""
     if host == "localhost":
         return True
     try:
@@ -181,7 +185,7 @@ def _is_v2(path: str) -> bool:
 
 
 def _models(serving: Serving) -> dict[str, dict[str, object]]:
-    """What programs may call, by name."""
+    """Describe the routes that programs may call, by name."""
     deployment = serving.deployment
     if deployment is None:
         return {}
@@ -193,15 +197,15 @@ def _models(serving: Serving) -> dict[str, dict[str, object]]:
             "owned_by": deployment.release.publisher,
             "flotilla": {
                 "release": deployment.release.reference,
-                **_leads_to(route, deployment.workers),
+                **_describe_route(route, deployment.workers),
             },
         }
         for name, route in sorted(deployment.routes.items())
     }
 
 
-def _leads_to(route: Route, workers: dict[str, Worker]) -> dict[str, object]:
-    """What a route is made of: of one model, it and how it is; else the kind and the targets."""
+def _describe_route(route: Route, workers: dict[str, Worker]) -> dict[str, object]:
+    """Describe a route: the model and its state, or the kind and targets of a composed route."""
     targets = route.targets()
     if not route.slot:
         kind = "split" if route.split else "cascade" if route.cascade else "pipeline"
@@ -223,7 +227,7 @@ def _leads_to(route: Route, workers: dict[str, Worker]) -> dict[str, object]:
 
 
 def _unready(serving: Serving) -> str:
-    """Why this box cannot answer now; empty when it can."""
+    """Return why this box cannot answer now; empty if it can."""
     deployment = serving.deployment
     if deployment is None:
         return "no release is served"

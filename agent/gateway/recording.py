@@ -1,4 +1,4 @@
-"""Times one request and hands what it cost to the collector, however it ends."""
+"""Measure one request and record it in telemetry, whatever its outcome."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from runtimes.base import Usage
 
 
 def labels_of(worker: Worker, route: str = "") -> Labels:
-    """What telemetry calls this worker, and the composed route that led to it."""
+    """Return the telemetry labels of a worker and of the composed route that led to it."""
     spec = worker.spec
     return Labels(
         release=spec.release,
@@ -26,7 +26,7 @@ def labels_of(worker: Worker, route: str = "") -> Labels:
 
 
 class Recording:
-    """A context around the answer to one request; ``started`` is when it came in."""
+    """Context manager around the answer to one request; ``started`` is its arrival by ``clock``."""
 
     def __init__(
         self,
@@ -45,15 +45,15 @@ class Recording:
         self.usage: Usage | None = None
         self.tokens = 0
         self.escalated = False
-        self._coming_seconds = 0.0
+        self._after_first_seconds = 0.0
 
-    def came(self, tokens: int) -> None:
-        """Called when so many more tokens have come."""
+    def count_tokens(self, tokens: int) -> None:
+        """Count generated tokens as they arrive; the first call sets the TTFT."""
         self.tokens += tokens
         elapsed = self._clock() - self._started
         if self.ttft_seconds is None:
             self.ttft_seconds = elapsed
-        self._coming_seconds = elapsed - self.ttft_seconds
+        self._after_first_seconds = elapsed - self.ttft_seconds
 
     def __enter__(self) -> Self:
         return self
@@ -65,7 +65,7 @@ class Recording:
         trace: TracebackType | None,
     ) -> None:
         usage = self.usage
-        # A caller's mistake, or one who went away, is no error of the model.
+        # Neither an invalid request nor a disconnected caller is an error of the model.
         refused = isinstance(error, ModelRefusedError | RequestRefusedError)
         ok = refused or not isinstance(error, AgentError)
         self._collector.record(
@@ -74,12 +74,12 @@ class Recording:
                 ok=ok,
                 latency_seconds=None if refused else self._clock() - self._started,
                 ttft_seconds=self.ttft_seconds,
-                # What was known from before took no time, and would make prompts look fast.
+                # Cached tokens took no prefill time and would inflate the prefill rate.
                 prompt_tokens=usage.prompt_tokens - usage.cached_prompt_tokens if usage else 0,
                 generated_tokens=usage.generated_tokens if usage else self.tokens,
                 prefill_seconds=usage.prefill_seconds if usage else 0.0,
-                # Tokens in no time would make a model look fast whose callers hang up.
-                decode_seconds=usage.decode_seconds if usage else self._coming_seconds,
+                # Without a decode time, aborted requests would inflate tokens/s.
+                decode_seconds=usage.decode_seconds if usage else self._after_first_seconds,
                 escalated=self.escalated,
             )
         )

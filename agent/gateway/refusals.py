@@ -1,4 +1,4 @@
-"""From an error to what the caller sees: one table, two protocols' shapes."""
+"""The table from errors to HTTP answers, and the error bodies of both protocols."""
 
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -19,7 +19,7 @@ DOWN_RETRY_SECONDS = 5
 
 
 class RequestRefusedError(AgentError):
-    """A request that the gateway itself turns down."""
+    """The gateway refuses a request. ``param`` is the JSON path of the field at fault."""
 
     def __init__(
         self, status: int, code: str, message: str, *, param: str | None = None, advice: str = ""
@@ -32,7 +32,7 @@ class RequestRefusedError(AgentError):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An HTTP answer other than the one asked for."""
+    """An HTTP error answer; ``retry_seconds`` 0 sends no Retry-After."""
 
     status: int
     code: str
@@ -41,7 +41,7 @@ class Refusal:
     retry_seconds: int = 0
 
     def openai(self) -> object:
-        """The body in OpenAI's shape."""
+        """Return the body in OpenAI's shape."""
         if self.status == HTTPStatus.TOO_MANY_REQUESTS:
             kind = "rate_limit_error"
         elif self.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -58,13 +58,13 @@ class Refusal:
         }
 
     def open_inference(self) -> object:
-        """The body in the Open Inference Protocol's shape."""
+        """Return the body in the Open Inference Protocol's shape."""
         return {"error": self.message}
 
 
-# Error, status, code, seconds until it may be worth another try.
+# Error, status, code, value of Retry-After in seconds. The first row that matches wins.
 _TABLE: tuple[tuple[type[AgentError], int, str, int], ...] = (
-    # As OpenAI calls it, so that clients that shorten and ask again know when.
+    # OpenAI's code: clients that shorten the prompt and retry look for it.
     (PromptTooLongError, HTTPStatus.BAD_REQUEST, "context_length_exceeded", 0),
     (ModelRefusedError, HTTPStatus.BAD_REQUEST, "invalid_value", 0),
     (SlotBusyError, HTTPStatus.TOO_MANY_REQUESTS, "too_many_requests", BUSY_RETRY_SECONDS),
@@ -87,7 +87,7 @@ _TABLE: tuple[tuple[type[AgentError], int, str, int], ...] = (
 
 
 def refusal_of(error: AgentError) -> Refusal:
-    """What the caller is told about an error, advice included."""
+    """Return the HTTP answer for an error, advice included."""
     message = f"{error}. {error.advice}" if error.advice else str(error)
     if isinstance(error, RequestRefusedError):
         busy = error.status == HTTPStatus.TOO_MANY_REQUESTS

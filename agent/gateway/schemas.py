@@ -19,7 +19,7 @@ Name = Annotated[str, Meta(min_length=1, max_length=128)]
 
 
 class StreamOptions(Struct, frozen=True):
-    """How a stream is to be sent."""
+    """Options of a streamed answer."""
 
     include_usage: bool = False
 
@@ -29,23 +29,23 @@ class TextFormat(Struct, frozen=True, tag_field="type", tag="text"):
 
 
 class JsonObjectFormat(Struct, frozen=True, tag_field="type", tag="json_object"):
-    """A JSON object, whatever is in it."""
+    """Any JSON object."""
 
 
 class NamedSchema(Struct, frozen=True):
-    """A schema, with what clients say about it."""
+    """A JSON schema; its name and description are ignored."""
 
     schema: dict[str, Any]
 
 
 class JsonSchemaFormat(Struct, frozen=True, tag_field="type", tag="json_schema"):
-    """JSON that fits a schema."""
+    """JSON that matches a schema."""
 
     json_schema: NamedSchema
 
 
 class GenerationRequest(Struct, frozen=True, kw_only=True):
-    """What completions and chat completions have in common."""
+    """Fields that completions and chat completions share."""
 
     model: Name
     max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None = None
@@ -59,14 +59,14 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = None
-    # Only the chosen token's is told.
+    # Log-probabilities exist for the chosen token only.
     logprobs: bool | Annotated[int, Meta(ge=0, le=20)] | None = None
-    # As llama.cpp's server has them.
+    # Extensions of llama.cpp's server.
     top_k: Annotated[int, Meta(ge=0, le=1 << 20)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     repeat_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     grammar: Annotated[str, Meta(max_length=MAX_GRAMMAR_CHARACTERS)] | None = None
-    # Refused unless they are off.
+    # Refused unless they have their default values.
     tools: Any = None
     functions: Any = None
     logit_bias: Any = None
@@ -82,7 +82,7 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
 
 
 class TextPart(Struct, frozen=True, tag_field="type", tag="text"):
-    """A part of a message; only text is understood."""
+    """A part of a message; only text parts are supported."""
 
     text: str
 
@@ -94,7 +94,7 @@ class Message(Struct, frozen=True):
     content: str | Annotated[list[TextPart], Meta(max_length=256)]
 
     def plain(self) -> dict[str, str]:
-        """Role and content as engines take them."""
+        """Return role and content in the form that engines take."""
         content = self.content
         text = content if isinstance(content, str) else "".join(part.text for part in content)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
@@ -114,12 +114,12 @@ class EmbeddingRequest(Struct, frozen=True, kw_only=True):
     model: Name
     input: str | Annotated[list[str], Meta(min_length=1, max_length=2048)]
     encoding_format: Literal["float", "base64"] = "float"
-    # Refused unless they are the model's own.
+    # Refused unless equal to the model's own dimensions.
     dimensions: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
 
 
 class InputParameters(Struct, frozen=True):
-    """How many bytes after the JSON are this tensor's."""
+    """Length of this tensor's bytes after the JSON."""
 
     binary_data_size: Annotated[int, Meta(ge=0, le=1 << 31)] | None = None
 
@@ -135,20 +135,20 @@ class InferInput(Struct, frozen=True):
 
 
 class OutputParameters(Struct, frozen=True):
-    """Whether the tensor is to come as bytes; None: as the request says for all."""
+    """Encoding of one output: bytes, numbers, or (None) the request's default."""
 
     binary_data: bool | None = None
 
 
 class InferOutput(Struct, frozen=True):
-    """An output asked for by name."""
+    """An output requested by name."""
 
     name: Annotated[str, Meta(max_length=128)]
     parameters: OutputParameters = OutputParameters()
 
 
 class InferParameters(Struct, frozen=True):
-    """What goes for all outputs."""
+    """Parameters for all outputs."""
 
     binary_data_output: bool = False
 
@@ -166,7 +166,7 @@ T = TypeVar("T")
 
 
 def decode(body: bytes, kind: type[T]) -> T:
-    """A request's body; RequestRefusedError (400) naming the field that is wrong."""
+    """Decode a request's body; raise RequestRefusedError (400) that names the invalid field."""
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

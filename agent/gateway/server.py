@@ -1,4 +1,4 @@
-"""Binds the gateway to loopback or a unix socket, and runs it under uvicorn."""
+"""The gateway's listener on loopback or a unix socket, and its uvicorn server."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ import uvicorn
 
 from agent.errors import GatewayAddressError
 from agent.gateway.application import Status, build, is_loopback
-from agent.gateway.http.connection import PatientProtocol
+from agent.gateway.http.connection import DeadlineProtocol
 from agent.gateway.http.endpoint import Admission
 from agent.host import allocator
 from agent.serving import Serving
@@ -28,7 +28,7 @@ UNIX_PREFIX = "unix:"
 
 
 class Gateway:
-    """The local HTTP endpoint. ``status`` gives what /status shows, as JSON-able data."""
+    """The local HTTP endpoint. ``status`` returns the document of /status."""
 
     def __init__(
         self,
@@ -49,9 +49,10 @@ class Gateway:
         self._unix_path: Path | None = None
 
     async def start(self, host: str, port: int = 0) -> str:
-        """Binds ``host:port`` or ``unix:PATH``; the address that it is bound to.
+        """Listen on ``host:port`` or ``unix:PATH`` and return the bound address.
 
-        Raises GatewayAddressError, among others for an address that other machines could reach.
+        Raises GatewayAddressError if the address cannot be bound, or is not loopback and
+        ``allow_remote`` is off.
         """
         if host.startswith(UNIX_PREFIX):
             self._unix_path = Path(host.removeprefix(UNIX_PREFIX))
@@ -60,7 +61,7 @@ class Gateway:
             if not self._allow_remote and not is_loopback(host):
                 raise GatewayAddressError(
                     f"the gateway would be reachable from other machines on {host[:200]!a}",
-                    advice="Use 127.0.0.1, ::1 or unix:PATH; it asks nobody who they are.",
+                    advice="Use 127.0.0.1, ::1 or unix:PATH; callers are not authenticated.",
                 )
             listener = _listen_tcp(host, port)
             bound = listener.getsockname()
@@ -77,7 +78,7 @@ class Gateway:
             uvicorn.Config(
                 application,
                 loop="none",
-                http=PatientProtocol,
+                http=DeadlineProtocol,
                 proxy_headers=False,
                 ws="none",
                 lifespan="off",
@@ -96,7 +97,7 @@ class Gateway:
         return address
 
     async def stop(self, drain_seconds: float = 5.0) -> None:
-        """Takes no new connections, lets requests finish within so long, then cuts them."""
+        """Close the listener, wait ``drain_seconds`` for open requests, then abort the rest."""
         if self._server is None or self._task is None:
             return
         self._server.config.timeout_graceful_shutdown = max(1, round(drain_seconds))
@@ -108,9 +109,10 @@ class Gateway:
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn that tells when it is up, leaves signals to the daemon, and rests between requests.
+    """Uvicorn with an event for readiness, without signal handlers and without a polling loop.
 
-    Its own loop turns ten times a second, to stamp the Date header and to see ``should_exit``.
+    Uvicorn's own main_loop wakes ten times a second, to update the Date header and to look at
+    ``should_exit``; the idle budget of the daemon does not allow that.
     """
 
     def __init__(self, config: uvicorn.Config) -> None:
@@ -153,9 +155,10 @@ def _listen_tcp(host: str, port: int) -> socket.socket:
 def _listen_unix(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # A socket that a killed daemon left; the data directory's lock keeps a live one out.
+        # Left by a killed daemon: a live one holds the lock of the data directory.
         if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
             path.unlink()
+        # The mode must hold from bind on: chmod afterwards would leave a window.
         before = os.umask(0o117)
         try:
             listener.bind(str(path))
@@ -171,5 +174,5 @@ def _listen_unix(path: Path) -> socket.socket:
 def _unusable(address: str, error: OSError | OverflowError) -> GatewayAddressError:
     return GatewayAddressError(
         f"the gateway cannot listen on {address[:300]!a}: {error}",
-        advice="Choose another address with --gateway, or stop what holds it.",
+        advice="Choose another address with --gateway, or stop the program that uses it.",
     )

@@ -18,7 +18,7 @@ MAX_LABELS = 64
 
 
 @dataclass(slots=True)
-class Tally:
+class RequestTotals:
     """Sums over requests with the same labels."""
 
     requests: int = 0
@@ -75,8 +75,8 @@ class Collector:
         self._throttled_seconds = throttled_seconds
         self._clock = clock
         self._now = now
-        self._window: dict[Labels, Tally] = {}
-        self.totals: dict[Labels, Tally] = {}
+        self._window: dict[Labels, RequestTotals] = {}
+        self.totals: dict[Labels, RequestTotals] = {}
         self._restarts: dict[Labels, int] = {}
         self._started = clock()
         self._started_at = now()
@@ -85,9 +85,9 @@ class Collector:
 
     def record(self, record: RequestRecord) -> None:
         """Counts one request in the open window and in the totals."""
-        self._window.setdefault(record.labels, Tally()).add(record)
+        self._window.setdefault(record.labels, RequestTotals()).add(record)
         # Moved to the end, so that the first is the least recently used.
-        total = self.totals.pop(record.labels, None) or Tally()
+        total = self.totals.pop(record.labels, None) or RequestTotals()
         total.add(record)
         self.totals[record.labels] = total
         if len(self.totals) > MAX_LABELS:
@@ -106,7 +106,7 @@ class Collector:
         tallies = dict(self._window)
         for labels, count in restarts.items():
             if count:
-                tallies.setdefault(labels, Tally())
+                tallies.setdefault(labels, RequestTotals())
         busy = sum(tally.busy_seconds for tally in tallies.values())
         windows = [
             TelemetryWindow(

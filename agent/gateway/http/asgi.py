@@ -1,4 +1,4 @@
-"""The server's side of a request in ASGI, as uvicorn speaks it, and which page answers it."""
+"""Types of the ASGI interface that uvicorn calls, and the router from paths to applications."""
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -14,39 +14,42 @@ _PART: Final = re.compile(r"\\{(name|version)\\}")
 
 
 class ClientGoneError(Exception):
-    """The caller hung up."""
+    """The caller closed its connection."""
 
 
-class Pages:
-    """The pages by path; ``{name}`` and ``{version}`` in a path become those keys of the scope."""
+class Router:
+    """ASGI application that picks another one by method and path.
+
+    A ``{name}`` or ``{version}`` in a path is stored in the scope under that key.
+    """
 
     def __init__(
         self,
-        shown: Mapping[str, Application],
-        called: Mapping[str, Application],
-        otherwise: Callable[[tuple[str, ...]], Application],
+        get: Mapping[str, Application],
+        post: Mapping[str, Application],
+        fallback: Callable[[tuple[str, ...]], Application],
     ) -> None:
-        """``shown`` are for GET and HEAD, ``called`` for POST.
+        """Compile the paths. ``get`` also answers HEAD.
 
-        ``otherwise`` gives what answers a path that has no page; it is told the methods that it
-        has, if any.
+        ``fallback`` builds the application for an unknown path, or for a known path with another
+        method; its argument is the methods that the path allows.
         """
-        self._pages = [
-            (re.compile(_PART.sub(r"(?P<\1>[^/]+)", re.escape(path))), methods, page)
-            for methods, pages in ((("POST",), called), (("GET", "HEAD"), shown))
-            for path, page in pages.items()
+        self._routes = [
+            (re.compile(_PART.sub(r"(?P<\1>[^/]+)", re.escape(path))), methods, application)
+            for methods, applications in ((("POST",), post), (("GET", "HEAD"), get))
+            for path, application in applications.items()
         ]
-        self._otherwise = otherwise
+        self._fallback = fallback
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         allowed: tuple[str, ...] = ()
-        for path, methods, page in self._pages:
+        for path, methods, application in self._routes:
             match = path.fullmatch(scope["path"])
             if match is None:
                 continue
             if scope["method"] in methods:
                 scope |= match.groupdict()
-                await page(scope, receive, send)
+                await application(scope, receive, send)
                 return
             allowed += methods
-        await self._otherwise(allowed)(scope, receive, send)
+        await self._fallback(allowed)(scope, receive, send)

@@ -1,4 +1,4 @@
-"""One HTTP connection, which no slow caller keeps for ever."""
+"""One HTTP connection, with deadlines for its request head and for reading its answer."""
 
 import asyncio
 from typing import Final
@@ -6,30 +6,31 @@ from typing import Final
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from agent.gateway.http.direct_body import Body, Head, LaneCycle, plain_head
+from agent.gateway.http.direct_body import Body, DirectCycle, Head, plain_head
 
-# How long a connection may last without a request under way.
+# Longest time that a connection may stay open without a request in progress.
 HEAD_SECONDS = 10.0
-# How long a caller may leave unread what it was sent.
+# Longest time that a caller may leave sent bytes unread.
 UNREAD_SECONDS = 30.0
-# What a caller may send of its next request while one is answered.
+# Pipelined bytes of the next request that are kept while the current one is answered.
 AHEAD_BYTES: Final = 64 << 10
-# All connections read into this one: what has come is taken before anything else is read.
+# Shared by all connections: asyncio calls buffer_updated before it reads anything else, and each
+# read is consumed or copied there.
 _BUFFER: Final = memoryview(bytearray(AHEAD_BYTES))
-# In a scope's state, where it is there: the Body that is to be awaited.
+# Key in the ASGI scope's state; its value is the Body to await. Absent for requests that h11 reads.
 BODY: Final = "flotilla.body"
 
 
-class PatientProtocol(H11Protocol, asyncio.BufferedProtocol):
-    """Cuts a caller off that sends no whole request head, or does not read its answer, in time.
+class DeadlineProtocol(H11Protocol, asyncio.BufferedProtocol):
+    """Disconnects callers that do not send a request head, or do not read an answer, in time.
 
-    How long a body may take is for who reads it (agent.gateway.http.exchange); an answer may
-    take as long as the model does.
+    The deadline of a body belongs to its reader (agent.gateway.http.exchange). Answers have no
+    deadline: a model may take long.
     """
 
     _no_request: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
-    # Of a request that h11 does not see.
+    # Body of a request that bypasses h11.
     _body: Body | None = None
     _ahead = b""
 
@@ -38,24 +39,25 @@ class PatientProtocol(H11Protocol, asyncio.BufferedProtocol):
         self._watch()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's
-        return _BUFFER if self._body is None else self._body.room()
+        return _BUFFER if self._body is None else self._body.buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._body is None:
-            self._came(_BUFFER[:nbytes])
+            self._receive_head(_BUFFER[:nbytes])
             return
-        self._body.came(self._body.room()[:nbytes])
-        if self._body.left == 0:
+        self._body.received(self._body.buffer()[:nbytes])
+        if self._body.missing_bytes == 0:
             self._body = None
 
     def on_response_complete(self) -> None:
         if self._body is not None:
-            self._body.unwanted()
+            # Answered before the whole body was read (a refusal): read the rest without storing it.
+            self._body.discard()
         super().on_response_complete()
         self._watch()
         ahead, self._ahead = self._ahead, b""
         if ahead and not self.transport.is_closing():
-            self._came(memoryview(ahead))
+            self._receive_head(memoryview(ahead))
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -69,16 +71,18 @@ class PatientProtocol(H11Protocol, asyncio.BufferedProtocol):
         _cancel(self._no_request)
         _cancel(self._unread)
         if self._body is not None:
-            self._body.hung_up()
+            self._body.connection_lost()
         super().connection_lost(exc)
 
-    def _came(self, data: memoryview) -> None:
-        if isinstance(self.cycle, LaneCycle) and not self.cycle.response_complete:
+    def _receive_head(self, data: memoryview) -> None:
+        if isinstance(self.cycle, DirectCycle) and not self.cycle.response_complete:
+            # h11 must not see the next request before this answer is complete.
             self._ahead += data
             if len(self._ahead) > AHEAD_BYTES:
                 self.flow.pause_reading()
             return
-        head = plain_head(data) if self._h11_rests() else None
+        head = plain_head(data) if self._h11_is_idle() else None
+        # Bytes beyond the body are a pipelined request, which only h11 can split off.
         if head is None or len(data) > head.size + head.body_length:
             self.data_received(bytes(data))
         else:
@@ -86,15 +90,15 @@ class PatientProtocol(H11Protocol, asyncio.BufferedProtocol):
             self._begin(head, data[head.size :])
         self._watch()
 
-    def _h11_rests(self) -> bool:
-        """Whether h11 is between two requests, and has nothing of the next."""
+    def _h11_is_idle(self) -> bool:
+        """Return True if h11 is between two requests and has buffered no part of the next."""
         idle = self.conn.our_state is h11.IDLE and self.conn.their_state is h11.IDLE
         return idle and not self.conn.trailing_data[0]
 
     def _begin(self, head: Head, start: memoryview) -> None:
         body = Body(head.body_length, _BUFFER, self.flow)
-        body.came(start)
-        self._body = body if body.left else None
+        body.received(start)
+        self._body = body if body.missing_bytes else None
         self.headers = head.headers
         self.scope = {
             "type": "http",
@@ -111,7 +115,7 @@ class PatientProtocol(H11Protocol, asyncio.BufferedProtocol):
             "headers": head.headers,
             "state": {BODY: body},
         }
-        self.cycle = LaneCycle(
+        self.cycle = DirectCycle(
             scope=self.scope,
             conn=self.conn,
             transport=self.transport,
@@ -129,6 +133,7 @@ class PatientProtocol(H11Protocol, asyncio.BufferedProtocol):
         self.tasks.add(task)
 
     def _watch(self) -> None:
+        """Start the request-head deadline, or cancel it while a request is in progress."""
         if self.cycle is not None and not self.cycle.response_complete:
             _cancel(self._no_request)
             self._no_request = None

@@ -1,8 +1,8 @@
-"""Long tensors past h11: the head in one expression, the body to where it is wanted.
+"""Read large tensor requests without h11: parse the head by a regular expression, place the body.
 
-h11 copies a body three times, and takes as long for the heads of a request and of its answer as all
-else that a tensor of 1 MB costs the gateway. What is not plain is left to it: a head in pieces, any
-other version, method or framing than HTTP/1.1, POST and Content-Length.
+h11 copies a body three times, and its parsing of the two heads costs as much as all other work of
+the gateway on a 1 MB tensor. Only plain requests take this path: a head that arrives in one read,
+HTTP/1.1, POST and Content-Length. h11 handles all others.
 """
 
 import asyncio
@@ -17,26 +17,26 @@ from uvicorn.protocols.http.h11_impl import RequestResponseCycle
 
 from agent.gateway.http.asgi import Message
 
-# Shorter bodies gain little.
+# Shorter bodies gain little from bypassing h11.
 LONG_BYTES: Final = 64 << 10
 _MAX_DIGITS: Final = 12
 _PATH: Final = rb"(/[A-Za-z0-9._~/:-]*)"
 _FIELD: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~\x80-\xff]*\r\n"
 _HEAD: Final = re.compile(rb"POST " + _PATH + rb" HTTP/1\.1\r\n((?:" + _FIELD + rb")+)\r\n")
-# The field that only requests with tensors as bytes have: where the JSON of the body ends.
+# Length of the JSON part of the body; only requests with binary tensors send this field.
 JSON_LENGTH: Final = b"inference-header-content-length"
-# Fields that change how the rest is read, or what may be answered.
+# Fields that change the framing of the body or the permitted answers.
 _NOT_PLAIN: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"te", b"trailer"})
-# What HTTP/1.1 means without that field too; httpx and requests say it all the same.
+# The default of HTTP/1.1, which httpx and requests send explicitly.
 _KEEP: Final = b"keep-alive"
 _CLOSE: Final = (b"connection", b"close")
 
-Arrived = Callable[[int], None]
+OnReceived = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A request's head: names in lower case, and how many bytes it took of what was read."""
+    """A request head. Field names are in lower case; ``size`` is the length of the head in bytes."""
 
     path: str
     headers: list[tuple[bytes, bytes]]
@@ -45,7 +45,7 @@ class Head:
 
 
 def plain_head(data: memoryview) -> Head | None:
-    """The head that this starts with, if it is whole, plain, and a long body follows."""
+    """Parse the head at the start of ``data``; None if it is not plain or its body is short."""
     match = _HEAD.match(data)
     if match is None:
         return None
@@ -56,7 +56,7 @@ def plain_head(data: memoryview) -> Head | None:
     fields = dict(headers)
     length = fields.get(b"content-length", b"")
     if (
-        # None of them twice.
+        # A repeated field may be an attempt at request smuggling: leave the judgement to h11.
         len(fields) != len(headers)
         or not _NOT_PLAIN.isdisjoint(fields)
         or fields.get(b"connection", _KEEP).lower() != _KEEP
@@ -69,79 +69,81 @@ def plain_head(data: memoryview) -> Head | None:
 
 
 class Body:
-    """The bytes of a body that have yet to come.
+    """A body that is still arriving.
 
-    Until somebody says where to, they are kept here; from when nobody wants them, nowhere.
+    Bytes that arrive before ``receive_into`` are buffered here; bytes after ``discard`` are dropped.
     """
 
-    def __init__(self, length: int, scrap: memoryview, flow: FlowControl) -> None:
-        self.left = length
-        self._scrap = scrap
+    def __init__(self, length: int, scratch: memoryview, flow: FlowControl) -> None:
+        self.missing_bytes = length
+        self._scratch = scratch
         self._flow = flow
         self._early = bytearray()
         self._views: list[memoryview] = []
-        self._arrived: Arrived = lambda _: None
-        self._wanted = True
+        self._on_received: OnReceived = lambda _: None
+        self._discarding = False
         self._done: asyncio.Future[bool] | None = None
 
-    def room(self) -> memoryview:
-        """Where the next bytes go."""
-        return self._views[0] if self._views else self._scrap[: self.left]
+    def buffer(self) -> memoryview:
+        """Return the memory that the next bytes are read into."""
+        return self._views[0] if self._views else self._scratch[: self.missing_bytes]
 
-    def came(self, data: memoryview) -> None:
-        """These bytes have come, into ``room`` if that was asked for."""
-        self.left -= len(data)
+    def received(self, data: memoryview) -> None:
+        """Account for bytes that arrived; ``data`` lies in ``buffer()`` once there is a reader."""
+        self.missing_bytes -= len(data)
         if not self._views:
-            if self._wanted:
+            if not self._discarding:
                 self._early += data
-                if len(self._early) > len(self._scrap):
+                if len(self._early) > len(self._scratch):
+                    # No reader yet: bound the buffer; receive_into resumes.
                     self._flow.pause_reading()
             return
         self._views[0] = self._views[0][len(data) :]
         if not self._views[0]:
             del self._views[0]
-        self._tell(len(data))
+        self._report(len(data))
 
-    async def into(self, views: Sequence[memoryview], arrived: Arrived) -> bool:
-        """Has all of it put into these, which are as long; False when the caller hangs up.
+    async def receive_into(self, views: Sequence[memoryview], on_received: OnReceived) -> bool:
+        """Store the whole body in ``views``, which have its length; False if the caller hangs up.
 
-        ``arrived`` hears how much has come, and may raise what this raises then.
+        ``on_received`` is called with each number of bytes received. An exception that it raises
+        is raised here.
         """
         self._done = asyncio.get_running_loop().create_future()
-        self._arrived = arrived
+        self._on_received = on_received
         early, self._early = self._early, bytearray()
         self._views = _fill(views, early)
-        self._tell(len(early))
+        self._report(len(early))
         self._flow.resume_reading()
         try:
             return await self._done
         finally:
-            self.unwanted()
+            self.discard()
 
-    def unwanted(self) -> None:
-        """Nobody wants the rest."""
-        self._views, self._early, self._wanted = [], bytearray(), False
+    def discard(self) -> None:
+        """Drop the bytes that have yet to arrive."""
+        self._views, self._early, self._discarding = [], bytearray(), True
 
-    def hung_up(self) -> None:
-        """The rest will not come."""
+    def connection_lost(self) -> None:
+        """End ``receive_into`` with False: the connection is closed."""
         if self._done is not None and not self._done.done():
             self._done.set_result(False)
 
-    def _tell(self, count: int) -> None:
+    def _report(self, count: int) -> None:
         if self._done is None or self._done.done():
             return
         try:
-            self._arrived(count)
-        except Exception as error:  # noqa: BLE001 - it is raised where the body is awaited
+            self._on_received(count)
+        except Exception as error:  # noqa: BLE001 - raised again by receive_into
             self._done.set_exception(error)
-            self.unwanted()
+            self.discard()
             return
-        if self.left == 0:
+        if self.missing_bytes == 0:
             self._done.set_result(True)
 
 
-class LaneCycle(RequestResponseCycle):
-    """A request without h11, as uvicorn keeps one, and its answer."""
+class DirectCycle(RequestResponseCycle):
+    """Uvicorn's record of one request and its answer, for a request that bypasses h11."""
 
     more_body = False
     _head = b""
@@ -154,9 +156,9 @@ class LaneCycle(RequestResponseCycle):
             return
         if message["type"] == "http.response.start":
             self.response_started = True
-            self._head = self._answers_head(message)
+            self._head = self._response_head(message)
             return
-        # In one piece: each send wakes the other side.
+        # Head and body in one write: each write wakes the caller once.
         self.transport.write(b"".join((self._head, message.get("body", b""))))
         self._head = b""
         if not message.get("more_body", False):
@@ -166,11 +168,11 @@ class LaneCycle(RequestResponseCycle):
                 self.transport.close()
             self.on_response()
 
-    def _answers_head(self, message: Message) -> bytes:
+    def _response_head(self, message: Message) -> bytes:
         status, headers = message["status"], message["headers"]
-        # Without a length it ends with the connection.
-        endless = all(name != b"content-length" for name, _ in headers)
-        self._close = endless or not self.keep_alive or _CLOSE in headers
+        # An answer without a length (events) ends where the connection ends.
+        until_close = all(name != b"content-length" for name, _ in headers)
+        self._close = until_close or not self.keep_alive or _CLOSE in headers
         if self._close and _CLOSE not in headers:
             headers = [*headers, _CLOSE]
         fields = b"".join(b"%s: %s\r\n" % field for field in headers)
@@ -178,13 +180,13 @@ class LaneCycle(RequestResponseCycle):
 
 
 def _fill(views: Sequence[memoryview], data: bytearray) -> list[memoryview]:
-    """Puts data into views; what is left of them."""
-    left = []
+    """Copy data into views, in order, and return the parts of them that are still empty."""
+    empty = []
     rest = memoryview(data)
     for view in views:
         part = rest[: len(view)]
         view[: len(part)] = part
         rest = rest[len(part) :]
         if len(part) < len(view):
-            left.append(view[len(part) :])
-    return left
+            empty.append(view[len(part) :])
+    return empty

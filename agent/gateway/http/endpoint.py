@@ -1,4 +1,4 @@
-"""What surrounds every call of a model: admission, the caller hanging up, errors in shape."""
+"""The frame around every model call: admission, cancellation on disconnect, error answers."""
 
 import asyncio
 import contextlib
@@ -9,23 +9,23 @@ from typing import Final
 
 from agent.errors import AgentError, SlotBusyError
 from agent.gateway.http.asgi import ClientGoneError, Receive, Scope, Send
-from agent.gateway.http.exchange import Exchange, Room, no_room
+from agent.gateway.http.exchange import Exchange, ReserveSpan, reserve_none
 from agent.gateway.refusals import Refusal, RequestRefusedError, refusal_of
 
 log = logging.getLogger(__name__)
 
 Handler = Callable[[Exchange, bytes], Awaitable[None]]
 
-# What the bodies of all requests under way may take.
+# Limit on the memory of all request bodies together.
 BODIES_BYTES: Final = 256 << 20
 
 
 @dataclass(slots=True)
 class Admission:
-    """Counts the requests inside, waiting ones too, and turns away those beyond the limit.
+    """Counts the requests in progress, waiting ones included, and refuses those over the limit.
 
-    A request is inside once its body is here: who sends slowly takes nobody's room but that of its
-    bytes.
+    A request counts once its body has arrived, so that slow senders occupy no place, only the
+    memory of the bytes that they sent.
     """
 
     limit: int
@@ -35,13 +35,13 @@ class Admission:
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[None]:
-        """Room for one request; RequestRefusedError (429) when there is none."""
+        """Occupy a place for one request; raise RequestRefusedError (429) if all are taken."""
         if self.inside >= self.limit:
             self.refused += 1
             raise RequestRefusedError(
                 429,
                 "too_many_requests",
-                f"{self.limit} requests are being answered already",
+                f"{self.limit} requests are in progress, which is the maximum",
                 advice="Send it again after the time in Retry-After.",
             )
         self.inside += 1
@@ -52,7 +52,10 @@ class Admission:
 
     @contextlib.contextmanager
     def body(self) -> Iterator[Callable[[int], None]]:
-        """Room for one body, asked for as it comes; RequestRefusedError (429) beyond the limit."""
+        """Account for one body, byte count by byte count, until the context ends.
+
+        The yielded function raises RequestRefusedError (429) beyond BODIES_BYTES.
+        """
         held = 0
 
         def take(count: int) -> None:
@@ -62,7 +65,7 @@ class Admission:
                 raise RequestRefusedError(
                     429,
                     "too_many_requests",
-                    f"requests of {BODIES_BYTES >> 20} MiB are being read or answered already",
+                    f"request bodies take {BODIES_BYTES >> 20} MiB already, which is the maximum",
                     advice="Send it again after the time in Retry-After.",
                 )
             held += count
@@ -75,7 +78,10 @@ class Admission:
 
 
 class Endpoint:
-    """An ASGI application for one path that calls a model."""
+    """An ASGI application for one path that calls a model.
+
+    ``shape`` turns a refusal into a body; ``reserve`` places the bytes after a body's JSON.
+    """
 
     def __init__(
         self,
@@ -84,21 +90,21 @@ class Endpoint:
         *,
         body_limit: int,
         shape: Callable[[Refusal], object],
-        room: Room = no_room,
+        reserve: ReserveSpan = reserve_none,
     ) -> None:
         self._handler = handler
         self._admission = admission
         self._body_limit = body_limit
         self._shape = shape
-        self._room = room
+        self._reserve = reserve
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send)
         try:
             with self._admission.body() as take:
-                body = await exchange.body(self._body_limit, take, self._room)
+                body = await exchange.body(self._body_limit, take, self._reserve)
                 with self._admission.slot():
-                    await self._unless_gone(exchange, body)
+                    await self._handle_until_gone(exchange, body)
         except ClientGoneError:
             log.info("client_gone path=%s request_id=%s", scope["path"], exchange.request_id)
         except AgentError as error:
@@ -109,14 +115,15 @@ class Endpoint:
                 "request_failed path=%s request_id=%s", scope["path"], exchange.request_id
             )
             await self._refuse(
-                exchange, Refusal(500, "internal_error", "the gateway failed; see its log")
+                exchange,
+                Refusal(500, "internal_error", "the gateway failed; the agent's log has the cause"),
             )
         finally:
             if exchange.rest is not None:
                 exchange.rest.release()
 
-    async def _unless_gone(self, exchange: Exchange, body: bytes) -> None:
-        """Answers, and stops as soon as nobody waits for it."""
+    async def _handle_until_gone(self, exchange: Exchange, body: bytes) -> None:
+        """Run the handler, and cancel it when the caller disconnects."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - narrows for mypy
         waiting, hung_up = True, False
@@ -132,7 +139,8 @@ class Endpoint:
         try:
             await self._handler(exchange, body)
         except asyncio.CancelledError:
-            # Whoever else cancelled it meanwhile is to be heard.
+            # uncancel() > 0: someone else (a shutdown) cancelled the task too, and that one must
+            # see the CancelledError.
             if hung_up and task.uncancel() == 0:
                 raise ClientGoneError from None
             raise

@@ -1,4 +1,4 @@
-"""One HTTP request and its answer, bounded on the way in, on either the JSON or the event road."""
+"""One HTTP request and its answer: a bounded body in, a JSON document or server-sent events out."""
 
 import asyncio
 import mmap
@@ -27,14 +27,17 @@ Take = Callable[[int], None]
 
 
 class Exchange:
-    """Reads the body once, answers once. ``name`` and ``version``: a model's, from the path."""
+    """Reads one body and sends one answer.
+
+    ``name`` and ``version`` are the model's, taken from the path; empty if the path has none.
+    """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.name: str = scope.get("name", "")
         self.version: str = scope.get("version", "")
         self._headers = scope["headers"]
         self._long_body: Body | None = scope.get("state", {}).get(BODY)
-        # Of the body, where it lies apart; to be dropped by who asked for it.
+        # Bytes after the JSON that were placed in shared memory; the endpoint drops the span.
         self.rest: Span | None = None
         self._receive = receive
         self._send = send
@@ -43,36 +46,42 @@ class Exchange:
         self.request_id = asked if _REQUEST_ID.match(asked) else os.urandom(16).hex()
 
     def header(self, name: bytes) -> str:
-        """The first of this name, in lower case; empty without one."""
+        """Return the first value of a field, empty if absent; ``name`` is in lower case."""
         return next((value.decode("latin-1") for key, value in self._headers if key == name), "")
 
-    async def body(self, limit: int, take: Take, room: "Room") -> bytes:
-        """The whole body; RequestRefusedError when it is no JSON, too long or too slow.
+    async def body(self, limit: int, take: Take, reserve: "ReserveSpan") -> bytes:
+        """Read the whole body.
 
-        ``take`` hears of every part's length before it is kept. What follows the JSON goes to
-        ``rest`` where ``room`` gives some for its length, and is no part of what is returned then.
+        ``take`` is called with the length of each part before the part is stored. If ``reserve``
+        returns a span for the bytes after the JSON, these go there (``rest``) and are not part of
+        the returned bytes. Raises RequestRefusedError if the body is not JSON, exceeds ``limit``
+        bytes or arrives too slowly.
         """
         kind = self.header(b"content-type").partition(";")[0].strip().lower()
-        if kind != "application/json" and not self._is_json_untold(kind):
-            # Also keeps web pages out: without leave a browser may not send this type elsewhere.
+        if kind != "application/json" and not self._is_triton_client(kind):
+            # Also stops cross-site requests of web pages: a browser sends this content type to
+            # another origin only after a CORS preflight, which the gateway does not grant.
             raise RequestRefusedError(
                 415,
                 "unsupported_media_type",
-                f"the body is {kind[:100]!a}, not application/json",
+                f"the Content-Type is {kind[:100]!a}; expected application/json",
                 advice="Send the header Content-Type: application/json.",
             )
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 if self._long_body is None:
                     return await self._whole_body(limit, take)
-                return await self._long(self._long_body, limit, take, room)
+                return await self._read_long(self._long_body, limit, take, reserve)
         except TimeoutError:
             raise RequestRefusedError(
-                408, "timeout", f"the body did not come within {BODY_SECONDS:g} s"
+                408, "timeout", f"the body did not arrive within {BODY_SECONDS:g} s"
             ) from None
 
-    def _is_json_untold(self, kind: str) -> bool:
-        """Whether this is what Triton's client sends, which names no type; no browser is."""
+    def _is_triton_client(self, kind: str) -> bool:
+        """Recognise requests of Triton's client, which send JSON without application/json.
+
+        Browsers are excluded by the fields that they always send.
+        """
         browser = self.header(b"origin") or self.header(b"sec-fetch-site")
         return not browser and (kind == "" or self.header(JSON_LENGTH) != "")
 
@@ -91,30 +100,32 @@ class Exchange:
             more = message.get("more_body", False)
         return b"".join(parts)
 
-    async def _long(self, body: Body, limit: int, take: Take, room: "Room") -> bytes:
+    async def _read_long(
+        self, body: Body, limit: int, take: Take, reserve: "ReserveSpan"
+    ) -> bytes:
         length = int(self.header(b"content-length"))
         _check_length(length, limit)
         text = self.header(JSON_LENGTH)
         json_length = int(text) if text.isdecimal() and len(text) <= _MAX_DIGITS else length
         if json_length < length:
-            self.rest = room(self, length - json_length)
-        head = _memory(length if self.rest is None else json_length)
+            self.rest = reserve(self, length - json_length)
+        head = _allocate(length if self.rest is None else json_length)
         views = [memoryview(head)]
         if self.rest is not None:
             views.append(self.rest.view)
-        if not await body.into(views, take):
+        if not await body.receive_into(views, take):
             raise ClientGoneError
         return bytes(head)
 
     async def client_gone(self) -> None:
-        """Returns when the caller has hung up; only once the body has been read."""
+        """Wait until the caller disconnects. Call it only after the body was read."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
     async def json(
         self, status: int, payload: object, retry_seconds: int = 0, allow: str = ""
     ) -> None:
-        """Answers with one JSON document."""
+        """Answer with one JSON document."""
         headers = [JSON]
         if retry_seconds:
             headers.append((b"retry-after", str(retry_seconds).encode()))
@@ -123,24 +134,24 @@ class Exchange:
         await self.whole(status, msgspec.json.encode(payload), headers)
 
     async def whole(self, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        """Answers with one body."""
+        """Answer with one body."""
         length = (b"content-length", str(len(body)).encode())
         await self._start(status, [*headers, length])
         await self._send({"type": "http.response.body", "body": body})
 
     async def open_events(self) -> None:
-        """Starts an answer of server-sent events."""
+        """Start an answer of server-sent events."""
         await self._start(
             200,
             [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")],
         )
 
     async def events(self, data: bytes) -> None:
-        """Sends some events."""
+        """Send encoded events."""
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def close_events(self) -> None:
-        """Ends the answer."""
+        """End the answer."""
         await self._send({"type": "http.response.body", "body": b""})
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
@@ -150,17 +161,20 @@ class Exchange:
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
 
-# Where so many bytes of a request's body may be put, if somewhere.
-Room = Callable[[Exchange, int], Span | None]
+# Reserves shared memory for the bytes after a body's JSON; None leaves them in the body.
+ReserveSpan = Callable[[Exchange, int], Span | None]
 
 
-def no_room(_exchange: Exchange, _length: int) -> Span | None:
-    """All of the body stays together."""
+def reserve_none(_exchange: Exchange, _length: int) -> Span | None:
+    """Leave the whole body in one piece."""
     return None
 
 
-def _memory(length: int) -> bytearray | mmap.mmap:
-    """Room for bytes that may never come: of a mapping only what was written to is taken."""
+def _allocate(length: int) -> bytearray | mmap.mmap:
+    """Allocate ``length`` bytes, which a caller may announce and never send.
+
+    An anonymous mapping takes memory only for the pages that are written.
+    """
     return mmap.mmap(-1, length) if length >= LONG_BYTES else bytearray(length)
 
 
@@ -171,4 +185,6 @@ def _date(second: int) -> bytes:
 
 def _check_length(length: int, limit: int) -> None:
     if length > limit:
-        raise RequestRefusedError(413, "body_too_large", f"the body is longer than {limit} bytes")
+        raise RequestRefusedError(
+            413, "body_too_large", f"the body is longer than the maximum of {limit:,} bytes"
+        )

@@ -7,7 +7,7 @@ from typing import Final
 
 from agent.gateway.http.direct_body import JSON_LENGTH
 from agent.gateway.http.exchange import JSON, Exchange
-from agent.gateway.http.threads import aside
+from agent.gateway.http.threads import run_in_thread_if_large
 from agent.gateway.inference.bodies import is_binary, json_end, read, write
 from agent.gateway.recording import Recording
 from agent.gateway.refusals import RequestRefusedError
@@ -21,7 +21,7 @@ _BINARY: Final = (b"content-type", b"application/octet-stream")
 
 
 class TensorApi:
-    """Handlers of the tensor endpoints; the model's name is in the path."""
+    """Handlers of the tensor endpoints; the path names the model."""
 
     def __init__(self, serving: Serving, collector: Collector) -> None:
         self._serving = serving
@@ -31,11 +31,11 @@ class TensorApi:
         """POST /v2/models/NAME[/versions/VERSION]/infer."""
         name, header_length = exchange.name, exchange.header(JSON_LENGTH)
         size = json_end(body, header_length)
-        request, inputs = await aside(size, partial(read, body, header_length, exchange.rest))
+        request, inputs = await run_in_thread_if_large(size, partial(read, body, header_length, exchange.rest))
         started = time.perf_counter()
         async with self._serving.lease(name, exchange.version) as worker:
             with Recording(self._collector, worker, started):
-                outputs = _wanted(await worker.infer(inputs), request)
+                outputs = _select_outputs(await worker.infer(inputs), request)
             version = worker.spec.model.version
         answer = {
             "model_name": name,
@@ -43,18 +43,19 @@ class TensorApi:
             "id": request.id or exchange.request_id,
         }
         size = sum(len(out.data) for out in outputs if not is_binary(out, request))
-        whole, end = await aside(size, partial(write, answer, outputs, request))
+        whole, end = await run_in_thread_if_large(size, partial(write, answer, outputs, request))
         headers = [JSON]
         if end < len(whole):
             headers = [_BINARY, (JSON_LENGTH, str(end).encode())]
         await exchange.whole(HTTPStatus.OK, whole, headers)
 
-    def room(self, exchange: Exchange, length: int) -> Span | None:
-        """Where the tensors of a request go that is on its way, if they are worth it."""
+    def reserve(self, exchange: Exchange, length: int) -> Span | None:
+        """Reserve the worker's shared memory for tensors that are arriving; None for small ones."""
         deployment = self._serving.deployment
         if deployment is None or length < WORTH_BYTES:
             return None
-        # Whose a split's is nobody knows yet, and no model is to see what another is given.
+        # A composed route has no slot here: its worker is chosen later, and no worker may read
+        # the tensors meant for another.
         route = deployment.routes.get(exchange.name)
         worker = deployment.workers.get(route.slot) if route else None
         region = worker.region() if worker else None
@@ -79,7 +80,7 @@ class TensorApi:
     async def ready(self, exchange: Exchange) -> None:
         """GET /v2/models/NAME[/versions/VERSION]/ready.
 
-        One that is loaded for its next request is ready for it.
+        A model that is unloaded while idle is ready: its next request loads it.
         """
         worker = self._serving.worker(exchange.name, exchange.version)
         stats = worker.stats()
@@ -89,7 +90,7 @@ class TensorApi:
         )
 
 
-def _wanted(outputs: list[TensorValue], request: InferRequest) -> list[TensorValue]:
+def _select_outputs(outputs: list[TensorValue], request: InferRequest) -> list[TensorValue]:
     if not request.outputs:
         return outputs
     found = {output.name: output for output in outputs}

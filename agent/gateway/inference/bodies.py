@@ -1,7 +1,7 @@
 """Tensors in the bodies of infer requests and answers: JSON numbers, or bytes after the JSON.
 
-The second is the protocol's binary tensor data extension, where the header
-``Inference-Header-Content-Length`` says where the JSON ends:
+The second form is the protocol's binary tensor data extension. The field
+``Inference-Header-Content-Length`` is the length of the JSON:
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
 """
 
@@ -20,17 +20,18 @@ from runtimes.base import TensorValue
 
 EXTENSION: Final = "binary_tensor_data"
 MAX_DIGITS: Final = 12
-# Of a tensor that is written at once; whole values of every datatype.
+# Bytes of a tensor that are encoded at once; a multiple of every datatype's size.
 PART_BYTES: Final = 64 << 10
 
 
 def read(
     body: bytes, header_length: str, rest: Span | None = None
 ) -> tuple[InferRequest, list[TensorValue | PlacedTensor]]:
-    """A request and its tensors; ``header_length`` is the header's text, empty without one.
+    """Decode a request and its tensors.
 
-    What follows the JSON is in ``rest`` or, without one, in ``body``. Raises RequestRefusedError
-    or ModelRefusedError.
+    ``header_length`` is the text of Inference-Header-Content-Length, empty if absent. The bytes
+    after the JSON are in ``rest`` or, if that is None, in ``body``. Raises RequestRefusedError or
+    ModelRefusedError.
     """
     end = json_end(body, header_length)
     request = decode(body[:end], InferRequest)
@@ -43,8 +44,8 @@ def read(
             continue
         if tensor.data is not None or end + size > whole:
             raise _refused(
-                f"input {tensor.name!a} says that {size} bytes of it follow; "
-                f"{whole - end} do, or its data is in the JSON too"
+                f"input {tensor.name!a} has a binary_data_size of {size}; expected at most "
+                f"{whole - end}, the bytes left after the JSON, and no data in the JSON"
             )
         tensors.check_size(tensor.name, tensor.datatype, tensor.shape, size)
         described = tensor.name, tensor.datatype, tuple(tensor.shape)
@@ -54,16 +55,16 @@ def read(
             inputs.append(PlacedTensor(*described, rest, end - len(body), size))
         end += size
     if end != whole:
-        raise _refused(f"{whole - end} bytes follow that belong to no input")
+        raise _refused(f"{whole - end} bytes after the JSON belong to no input")
     return request, inputs
 
 
 def write(
     answer: dict[str, Any], outputs: list[TensorValue], request: InferRequest
 ) -> tuple[bytes, int]:
-    """An answer's body with these outputs, and the length of its JSON.
+    """Encode an answer; return the body and the length of its JSON.
 
-    What was asked for as bytes follows.
+    Outputs requested as bytes follow the JSON.
     """
     shown: list[dict[str, object]] = []
     raw: list[bytes | memoryview] = []
@@ -84,15 +85,19 @@ def write(
 
 
 def _in_numbers(tensor: TensorValue) -> msgspec.Raw:
-    """Its values as JSON. Part by part: while one is written no other thread runs."""
+    """Encode a tensor's values as a JSON array.
+
+    In parts, because the encoder holds the interpreter's lock while it writes one.
+    """
     starts = range(0, max(len(tensor.data), 1), PART_BYTES)
-    some = (replace(tensor, data=tensor.data[at : at + PART_BYTES]) for at in starts)
-    parts = (msgspec.json.encode(tensors.numbers(part)) for part in some)
-    return msgspec.Raw(b"[%b]" % b",".join(part[1:-1] for part in parts))
+    parts = (replace(tensor, data=tensor.data[at : at + PART_BYTES]) for at in starts)
+    encoded = (msgspec.json.encode(tensors.numbers(part)) for part in parts)
+    # Each part is an array: join the contents without the brackets.
+    return msgspec.Raw(b"[%b]" % b",".join(part[1:-1] for part in encoded))
 
 
 def is_binary(output: TensorValue, request: InferRequest) -> bool:
-    """Whether an output was asked for as bytes."""
+    """Return True if an output was requested as bytes."""
     for wanted in request.outputs:
         if wanted.name == output.name and wanted.parameters.binary_data is not None:
             return wanted.parameters.binary_data
@@ -100,14 +105,16 @@ def is_binary(output: TensorValue, request: InferRequest) -> bool:
 
 
 def json_end(body: bytes, header_length: str) -> int:
-    """How much of a body is JSON; RequestRefusedError."""
+    """Return the length of the JSON in a body; raise RequestRefusedError for an invalid one."""
     if not header_length:
         return len(body)
     if not header_length.isdecimal() or len(header_length) > MAX_DIGITS:
-        raise _refused(f"Inference-Header-Content-Length is {header_length[:40]!a}, no length")
+        raise _refused(
+            f"Inference-Header-Content-Length is {header_length[:40]!a}; expected a number of bytes"
+        )
     if int(header_length) > len(body):
         raise _refused(
-            f"Inference-Header-Content-Length is {header_length}, the body has {len(body)} bytes"
+            f"Inference-Header-Content-Length is {header_length}; the body has {len(body)} bytes"
         )
     return int(header_length)
 

@@ -1,6 +1,6 @@
-"""The Prometheus text format (version 0.0.4).
+"""The Prometheus text format, version 0.0.4.
 
-Written by hand: the client library would cost the daemon more memory than these lines.
+Written here because the client library costs the daemon more memory than these lines.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +16,7 @@ Sample = tuple[str, Labels, float]
 
 
 class Family(NamedTuple):
-    """One metric. A sample is what its name goes on with, its labels, and its value."""
+    """One metric. A sample is a suffix of its name, its labels and its value."""
 
     name: str
     kind: str
@@ -25,7 +25,7 @@ class Family(NamedTuple):
 
 
 def document(families: Iterable[Family]) -> bytes:
-    """All families as one document."""
+    """Encode all families as one document."""
     lines: list[str] = []
     for name, kind, text, samples in families:
         lines += (f"# HELP {name} {text}", f"# TYPE {name} {kind}")
@@ -36,7 +36,7 @@ def document(families: Iterable[Family]) -> bytes:
 
 
 def summary(labels: Labels, sketch: Sketch) -> Iterator[Sample]:
-    """The samples of one summary."""
+    """Yield the samples of one summary: quantiles, sum and count."""
     for quantile in QUANTILES:
         value = sketch.quantile(quantile)
         if value is not None:
@@ -48,5 +48,6 @@ def summary(labels: Labels, sketch: Sketch) -> Iterator[Sample]:
 def _labels(labels: Labels) -> str:
     if not labels:
         return ""
-    # Values come from a checked manifest, whose patterns allow no quote, backslash or line end.
+    # No escaping: values come from a validated manifest, whose patterns exclude quotes,
+    # backslashes and line ends.
     return "{" + ",".join(f'{name}="{value}"' for name, value in labels.items()) + "}"

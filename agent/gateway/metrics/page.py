@@ -1,4 +1,4 @@
-"""What /metrics shows."""
+"""The document of /metrics."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from agent.telemetry import Collector, Labels
 
 
 def exposition(serving: Serving, collector: Collector, admission: Admission) -> bytes:
-    """Everything that this gateway has to say, as one document."""
+    """Return all metrics of this gateway as one document."""
     return document(_families(serving, collector, admission))
 
 
@@ -79,7 +79,7 @@ def _families(serving: Serving, collector: Collector, admission: Admission) -> I
 
 
 def _workers(serving: Serving) -> list[tuple[dict[str, str], WorkerStats, int]]:
-    """Each with the requests inside: answered, or waiting for their turn."""
+    """Return labels, stats and requests in progress (waiting ones included) of each worker."""
     deployment = serving.deployment
     if deployment is None:
         return []
@@ -129,6 +129,6 @@ def _words(labels: Labels) -> dict[str, str]:
         "model": labels.model_version,
         "variant": labels.variant,
         "runtime": labels.runtime,
-        # Without it the same model would be told twice, once for each way to it.
+        # A label only where there is a route: two series of one model would otherwise collide.
         **({"route": labels.route} if labels.route else {}),
     }

@@ -1,4 +1,6 @@
-"""The same figures under the names that dashboards for llama.cpp's server and for Triton know.
+"""The figures of /metrics under the names that llama.cpp's server and Triton use.
+
+Dashboards made for those servers work unchanged. Sources:
 
 https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md, "GET /metrics", and
 https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/user_guide/metrics.html
@@ -8,16 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 
 from agent.gateway.metrics.exposition import Family, Labels
 from agent.supervisor import WorkerStats
-from agent.telemetry.collector import Tally
+from agent.telemetry.collector import RequestTotals
 
-Totals = Sequence[tuple[Labels, Tally]]
+Totals = Sequence[tuple[Labels, RequestTotals]]
 Workers = Sequence[tuple[Labels, WorkerStats, int]]
 
 MICROSECONDS = 1e6
 
 
 def families(totals: Totals, workers: Workers) -> Iterator[Family]:
-    """Of both. ``workers`` come with the requests that each has inside."""
+    """Yield the metrics of both servers; ``workers`` are labels, stats, requests in progress."""
     yield from _llama_cpp(totals, workers)
     yield from _triton(totals, workers)
 
@@ -61,7 +63,7 @@ def _triton(totals: Totals, workers: Workers) -> Iterator[Family]:
         (
             "nv_inference_request_success",
             "Number of successful inference requests",
-            # What was refused took no time, and would make the others look fast.
+            # Refused requests have no latency; counting them would lower the mean duration.
             lambda tally: tally.latency_seconds.count - tally.errors,
         ),
         (
@@ -89,7 +91,7 @@ def _triton(totals: Totals, workers: Workers) -> Iterator[Family]:
     )
 
 
-def _counter(name: str, text: str, totals: Totals, value: Callable[[Tally], float]) -> Family:
+def _counter(name: str, text: str, totals: Totals, value: Callable[[RequestTotals], float]) -> Family:
     return Family(
         name, "counter", text, [("", labels, float(value(tally))) for labels, tally in totals]
     )
@@ -103,19 +105,19 @@ def _rate(count: float, seconds: float) -> float:
     return count / seconds if seconds > 0 else 0.0
 
 
-def _prompt_tokens(tally: Tally) -> float:
+def _prompt_tokens(tally: RequestTotals) -> float:
     return tally.prompt_tokens
 
 
-def _generated_tokens(tally: Tally) -> float:
+def _generated_tokens(tally: RequestTotals) -> float:
     return tally.generated_tokens
 
 
-def _prefill_seconds(tally: Tally) -> float:
+def _prefill_seconds(tally: RequestTotals) -> float:
     return tally.prefill_seconds
 
 
-def _decode_seconds(tally: Tally) -> float:
+def _decode_seconds(tally: RequestTotals) -> float:
     return tally.decode_seconds
 
 

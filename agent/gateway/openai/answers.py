@@ -1,4 +1,4 @@
-"""The two shapes of OpenAI's text answers, whole or as server-sent events."""
+"""OpenAI's answers of completions and chat completions, whole or as server-sent events."""
 
 import time
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ _DONE: Final = b"data: [DONE]\n\n"
 
 
 class TextAnswer(ABC):
-    """What completions and chat completions share; the two below say how they differ."""
+    """Builds and sends the answer to one request; subclasses define the shape of a choice."""
 
     identifier_prefix: str
     whole_object: str
@@ -36,40 +36,40 @@ class TextAnswer(ABC):
     def whole_choice(
         self, text: str, finish_reason: str, pieces: Sequence[Piece]
     ) -> dict[str, Any]:
-        """The choice of a whole answer."""
+        """Return the choice of a whole answer."""
 
     @abstractmethod
     def event_choice(
         self, text: str, finish_reason: str | None, pieces: Sequence[Piece]
     ) -> dict[str, Any]:
-        """The choice of one event."""
+        """Return the choice of one event."""
 
     @abstractmethod
     def log_probabilities(self, pieces: Sequence[Piece]) -> object:
-        """Those of the tokens chosen."""
+        """Return the log-probabilities of the chosen tokens in this answer's shape."""
 
     def chosen(self, pieces: Sequence[Piece]) -> object:
-        """Log-probabilities, if they were asked for."""
+        """Return the log-probabilities if the request asked for them."""
         return self.log_probabilities(pieces) if self._logprobs else None
 
     def opening(self) -> bytes:
-        """Events before the first text."""
+        """Return the events before the first text."""
         return b""
 
     async def whole(self, exchange: Exchange, generation: Pieces, recording: Recording) -> None:
-        """Answers with one document once all is generated."""
-        said: list[Piece] = []
+        """Answer with one document once the whole text is generated."""
+        generated: list[Piece] = []
         async for pieces in generation:
-            recording.came(len(pieces))
-            said += pieces
-        text = "".join([piece.text for piece in said])
-        finish_reason = (said[-1].finish_reason if said else None) or "length"
+            recording.count_tokens(len(pieces))
+            generated += pieces
+        text = "".join([piece.text for piece in generated])
+        finish_reason = (generated[-1].finish_reason if generated else None) or "length"
         recording.usage = generation.usage
         await exchange.json(
             200,
             self._document(
                 self.whole_object,
-                [self.whole_choice(text, finish_reason, said)],
+                [self.whole_choice(text, finish_reason, generated)],
                 **_costs(recording),
             ),
         )
@@ -82,15 +82,15 @@ class TextAnswer(ABC):
         *,
         include_usage: bool,
     ) -> None:
-        """Answers token by token.
+        """Answer with one event per token.
 
-        The status goes out with the first token, so what fails before it is still an HTTP error;
-        what fails later is an event with ``error``, and no [DONE] follows.
+        The status is sent with the first token: a failure before it is an HTTP error, a failure
+        after it is an event with ``error`` and no [DONE].
         """
         last = Piece("", None, "length")
         try:
             async for pieces in generation:
-                recording.came(len(pieces))
+                recording.count_tokens(len(pieces))
                 events = b""
                 if not exchange.started:
                     await exchange.open_events()
@@ -192,11 +192,11 @@ class ChatAnswer(TextAnswer):
     def _choice(
         self,
         kind: str,
-        said: dict[str, str],
+        message: dict[str, str],
         finish_reason: str | None,
         pieces: Sequence[Piece],
     ) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": 0, kind: said, "finish_reason": finish_reason}
+        choice: dict[str, Any] = {"index": 0, kind: message, "finish_reason": finish_reason}
         if self._logprobs:
             choice["logprobs"] = self.chosen(pieces)
         return choice
@@ -236,14 +236,14 @@ def _costs(recording: Recording) -> dict[str, object]:
             "prompt_per_second": _rate(read, usage.prefill_seconds),
             "predicted_n": usage.generated_tokens,
             "predicted_ms": _milliseconds(usage.decode_seconds),
-            # The first token falls out of the prompt: decoding made the others.
+            # The first token comes from the prefill; decoding generates the others.
             "predicted_per_second": _rate(usage.generated_tokens - 1, usage.decode_seconds),
         },
     }
 
 
 def _cached(usage: Usage) -> dict[str, object]:
-    """OpenAI's word for a prompt's beginning that was known from before, where there is one."""
+    """Return OpenAI's field for prompt tokens that were in the cache; empty if there were none."""
     cached = usage.cached_prompt_tokens
     return {"prompt_tokens_details": {"cached_tokens": cached}} if cached else {}
 

@@ -10,7 +10,7 @@ import msgspec
 
 from agent.errors import ModelRefusedError
 from agent.gateway.http.exchange import JSON, Exchange
-from agent.gateway.http.threads import aside
+from agent.gateway.http.threads import run_in_thread_if_large
 from agent.gateway.recording import Recording
 from agent.gateway.refusals import RequestRefusedError
 from agent.gateway.schemas import EmbeddingRequest, decode
@@ -46,17 +46,18 @@ class EmbeddingApi:
             raise RequestRefusedError(
                 HTTPStatus.BAD_REQUEST,
                 "invalid_value",
-                f"the model gives {found.dimensions} dimensions, not {request.dimensions}",
+                f"the model has {found.dimensions} dimensions; the request asks for "
+                f"{request.dimensions}",
                 param="dimensions",
-                advice="Leave it out.",
+                advice="Leave dimensions out.",
             )
         size = len(found.vectors) * found.dimensions * 4
-        whole = await aside(size, partial(_written, request, found))
+        whole = await run_in_thread_if_large(size, partial(_encode, request, found))
         await exchange.whole(HTTPStatus.OK, whole, [JSON])
 
 
-def _written(request: EmbeddingRequest, found: Embeddings) -> bytes:
-    """The answer's body. Vector by vector: while one is written no other thread runs."""
+def _encode(request: EmbeddingRequest, found: Embeddings) -> bytes:
+    """Encode the answer vector by vector: the encoder holds the interpreter's lock meanwhile."""
     as_text = request.encoding_format == "base64"
     form = struct.Struct(f"<{found.dimensions}f")
     entries = [

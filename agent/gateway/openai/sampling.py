@@ -1,4 +1,4 @@
-"""From a request's fields to what an engine is asked for."""
+"""Translate a request's fields into the engine's sampling parameters."""
 
 import msgspec
 
@@ -18,18 +18,18 @@ ANY_OBJECT = '{"type":"object"}'
 
 
 def sampling_of(request: GenerationRequest, worker: Worker, adapter: str) -> Sampling:
-    """What this worker is asked for; RequestRefusedError."""
+    """Return the sampling parameters of a request; raise RequestRefusedError."""
     if isinstance(request, ChatRequest):
-        room = worker.spec.context_length or worker.spec.variant.context_length or 512
-        most = request.max_completion_tokens or request.max_tokens or room
+        context = worker.spec.context_length or worker.spec.variant.context_length or 512
+        max_tokens = request.max_completion_tokens or request.max_tokens or context
     else:
-        most = request.max_tokens or DEFAULT_COMPLETION_TOKENS
+        max_tokens = request.max_tokens or DEFAULT_COMPLETION_TOKENS
     stop = request.stop
     if isinstance(stop, str):
         stop = [stop]
     temperature = request.temperature
     return Sampling(
-        max_tokens=most,
+        max_tokens=max_tokens,
         temperature=DEFAULT_TEMPERATURE if temperature is None else temperature,
         top_p=1.0 if request.top_p is None else request.top_p,
         seed=request.seed,
@@ -47,24 +47,25 @@ def sampling_of(request: GenerationRequest, worker: Worker, adapter: str) -> Sam
 
 
 def wants_logprobs(request: GenerationRequest) -> bool:
-    """Whether the chosen tokens' log-probabilities are asked for; RequestRefusedError.
+    """Return True if a request asks for the chosen tokens' log-probabilities.
 
-    A chat asks with true, a completion with the number of other tokens that it wants beside.
+    A chat sends true, a completion the number of alternatives per token. Alternatives are not
+    available: RequestRefusedError (400).
     """
     asked = request.logprobs
-    others = request.top_logprobs if isinstance(request, ChatRequest) else asked
-    if others:
+    alternatives = request.top_logprobs if isinstance(request, ChatRequest) else asked
+    if alternatives:
         name = "top_logprobs" if isinstance(request, ChatRequest) else "logprobs"
         raise RequestRefusedError(
             400,
             "unsupported_parameter",
-            f"{name} is {others}: only the chosen token's log-probability is told",
+            f"{name} is {alternatives}: only the chosen token's log-probability is available",
             param=name,
-            advice="Ask with logprobs: true in a chat, with logprobs: 0 in a completion.",
+            advice="Send logprobs: true in a chat, logprobs: 0 in a completion.",
         )
     if isinstance(request, ChatRequest):
         return asked is True
-    # JSON's false leaves it off, and 0 turns it on.
+    # 0 turns log-probabilities on (no alternatives); false turns them off.
     return asked is not None and asked is not False
 
 

@@ -143,7 +143,7 @@ class TextApi:
                     heard = await hear(generation, escalation, sampling.max_tokens)
                 recording.usage = heard.usage
                 if heard.why:
-                    recording.came(len(heard.pieces))
+                    recording.count_tokens(len(heard.pieces))
                     recording.escalated = True
                 else:
                     await made.send(Replay(heard), recording)

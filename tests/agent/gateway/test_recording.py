@@ -29,7 +29,7 @@ def test_tokens_of_a_caller_who_hung_up_took_the_time_in_which_they_came(worker:
     recording = Recording(collector, worker, 1.0, lambda: next(clock))
     recording.__enter__()
     for _ in range(3):
-        recording.came(2)
+        recording.count_tokens(2)
     recording.__exit__(ClientGoneError, ClientGoneError(), None)
     (window,) = collector.roll([])
     assert (window.generated_tokens, window.decode_seconds, window.errors) == (6, 2.5, 0)
@@ -59,8 +59,8 @@ def test_what_the_engine_says_goes_before_what_was_seen(worker: Worker) -> None:
     collector = Collector()
     clock = iter((1.5, 4.0, 9.0))
     with Recording(collector, worker, 1.0, lambda: next(clock)) as recording:
-        recording.came(1)
-        recording.came(1)
+        recording.count_tokens(1)
+        recording.count_tokens(1)
         recording.usage = Usage(7, 2, 0.25, 0.125)
     (window,) = collector.roll([])
     assert (window.prefill_seconds, window.decode_seconds) == (0.25, 0.125)
