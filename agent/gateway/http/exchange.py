@@ -100,9 +100,7 @@ class Exchange:
             more = message.get("more_body", False)
         return b"".join(parts)
 
-    async def _read_long(
-        self, body: Body, limit: int, take: Take, reserve: "ReserveSpan"
-    ) -> bytes:
+    async def _read_long(self, body: Body, limit: int, take: Take, reserve: "ReserveSpan") -> bytes:
         length = int(self.header(b"content-length"))
         _check_length(length, limit)
         text = self.header(JSON_LENGTH)

@@ -31,7 +31,9 @@ class TensorApi:
         """POST /v2/models/NAME[/versions/VERSION]/infer."""
         name, header_length = exchange.name, exchange.header(JSON_LENGTH)
         size = json_end(body, header_length)
-        request, inputs = await run_in_thread_if_large(size, partial(read, body, header_length, exchange.rest))
+        request, inputs = await run_in_thread_if_large(
+            size, partial(read, body, header_length, exchange.rest)
+        )
         started = time.perf_counter()
         async with self._serving.lease(name, exchange.version) as worker:
             with Recording(self._collector, worker, started):

@@ -91,7 +91,9 @@ def _triton(totals: Totals, workers: Workers) -> Iterator[Family]:
     )
 
 
-def _counter(name: str, text: str, totals: Totals, value: Callable[[RequestTotals], float]) -> Family:
+def _counter(
+    name: str, text: str, totals: Totals, value: Callable[[RequestTotals], float]
+) -> Family:
     return Family(
         name, "counter", text, [("", labels, float(value(tally))) for labels, tally in totals]
     )

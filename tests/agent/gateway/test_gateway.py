@@ -257,7 +257,7 @@ async def test_only_local_names_are_answered(box: Box) -> None:
 
 async def test_unknown_pages_and_methods_are_json_errors(box: Box) -> None:
     assert (await box.client.get("/v1/nothing")).json()["error"]["code"] == "unknown_url"
-    assert "no GET" in (await box.client.get("/v2/nothing")).json()["error"]
+    assert "no path" in (await box.client.get("/v2/nothing")).json()["error"]
     response = await box.client.get("/v1/completions")
     assert response.status_code == 405
     assert response.json()["error"]["code"] == "unknown_url"

@@ -218,11 +218,11 @@ async def test_requests_may_follow_before_the_answer(box: Box, cut: int) -> None
     ("sent", "status", "words"),
     [
         (request(path="/v2/models/none/infer"), 404, "no model"),
-        (request(path="/v2/nothing"), 404, "no POST"),
+        (request(path="/v2/nothing"), 404, "no path"),
         (request(infer_json(size=len(DATA) - 1)), 400, "bytes"),
         (request(infer_json(rows=ROWS - 1)), 400, "bytes"),
         (request(data=DATA + b"x"), 400, "belong to no input"),
-        (request(infer_json(size=1 << 30)), 400, "bytes of it follow"),
+        (request(infer_json(size=1 << 30)), 400, "bytes left after the JSON"),
         (request(b"{nonsense"), 400, "malformed"),
         (request(b""), 400, "truncated"),
     ],

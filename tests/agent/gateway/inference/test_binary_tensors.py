@@ -88,16 +88,16 @@ async def test_the_server_says_that_it_understands_them(box: Box) -> None:
 
 
 BAD = [
-    ({"inputs": [BINARY]}, DATA[:-1], None, "15 do"),
-    ({"inputs": [BINARY]}, DATA + b"x", None, "1 bytes follow that belong to no input"),
-    ({"inputs": [{**BINARY, "data": [1, 2, 3, 4]}]}, DATA, None, "in the JSON too"),
+    ({"inputs": [BINARY]}, DATA[:-1], None, "at most 15"),
+    ({"inputs": [BINARY]}, DATA + b"x", None, "1 bytes after the JSON belong to no input"),
+    ({"inputs": [{**BINARY, "data": [1, 2, 3, 4]}]}, DATA, None, "no data in the JSON"),
     ({"inputs": [INPUT]}, b"", None, "neither data nor a binary_data_size"),
     ({"inputs": [{**BINARY, "shape": [1, 2]}]}, DATA, None, "needs 8 bytes, not 16"),
     ({"inputs": [{**BINARY, "datatype": "BYTES"}]}, DATA, None, "unknown datatype"),
     ({"inputs": [{**BINARY, "datatype": "INT32"}]}, DATA, None, "INT32"),
     ({"inputs": [BINARY]}, DATA, "99999", "the body has"),
-    ({"inputs": [BINARY]}, DATA, "-1", "no length"),
-    ({"inputs": [BINARY]}, DATA, "9" * 5000, "no length"),
+    ({"inputs": [BINARY]}, DATA, "-1", "expected a number of bytes"),
+    ({"inputs": [BINARY]}, DATA, "9" * 5000, "expected a number of bytes"),
     ({"inputs": [BINARY]}, DATA, "0", "truncated"),
     ({"inputs": [{**INPUT, "parameters": {"binary_data_size": -1}}]}, b"", None, ">= 0"),
 ]

@@ -36,13 +36,13 @@ async def test_a_large_answer_is_written_while_others_are_answered(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await deploy(box)
-    written, threads = embeddings._written, []
+    encode, threads = embeddings._encode, []
 
-    def watched(request: EmbeddingRequest, found: Embeddings) -> bytes:
+    def recorded(request: EmbeddingRequest, found: Embeddings) -> bytes:
         threads.append(threading.current_thread())
-        return written(request, found)
+        return encode(request, found)
 
-    monkeypatch.setattr(embeddings, "_written", watched)
+    monkeypatch.setattr(embeddings, "_encode", recorded)
     for count in (1, 2048):
         body = {"model": "embed", "input": ["text"] * count}
         answer = await box.client.post("/v1/embeddings", json=body)
