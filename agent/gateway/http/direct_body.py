@@ -36,7 +36,7 @@ OnReceived = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A request head. Field names are in lower case; ``size`` is the length of the head in bytes."""
+    """A request head of ``size`` bytes. Field names are in lower case."""
 
     path: str
     headers: list[tuple[bytes, bytes]]
@@ -71,7 +71,7 @@ def plain_head(data: memoryview) -> Head | None:
 class Body:
     """A body that is still arriving.
 
-    Bytes that arrive before ``receive_into`` are buffered here; bytes after ``discard`` are dropped.
+    Bytes that arrive before ``receive_into`` are buffered; bytes after ``discard`` are dropped.
     """
 
     def __init__(self, length: int, scratch: memoryview, flow: FlowControl) -> None:
