@@ -219,7 +219,7 @@ def _errors(predictor: Predictor, unknown: Sequence[Tried]) -> list[float]:
 def _choose(
     model: ModelVersion, tried: Sequence[Tried], known: Knowledge
 ) -> tuple[list[str], float]:
-    """Return the regret of a device without measurements: its choice against the best variant."""
+    """Return the variants that an unmeasured device tries, and the regret of its choice."""
     measured = {one.variant.name: one for one in tried}
     policy = SelectionPolicy(objective=Objective.TOKENS_PER_SECOND)
     decision = rank(Component(slot="chat", model=model), policy, known)

@@ -45,7 +45,7 @@ def run(deployment: Deployment) -> list[Result]:
 
 
 def _of_the_kernels(model: Path) -> str:
-    """Return llama-bench's ratio of batched to single decoding, the upper bound."""
+    """Describe llama-bench's ratio of batched to single decoding: the upper bound."""
     rates = llama_bench.rates(model, prompt_tokens=STREAMS, tokens=TOKENS)
     if rates is None:
         return llama_bench.ABSENT

@@ -130,7 +130,7 @@ def manifest(counter: int) -> bytes:
 
 
 class Box:
-    """Verify as the agent does."""
+    """Verification as the agent does it, with a journal and both repositories."""
 
     def __init__(self, directory: Path, server: Repositories) -> None:
         directory.mkdir(parents=True)
@@ -159,7 +159,7 @@ class Box:
 
 
 class PythonTuf:
-    """Verify the same image repository by python-tuf alone."""
+    """Verification of the same image repository by python-tuf alone."""
 
     def __init__(self, directory: Path, server: Repositories) -> None:
         self.directory, self.server = directory, server

@@ -42,7 +42,7 @@ def efficiency(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def scaled(row: dict[str, Any], key: str) -> float | None:
-    """Format a field in seconds as milliseconds; a missing one as "unmeasured"."""
+    """Convert a field in seconds to milliseconds; None if it is missing."""
     value = row.get(key)
     return None if value is None else float(value) * 1000
 

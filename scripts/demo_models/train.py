@@ -32,12 +32,12 @@ HELDOUT_BYTES = 24_000
 
 
 def reference_text() -> list[str]:
-    """Yield the Python language reference, one document per topic."""
+    """Return the Python language reference, one document per topic."""
     return [text for _, text in sorted(topics.topics.items())]
 
 
 def docstrings(limit_bytes: int) -> list[str]:
-    """Yield the docstrings of the standard library's modules, classes and functions."""
+    """Return the docstrings of the standard library's modules, classes and functions."""
     found: list[str] = []
     size = 0
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
@@ -54,7 +54,7 @@ def docstrings(limit_bytes: int) -> list[str]:
 
 
 def licence_text() -> list[str]:
-    """Yield the licences under /usr/share/common-licenses."""
+    """Return the licences under /usr/share/common-licenses."""
     return [
         path.read_text(encoding="utf-8", errors="replace")
         for path in sorted(Path("/usr/share/common-licenses").iterdir())

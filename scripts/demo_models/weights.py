@@ -84,7 +84,7 @@ def broken() -> Weights:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Return the vocabulary and merges of the byte-level BPE, in GPT-2's spelling of bytes."""
+    """Tokens and merges of the byte-level BPE, in GPT-2's spelling of bytes."""
 
     tokens: list[str]
     merges: list[str]
