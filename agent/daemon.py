@@ -19,7 +19,7 @@ from agent.config import AgentConfig, DataDir, load_config
 from agent.errors import AlreadyRunningError
 from agent.gateway import Gateway
 from agent.gateway.recording import labels_of
-from agent.hardware import KnownHardware, read_facts
+from agent.hardware import HardwareMonitor, read_facts
 from agent.health import daemon_fault, feed_watchdog
 from agent.host.allocator import Tidying
 from agent.host.systemd import notify
@@ -31,7 +31,7 @@ from agent.link.renewal import Renewal
 from agent.link.stream import ControlPlaneStream
 from agent.notary import Notary, expect
 from agent.notary import questions as q
-from agent.power import ThrottleTally, ThrottleWatch, discover, keep_sampling
+from agent.power import ThrottleMonitor, ThrottleReader, discover, keep_sampling
 from agent.power.energy import PowerMeter
 from agent.serving import Serving
 from agent.storage.atomic_file import write_file
@@ -66,13 +66,13 @@ class Daemon:
         self._config = config
         self._meter = meter
         self._notary = notary
-        self._hardware = KnownHardware(
+        self._hardware = HardwareMonitor(
             data_dir.facts, lambda: read_facts(config.model_memory_bytes)
         )
         self._measurements = MeasurementStore(data_dir.measurements)
         self._journal = Journal(data_dir.journal)
         self._telemetry = _telemetry_queue(data_dir.telemetry)
-        self._throttling = ThrottleTally(ThrottleWatch())
+        self._throttling = ThrottleMonitor(ThrottleReader())
         self._collector = Collector(meter, throttled_seconds=lambda: self._throttling.seconds)
         self._tidying = Tidying()
         # In the window before: memory is given back once nobody calls.
@@ -194,7 +194,7 @@ class Daemon:
                 self._hardware.watch(),
                 self._roll_windows(),
                 self._renewal.run(),
-                self._throttling.keep(),
+                self._throttling.watch(),
                 feed_watchdog(lambda: daemon_fault(address, self._supervisor)),
             ]
             if self._meter is not None:
@@ -253,7 +253,7 @@ async def run(data_dir: DataDir) -> None:
             loop.add_signal_handler(number, stop.set)
         model = config.power_model
         guess = (model.idle_watts, model.full_watts) if model else None
-        meter = await asyncio.to_thread(discover, guess=guess)
+        meter = await asyncio.to_thread(discover, estimate=guess)
         notary = Notary(data_dir)
         identity = expect(q.Identified, await notary.ask(q.WhoAmI())).credentials
         await Daemon(data_dir, config, meter, notary, identity).run(stop)

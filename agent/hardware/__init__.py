@@ -1,7 +1,7 @@
-"""What this box is made of, and how fast it is."""
+"""Hardware facts and measured rates of this box."""
 
 from agent.hardware.facts import read_facts
-from agent.hardware.known import KnownHardware
+from agent.hardware.monitor import HardwareMonitor
 from agent.hardware.rates import benchmark
 
-__all__ = ["KnownHardware", "benchmark", "read_facts"]
+__all__ = ["HardwareMonitor", "benchmark", "read_facts"]

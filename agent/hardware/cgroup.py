@@ -1,18 +1,18 @@
-"""Limits that a container or a systemd slice puts on this process, cgroup v1 or v2.
+"""Limits that a container or a systemd slice sets for this process, in cgroup v1 or v2.
 
-A limit of any ancestor holds, so each is looked at. In a container the path in /proc/self/cgroup
-may be the host's; then the mount's own root is ours.
+The limit of every ancestor applies, so all are read. In a container the path in /proc/self/cgroup
+may be the host's and not exist in the mount; then the root of the mount is this process's cgroup.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 
-# cgroup v1 says "no limit" with a huge number, rounded to pages.
+# cgroup v1 expresses "no limit" as a huge number, rounded to pages.
 _UNLIMITED = 1 << 60
 
 
 def memory_limit(root: Path = Path("/")) -> int | None:
-    """Bytes that this process may take, None without a limit."""
+    """Return the bytes that this process may use, None without a limit."""
     limits = [
         value
         for directory, name in (
@@ -25,10 +25,10 @@ def memory_limit(root: Path = Path("/")) -> int | None:
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """Cores that this process may keep busy, None without a limit."""
+    """Return the cores that this process may keep busy, None without a limit."""
     quotas: list[float] = []
     for directory in _directories(root, ""):
-        # "max 100000" or "150000 100000"
+        # "max 100000" or "150000 100000": quota and period in microseconds.
         words = _text(directory / "cpu.max").split()
         if len(words) == 2 and all(word.isdigit() for word in words) and int(words[1]):  # noqa: PLR2004 - quota and period
             quotas.append(int(words[0]) / int(words[1]))
@@ -41,7 +41,7 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
 
 
 def _directories(root: Path, controller: str) -> Iterator[Path]:
-    """This process's cgroup and its ancestors; the controller is empty for version 2."""
+    """Yield this process's cgroup and its ancestors; ``controller`` is empty for version 2."""
     mount = root / "sys/fs/cgroup" / controller
     path = ""
     for line in _text(root / "proc/self/cgroup").splitlines():

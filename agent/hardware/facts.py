@@ -1,4 +1,4 @@
-"""Hardware facts from /proc and /sys. ``root`` is where those two are, so tests bring their own."""
+"""Hardware facts from /proc and /sys. ``root`` is the directory of those two, for tests."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ from artifact.device_facts import DeviceFacts
 from runtimes import registry
 
 MAX_READ_BYTES: Final = 1 << 16
-# The kernel's flag to the name that manifests use in ``required_isa``; the rest do not matter here.
+# From the kernel's flag to the name in ``required_isa`` of manifests. Other flags are irrelevant.
 _ISA: Final = {
     **{
         name: name
@@ -44,7 +44,7 @@ _ISA: Final = {
     "asimddp": "dotprod",
     "asimdhp": "fp16",
 }
-# Device nodes that a driver makes for an accelerator.
+# Device nodes that drivers of accelerators create.
 _NODES: Final = {"apex_*": "google-coral", "hailo[0-9]*": "hailo", "accel/accel[0-9]*": "npu"}
 
 
@@ -54,7 +54,7 @@ def read_facts(
     root: Path = Path("/"),
     affinity: Iterable[int] | None = None,
 ) -> DeviceFacts:
-    """Facts without the benchmark. ``model_memory_bytes`` 0 means half of the memory."""
+    """Read all facts but the benchmark. ``model_memory_bytes`` 0 means half of the memory."""
     cpuinfo = _read(root / "proc/cpuinfo")
     cores = len(os.sched_getaffinity(0) if affinity is None else set(affinity))
     quota = cpu_quota(root)
@@ -80,12 +80,12 @@ def read_facts(
 
 
 def limits(root: Path = Path("/")) -> tuple[int, float | None, int | None]:
-    """What may change while the daemon runs: usable cores, CPU quota, memory limit."""
+    """Return the limits that may change while the daemon runs: cores, CPU quota, memory limit."""
     return len(os.sched_getaffinity(0)), cpu_quota(root), memory_limit(root)
 
 
 def _read(path: Path) -> str:
-    """The beginning of a file; empty when there is none."""
+    """Return the first MAX_READ_BYTES of a file; empty if it cannot be read."""
     try:
         with path.open("rb") as source:
             return source.read(MAX_READ_BYTES).decode(errors="replace")
@@ -100,7 +100,7 @@ def _field(text: str, name: str) -> str:
 
 def _cpu_model(root: Path, cpuinfo: str) -> str:
     model = _field(cpuinfo, "model name")
-    # Arm boards name the board rather than the CPU.
+    # Arm kernels have no "model name": the device tree names the board instead.
     model = model or _read(root / "proc/device-tree/model").strip("\0 \n")
     if not model and (part := _field(cpuinfo, "CPU part")):
         model = f"implementer {_field(cpuinfo, 'CPU implementer')} part {part}"

@@ -1,13 +1,13 @@
-"""Measures memory, arithmetic and storage.
+"""Micro-benchmark of memory, arithmetic and storage.
 
-``python -m agent.hardware.measure DIRECTORY CORES MEMORY_BYTES ROUNDS``: a process of its own,
-because numpy and the engines would stay in the daemon's memory for good, and because a library that
-is not what it seems ends this process and not the daemon. It writes a MicroBenchmark as a line of
-JSON whenever it knows more, so that what was measured before is not lost.
+``python -m agent.hardware.measure DIRECTORY CORES MEMORY_BYTES ROUNDS`` runs in a separate process:
+numpy and the engines would stay in the daemon's memory, and a faulty native library ends this
+process instead of the daemon. It writes a MicroBenchmark as a line of JSON after each step, so that
+a crash loses only the later figures.
 
-Everything is measured in several rounds, so that what disturbs the box for a second disturbs one
-round of every figure and not all of one. A figure is the upper quartile of all its runs: what the
-box does when little disturbs it, without trusting the one best run. Its spread goes with it.
+All figures are measured in several rounds, so that a disturbance of a second affects one round of
+every figure instead of all runs of one. A figure is the upper quartile of its runs: the rate with
+little disturbance, less sensitive to outliers than the best run. Its spread is reported with it.
 """
 
 import ctypes
@@ -27,32 +27,32 @@ import msgspec
 
 from artifact.device_facts import MicroBenchmark
 
-# The figures that are not of a kernel.
+# All figures that are not the rate of one kernel.
 PLAIN: Final = frozenset({"memory", "matrices", "storage", "int8"})
-# Of one figure in one round: at least so many runs, and more while there is time.
+# Per figure and round: at least LEAST_RUNS, then more until FIGURE_SECONDS or MOST_RUNS.
 LEAST_RUNS: Final = 3
 MOST_RUNS: Final = 30
 FIGURE_SECONDS: Final = 0.15
-# No kernel is begun after so long.
+# Kernels that have not started after this time are skipped.
 KERNELS_SECONDS: Final = 10.0
 MATRIX_SIZE: Final = 1024
 FILE_BYTES: Final = 64 << 20
 BLOCK_BYTES: Final = 1 << 20
 LEAST_AREA_BYTES: Final = 32 << 20
 MOST_AREA_BYTES: Final = 256 << 20
-# Where one matrix meets so many vectors, arithmetic decides: a prompt of so many tokens.
+# A product with this many vectors (a prompt of this many tokens) is bound by arithmetic.
 INT8_VECTORS: Final = 64
 INT8_BYTES: Final = 4 << 20
 
 
 class Rates:
-    """What was measured so far, per second, by figure."""
+    """The measured rates per second, by figure."""
 
     def __init__(self) -> None:
         self._runs: defaultdict[str, list[float]] = defaultdict(list)
 
     def add(self, figure: str, work: float, run: Callable[[], object]) -> None:
-        """Time some runs that each do ``work``; the first only warms up."""
+        """Time several runs that each do ``work`` units, after one warm-up run."""
         run()
         began = time.perf_counter()
         for count in range(MOST_RUNS):
@@ -63,11 +63,11 @@ class Rates:
             self._runs[figure].append(work / (time.perf_counter() - started))
 
     def __getitem__(self, figure: str) -> float:
-        """Upper quartile; 0 for what was not measured."""
+        """Return the upper quartile of a figure; 0 if it was not measured."""
         return self._quartiles(figure)[2]
 
     def spreads(self) -> dict[str, float]:
-        """Half of the interquartile range over the median, of every figure."""
+        """Return half of the interquartile range over the median, by figure."""
         found = {figure: self._quartiles(figure) for figure in self._runs}
         return {figure: (high - low) / 2 / mid for figure, (low, mid, high) in found.items()}
 
@@ -79,7 +79,7 @@ class Rates:
         return low, middle, high
 
     def result(self) -> MicroBenchmark:
-        """All figures; a kernel's is named by itself."""
+        """Return all figures; those of kernels are in ``weight_bytes_per_second``."""
         return MicroBenchmark(
             memory_bytes_per_second=self["memory"],
             matmul_flops_per_second=self["matrices"],
@@ -93,7 +93,10 @@ class Rates:
 
 
 def area_bytes(memory_bytes: int, root: Path = Path("/")) -> int:
-    """Twice the largest cache, so that nothing of it is read again; an eighth of memory at most."""
+    """Return the size of the area to measure in bytes.
+
+    Twice the largest cache, so that no run finds the area cached; at most an eighth of the memory.
+    """
     largest = 0
     for path in (root / "sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = path.read_text().strip()
@@ -104,8 +107,8 @@ def area_bytes(memory_bytes: int, root: Path = Path("/")) -> int:
 
 
 def measure_memory(rates: Rates, cores: int, area: int) -> None:
-    """Bytes read and written when every core copies (STREAM's copy counts both)."""
-    # memmove through ctypes runs without the interpreter's lock.
+    """Measure bytes read plus written while every core copies, as STREAM's copy counts them."""
+    # ctypes releases the interpreter's lock during memmove, so the threads run in parallel.
     share = area // cores // 2
     areas = [(bytearray(share), bytearray(share)) for _ in range(cores)]
     pairs = [
@@ -121,7 +124,7 @@ def measure_memory(rates: Rates, cores: int, area: int) -> None:
 
 
 def measure_matrices(rates: Rates) -> None:
-    """Floating point operations of a float32 matrix product; nothing without numpy."""
+    """Measure the floating point operations of a float32 matrix product; skipped without numpy."""
     try:
         import numpy as np
     except ImportError:
@@ -132,7 +135,7 @@ def measure_matrices(rates: Rates) -> None:
 
 
 def measure_storage(rates: Rates, directory: Path) -> None:
-    """Bytes of reading a file that is in no cache; nothing without room for it."""
+    """Measure reading a file that is not in the page cache; skipped without disk space for it."""
     block = os.urandom(BLOCK_BYTES)
     try:
         with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
@@ -148,11 +151,11 @@ def measure_storage(rates: Rates, directory: Path) -> None:
 
             rates.add("storage", FILE_BYTES, read)
     except OSError as error:
-        print(f"storage not measured: {error}", file=sys.stderr)  # noqa: T201 - its own voice
+        print(f"storage not measured: {error}", file=sys.stderr)  # noqa: T201 - the parent logs it
 
 
 def measure_kernels(rates: Rates, kernels: Any, cores: int, area: int, deadline: float) -> None:
-    """Weights that each kernel reads and multiplies, and int8 arithmetic alone."""
+    """Measure the weight bytes that each kernel reads and multiplies, and int8 arithmetic."""
     engine = kernels.Kernels()
     with engine.product("q8_0", INT8_BYTES, cores, INT8_VECTORS) as product:
         # A weight costs a multiplication and an addition per vector.
@@ -167,7 +170,7 @@ def measure_kernels(rates: Rates, kernels: Any, cores: int, area: int, deadline:
 def partial_results(
     directory: Path, cores: int, memory_bytes: int, rounds: int
 ) -> Iterator[MicroBenchmark]:
-    """Everything measured so far, whenever there is more."""
+    """Yield all figures measured so far after each step."""
     area = area_bytes(memory_bytes)
     rates = Rates()
     measure_storage(rates, directory)
@@ -181,15 +184,15 @@ def partial_results(
             kernels = kernels or importlib.import_module("runtimes.llama_cpp.kernels")
             measure_kernels(rates, kernels, cores, area, deadline)
         except (ImportError, OSError, AttributeError, MemoryError) as error:
-            # Without the engine, or with another version of it, the plain roofline has to do.
-            print(f"kernels not measured: {error}", file=sys.stderr)  # noqa: T201 - its own voice
+            # No engine, or a version with another interface: predictions use the memory rate.
+            print(f"kernels not measured: {error}", file=sys.stderr)  # noqa: T201 - the parent logs it
             yield rates.result()
             return
         yield rates.result()
 
 
 def main() -> None:
-    """Writes a MicroBenchmark per line; the last one says most."""
+    """Write one MicroBenchmark per line; the last is the most complete."""
     numbers = [int(text) for text in sys.argv[2:]]
     for result in partial_results(Path(sys.argv[1]), *numbers):
         sys.stdout.buffer.write(msgspec.json.encode(result) + b"\n")

@@ -1,4 +1,4 @@
-"""The micro-benchmark: measured in its own process, kept until the hardware changes."""
+"""Run the micro-benchmark in a separate process and cache its result until the hardware changes."""
 
 import asyncio
 import logging
@@ -21,8 +21,8 @@ MAX_OUTPUT_BYTES = 1 << 16
 MAX_FILE_BYTES = 1 << 16
 
 
-class _Kept(Struct, frozen=True):
-    """What is in the file."""
+class _CachedBenchmark(Struct, frozen=True):
+    """Content of the cache file; ``hardware`` is the fingerprint that it was measured on."""
 
     hardware: str
     benchmark: MicroBenchmark
@@ -32,7 +32,10 @@ Measure = Callable[[Path, DeviceFacts], Awaitable[MicroBenchmark]]
 
 
 async def measure_now(directory: Path, facts: DeviceFacts, *, rounds: int = 3) -> MicroBenchmark:
-    """Measures in a process of its own, storage in this directory; BenchmarkError."""
+    """Measure in a separate process; storage is measured in ``directory``.
+
+    Raises BenchmarkError if the process returns no result within TIMEOUT_SECONDS.
+    """
     threads = str(facts.cores)
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -74,7 +77,7 @@ async def measure_now(directory: Path, facts: DeviceFacts, *, rounds: int = 3) -
 
 
 def _maths_environment(threads: str) -> dict[str, str]:
-    """For libraries that would take every core of the host, and keep them busy after they end."""
+    """Return settings for numpy's BLAS, which otherwise uses and busy-waits on all host cores."""
     return {
         "OMP_NUM_THREADS": threads,
         "OPENBLAS_NUM_THREADS": threads,
@@ -85,20 +88,20 @@ def _maths_environment(threads: str) -> dict[str, str]:
 async def benchmark(
     path: Path, facts: DeviceFacts, *, force: bool = False, measure: Measure = measure_now
 ) -> MicroBenchmark:
-    """The box's rates, from ``path`` when they were measured on this hardware, else measured now.
+    """Return the box's rates: cached in ``path`` if measured on this hardware, else measured now.
 
-    ``path``'s directory is also where storage is measured. Raises BenchmarkError.
+    Storage is measured in the directory of ``path``. Raises BenchmarkError.
     """
     hardware = fingerprint(facts)
-    kept = None if force else _load(path)
-    if kept is not None and kept.hardware == hardware:
-        return kept.benchmark
+    cached = None if force else _load(path)
+    if cached is not None and cached.hardware == hardware:
+        return cached.benchmark
     measured = await measure(path.parent, facts)
     try:
-        write_file(path, msgspec.json.encode(_Kept(hardware, measured)))
+        write_file(path, msgspec.json.encode(_CachedBenchmark(hardware, measured)))
     except OSError as error:
-        # Measured again after the next start; a full disk stops nothing.
-        log.warning("benchmark_not_kept error=%s", ascii(str(error)))
+        # A full disk must not stop the daemon; the next start measures again.
+        log.warning("benchmark_not_cached error=%s", ascii(str(error)))
     log.info(
         "benchmark_measured memory_bytes_per_second=%.3g matmul_flops_per_second=%.3g "
         "storage_bytes_per_second=%.3g",
@@ -109,10 +112,10 @@ async def benchmark(
     return measured
 
 
-def _load(path: Path) -> _Kept | None:
+def _load(path: Path) -> _CachedBenchmark | None:
     try:
         with path.open("rb") as file:
-            return msgspec.json.decode(file.read(MAX_FILE_BYTES), type=_Kept)
+            return msgspec.json.decode(file.read(MAX_FILE_BYTES), type=_CachedBenchmark)
     except (OSError, msgspec.MsgspecError):
-        # Absent or unreadable: it costs seconds to measure again.
+        # A missing or damaged cache costs only the seconds of another measurement.
         return None

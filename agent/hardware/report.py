@@ -1,13 +1,13 @@
-"""What the micro-benchmark found, told to someone who never saw it."""
+"""The text report of `flotilla-agent bench`."""
 
 from typing import Final
 
 from artifact.device_facts import DeviceFacts
 
-# A quiet box repeats itself within this; beyond it something else was running.
+# Spread of repeated runs on an otherwise idle box; a larger one shows that other work was running.
 QUIET_SPREAD: Final = 0.1
 GIB: Final = 1 << 30
-# Figure, unit, the attribute of MicroBenchmark, and what it decides.
+# Figure, unit, attribute of MicroBenchmark, meaning.
 _PLAIN: Final = (
     ("memory", "GB/s", "memory_bytes_per_second", "copying, all cores: bounds generation"),
     ("matrices", "GFLOP/s", "matmul_flops_per_second", "float32 products: bound prompt processing"),
@@ -17,7 +17,7 @@ _PLAIN: Final = (
 
 
 def report(facts: DeviceFacts, seconds: float) -> str:
-    """The box, its rates, and what they come to for a model's generation."""
+    """Return the report: the box, its rates, and the generation speed that they allow."""
     return "\n".join(
         (*_box(facts), "", *_rates(facts, seconds), *_kernels(facts), "", _verdict(facts))
     )
@@ -75,12 +75,12 @@ def _spread(facts: DeviceFacts, name: str) -> str:
 
 
 def _verdict(facts: DeviceFacts) -> str:
-    """Spread is half of the interquartile range over the median."""
+    """Judge the spreads: half of the interquartile range over the median."""
     spreads = facts.benchmark.spreads
-    uneasy = [name for name, spread in spreads.items() if spread > QUIET_SPREAD]
-    if not uneasy:
-        return f"Every figure repeated itself within {QUIET_SPREAD:.0%}."
+    noisy = [name for name, spread in spreads.items() if spread > QUIET_SPREAD]
+    if not noisy:
+        return f"All figures repeated within {QUIET_SPREAD:.0%}."
     return (
-        f"{len(uneasy)} of {len(spreads)} figures did not repeat within {QUIET_SPREAD:.0%}: "
-        "something else was running.\nMeasure again when the box is quiet."
+        f"{len(noisy)} of {len(spreads)} figures did not repeat within {QUIET_SPREAD:.0%}: "
+        "other work was running.\nMeasure again when the box is idle."
     )

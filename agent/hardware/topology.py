@@ -1,4 +1,4 @@
-"""Sockets, cores and their kinds, and graphics processors, from /sys. Bounded, whatever it says."""
+"""Sockets, cores and their kinds, and graphics processors, from /sys; all reads are bounded."""
 
 from collections import Counter
 from itertools import islice
@@ -17,7 +17,7 @@ _VENDORS: Final = {"0x10de": "nvidia", "0x1002": "amd", "0x8086": "intel"}
 
 
 def read_topology(root: Path = Path("/")) -> CpuTopology:
-    """Of the CPUs that are online; zeros without /sys."""
+    """Read the topology of the online CPUs; zeros without /sys."""
     cores: dict[tuple[int, int], int] = {}
     threads = 0
     for folder in _cpus(root):
@@ -28,6 +28,7 @@ def read_topology(root: Path = Path("/")) -> CpuTopology:
             continue
         threads += 1
         megahertz = (_number(folder / "cpufreq/cpuinfo_max_freq") or 0) // 1000
+        # Hyper-threads share (package, core): each physical core is counted once.
         cores[package, core] = max(megahertz, cores.get((package, core), 0))
     if not cores:
         return CpuTopology()
@@ -49,7 +50,10 @@ def _cpus(root: Path) -> list[Path]:
 
 
 def read_gpus(root: Path = Path("/")) -> tuple[str, ...]:
-    """Graphics processors and accelerators: vendor, PCI ids and driver; without PCI the driver."""
+    """List graphics processors and accelerators as vendor, PCI ids and driver.
+
+    Devices that are not on PCI are listed by their driver.
+    """
     found = []
     for device in _some(root / "sys/bus/pci/devices", "*"):
         if _text(device / "class").startswith(_GPU_CLASSES):
@@ -59,7 +63,7 @@ def read_gpus(root: Path = Path("/")) -> tuple[str, ...]:
             found.append(f"{name} {ids}{_driver(device)}")
     for card in _some(root / "sys/class/drm", "card[0-9]"):
         device = card / "device"
-        # Those of PCI have been found; the others stand in the device tree.
+        # PCI devices were listed above; the others come from the device tree.
         if not (device / "vendor").exists() and (driver := _driver(device)):
             found.append(f"gpu{driver}")
     return tuple(found[:MAX_GPUS])
@@ -78,7 +82,7 @@ def _some(folder: Path, pattern: str) -> list[Path]:
 
 
 def _text(path: Path) -> str:
-    """The beginning of a file; empty when there is none."""
+    """Return the first MAX_READ_BYTES of a file; empty if it cannot be read."""
     try:
         with path.open("rb") as source:
             return source.read(MAX_READ_BYTES).decode(errors="replace").strip()

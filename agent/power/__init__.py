@@ -1,7 +1,7 @@
-"""Power meters and throttling. A box without a meter has unmeasured energy, never a guessed one."""
+"""Power meters and throttling. Without a meter, energy is reported as unmeasured."""
 
 from agent.power.discovery import discover
 from agent.power.sampling import keep_sampling
-from agent.power.throttling import ThrottleTally, ThrottleWatch
+from agent.power.throttling import ThrottleMonitor, ThrottleReader
 
-__all__ = ["ThrottleTally", "ThrottleWatch", "discover", "keep_sampling"]
+__all__ = ["ThrottleMonitor", "ThrottleReader", "discover", "keep_sampling"]

@@ -1,8 +1,8 @@
-"""AMD's graphics through the driver ``amdgpu``'s hwmon: instantaneous power, no counter.
+"""AMD graphics through the hwmon interface of the ``amdgpu`` driver: power, no energy counter.
 
-The kernel's "AMDGPU driver thermal" documentation: ``power1_average``, or ``power1_input`` on chips
-that give no average, in microwatts; on an APU it is the whole package, CPU included. The voltage
-``in1`` is the northbridge's, which only APUs have.
+Source: the kernel's "AMDGPU driver thermal" documentation. ``power1_average``, or ``power1_input``
+on chips without an average, in microwatts. On an APU it covers the whole package, CPU included. The
+voltage ``in1`` is the northbridge's, which only APUs have.
 """
 
 import time
@@ -18,7 +18,7 @@ READINGS: Final = ("power1_average", "power1_input")
 
 
 def open_amdgpu(root: Path, clock: Callable[[], float] = time.monotonic) -> IntegratedMeter | None:
-    """A meter over the APU, which is most of its box, else over all graphics cards."""
+    """Open a meter over the APU if there is one, else over all graphics cards."""
     readings = list(_readings(root))
     packages = [reading for reading in readings if (reading.parent / "in1_input").exists()]
     metered = packages or readings
@@ -43,7 +43,8 @@ def _readings(root: Path) -> Iterator[Path]:
 
 
 def _watts(reading: Path) -> float:
-    """OSError or ValueError when the chip does not answer. A card that sleeps is left asleep."""
+    """Read the power in watts; raise OSError or ValueError if the chip does not answer."""
+    # Reading a sensor would wake a suspended card.
     status = reading.parent / "device/power/runtime_status"
     if status.exists() and status.read_text().strip() == "suspended":
         return 0.0

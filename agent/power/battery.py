@@ -1,7 +1,7 @@
-"""A battery that feeds the box: what it gives is what the whole box takes.
+"""A battery that feeds the box: its output is the power of the whole box.
 
-Documentation/ABI/testing/sysfs-class-power: microwatts, or microvolts and microamperes. While the
-charger is plugged in the battery says nothing about the box, so it is no meter then.
+Source: Documentation/ABI/testing/sysfs-class-power. Units are microwatts, or microvolts and
+microamperes. While a charger feeds the box, the battery is not a meter.
 """
 
 import time
@@ -20,12 +20,12 @@ class Battery:
     path: Path
 
     def watts(self) -> float:
-        """What it gives now; ValueError when it gives nothing, OSError when it is gone."""
+        """Return the present output; ValueError unless discharging, OSError if removed."""
         status = (self.path / "status").read_text().strip()
         if status != "Discharging":
             raise ValueError(f"the battery is {status[:20]!a}, not discharging")
         power = self.path / "power_now"
-        # Some drivers show the current of a discharge below zero.
+        # Some drivers report a discharge as a negative value.
         if power.exists():
             return abs(int(power.read_text())) / 1e6
         voltage = int((self.path / "voltage_now").read_text())
@@ -33,7 +33,7 @@ class Battery:
 
 
 def open_battery(root: Path, clock: Callable[[], float] = time.monotonic) -> IntegratedMeter | None:
-    """A meter over the batteries that feed the box now."""
+    """Open a meter over the batteries that feed the box now."""
     batteries = [Battery(path) for path in sorted((root / "sys/class/power_supply").glob("*"))]
     feeding = [battery for battery in batteries if _feeds(battery)]
     if not feeding:
@@ -50,7 +50,7 @@ def _feeds(battery: Battery) -> bool:
         if (battery.path / "type").read_text().strip() != "Battery":
             return False
         scope = battery.path / "scope"
-        # A mouse's battery feeds the mouse.
+        # Batteries of peripherals, such as a wireless mouse.
         if scope.exists() and scope.read_text().strip() == "Device":
             return False
         return battery.watts() > 0

@@ -1,4 +1,4 @@
-"""Finds a meter that really moves: sensors that are there but stand still measure nothing."""
+"""Find the best power meter whose reading increases; drivers may offer sensors that stay at 0."""
 
 import logging
 import time
@@ -19,7 +19,7 @@ from agent.power.rapl import open_rapl
 log = logging.getLogger(__name__)
 
 PROBE_SECONDS: Final = 0.2
-# What covers most of the box comes first: board, then CPU package, then GPU alone.
+# In order of coverage: board, CPU package, GPU alone.
 OPENERS: Final[tuple[Callable[[Path], PowerMeter | None], ...]] = (
     open_ina,
     open_pmic,
@@ -33,23 +33,24 @@ OPENERS: Final[tuple[Callable[[Path], PowerMeter | None], ...]] = (
 def discover(
     root: Path = Path("/"),
     *,
-    guess: tuple[float, float] | None = None,
+    estimate: tuple[float, float] | None = None,
     pause: Callable[[float], None] = time.sleep,
 ) -> PowerMeter | None:
-    """The meter that covers most of this box, or None. Blocks for ``PROBE_SECONDS`` per meter.
+    """Return the meter that covers most of this box, or None. Blocks PROBE_SECONDS per meter.
 
-    ``guess``: watts idle and under full load, for an estimate where nothing measures.
+    ``estimate`` is the power in watts when idle and under full load, for a meter by CPU load if
+    no sensor is found.
     """
     for open_meter in OPENERS:
         meter = open_meter(root)
-        if meter is not None and _moves(meter, pause):
+        if meter is not None and _increases(meter, pause):
             log.info("power_meter_found provenance=%s", meter.provenance)
             return meter
-    log.info("power_meter_absent energy=%s", "estimated" if guess else "unmeasured")
-    return open_load_model(root, *guess) if guess else None
+    log.info("power_meter_absent energy=%s", "estimated" if estimate else "unmeasured")
+    return open_load_model(root, *estimate) if estimate else None
 
 
-def _moves(meter: PowerMeter, pause: Callable[[float], None]) -> bool:
+def _increases(meter: PowerMeter, pause: Callable[[float], None]) -> bool:
     try:
         before = meter.read_joules()
         pause(PROBE_SECONDS)

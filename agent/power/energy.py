@@ -1,4 +1,4 @@
-"""Joules, and where they come from: no energy figure travels without its provenance."""
+"""Energy in joules, always together with its provenance."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -6,7 +6,7 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What measured, what it covers, and how: rapl, package, counter for instance.
+    """Sensor, covered part of the box, and method of a measurement, such as rapl/package/counter.
 
     ``source``: rapl, ina3221, pmic, amdgpu, nvml, battery, model. ``scope``: package, board, gpu,
     wall. ``method``: counter, integrated, estimated.
@@ -36,7 +36,7 @@ class PowerMeter(Protocol):
 
     @property
     def sample_interval_seconds(self) -> float:
-        """How often ``read_joules`` must be called at least for its total to be true."""
+        """Longest interval between calls of ``read_joules`` for which its total stays exact."""
 
     def read_joules(self) -> float:
-        """Joules since the meter was opened, never falling; MeterLostError."""
+        """Return the joules since the meter was opened, never decreasing; raise MeterLostError."""

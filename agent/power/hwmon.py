@@ -1,8 +1,8 @@
 """INA power monitors on the board's supply, through hwmon: instantaneous power.
 
-Documentation/hwmon/sysfs-interface.rst: voltage in millivolts, current in milliamperes, power in
-microwatts. Documentation/hwmon/ina3221.rst: beside its three channels this chip shows their shunt
-voltages as in4 to in7 and the sum of their currents as curr4, which are no channels of their own.
+Sources: Documentation/hwmon/sysfs-interface.rst (millivolts, milliamperes, microwatts) and
+Documentation/hwmon/ina3221.rst: besides its three channels this chip lists their shunt voltages as
+in4 to in7 and the sum of their currents as curr4; these are not channels.
 """
 
 import time
@@ -15,9 +15,9 @@ from agent.power.energy import Provenance
 from agent.power.integral import IntegratedMeter
 
 CHIPS: Final = frozenset({"ina219", "ina220", "ina226", "ina228", "ina238", "ina3221"})
-# The rail that feeds everything else: Jetson modules with one supply, then Jetson Nano and TX.
+# The rail that feeds all others: Jetson modules with one supply, then Jetson Nano and TX.
 TOTAL_LABELS: Final = ("VDD_IN", "VIN", "POM_5V_IN", "VDD_SYS_IN", "5V_IN")
-# Jetson AGX Orin has no such rail: these three feed all others together.
+# Jetson AGX Orin has no single one: these three together feed all others.
 AGX_ORIN_LABELS: Final = frozenset({"VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"})
 INA3221_CHANNELS: Final = frozenset({"1", "2", "3"})
 
@@ -33,14 +33,14 @@ class Channel:
     current: Path
 
     def watts(self) -> float:
-        """Power now, never below zero; OSError or ValueError when the chip does not answer."""
+        """Return the present power, at least 0; OSError or ValueError if unreadable."""
         if self.power is not None:
             return max(0.0, int(self.power.read_text()) / 1e6)
         return max(0.0, int(self.voltage.read_text()) * int(self.current.read_text()) / 1e6)
 
 
 def open_ina(root: Path, clock: Callable[[], float] = time.monotonic) -> IntegratedMeter | None:
-    """A meter over the rails that together feed the board, as far as the labels tell."""
+    """Open a meter over the rails that together feed the board, chosen by their labels."""
     channels = list(_channels(root))
     fed = _whole_board(channels)
     if not fed:
@@ -61,14 +61,14 @@ def _whole_board(channels: list[Channel]) -> list[Channel]:
         total = [channel for channel in channels if channel.label == label]
         if total:
             return total[:1]
-    # Jetson Thor: an unnamed one-channel monitor sits on the input, beside chips that name rails.
+    # Jetson Thor: an unlabelled one-channel monitor measures the input; other chips label rails.
     unnamed = [c for c in channels if not c.label and c.chip != "ina3221"]
     if unnamed:
         return unnamed[:1]
     orin = [channel for channel in channels if channel.label in AGX_ORIN_LABELS]
     if len(orin) == len(AGX_ORIN_LABELS):
         return orin
-    # One chip of an unknown board: its rails are taken to be all there are.
+    # Unknown board: assume that the rails of its first chip are all rails.
     return [c for c in channels if c.current.parent == channels[0].current.parent]
 
 
@@ -101,7 +101,7 @@ def _channels_of(chip: Path, name: str) -> Iterator[Channel]:
 
 
 def _answers(channel: Channel) -> bool:
-    """A channel that is switched off, or wired to nothing, is there but gives no reading."""
+    """Return True if a channel has a reading; disabled or unconnected channels have none."""
     try:
         channel.watts()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Power read now and then, integrated to energy."""
+"""Energy as the integral of sampled power."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from agent.errors import MeterLostError
 from agent.power.energy import Provenance
 
 SAMPLE_SECONDS: Final = 0.5
-# A clock that jumped (a box asleep) or a sensor that raves must not invent energy.
+# Bounds for plausibility: after a suspend the gap is unknown, and faulty sensors report any number.
 LONGEST_GAP_SECONDS: Final = 60.0
 MOST_WATTS: Final = 10_000.0
 
@@ -30,7 +30,7 @@ class IntegratedMeter:
         self._watts, self._at = self._bounded_watts(), self.clock()
 
     def read_joules(self) -> float:
-        """Joules since the meter was opened; MeterLostError when the sensor went away."""
+        """Return the joules since the meter was opened; MeterLostError if the sensor is gone."""
         try:
             watts, now = self._bounded_watts(), self.clock()
         except (OSError, ValueError) as error:
@@ -44,5 +44,5 @@ class IntegratedMeter:
     def _bounded_watts(self) -> float:
         watts = self.watts()
         if not 0 <= watts <= MOST_WATTS:
-            raise ValueError(f"{watts} W cannot be")
+            raise ValueError(f"the sensor reports {watts} W; expected 0 to {MOST_WATTS:,.0f}")
         return watts

@@ -1,6 +1,6 @@
-"""Energy guessed from the CPUs' load, where there is no meter and the owner knows two figures.
+"""Energy estimated from the CPU load and two figures of the owner, for boxes without a meter.
 
-Always labelled ``estimated``: it shows trends on one box and compares nothing else.
+Always labelled ``estimated``: it shows trends on one box and is not comparable between boxes.
 """
 
 import time
@@ -28,7 +28,7 @@ class LoadModel:
     _all: int = 0
 
     def watts(self) -> float:
-        """The mean since it was asked last; OSError or ValueError without /proc/stat."""
+        """Return the mean power since the last call; OSError or ValueError without /proc/stat."""
         first = self.stat.read_text().partition("\n")[0].split()[1 : _COUNTED + 1]
         ticks = [int(column) for column in first]
         everything = sum(ticks)
@@ -45,7 +45,7 @@ def open_load_model(
     full_watts: float,
     clock: Callable[[], float] = time.monotonic,
 ) -> IntegratedMeter | None:
-    """A meter by the owner's two figures."""
+    """Open a meter that interpolates between the owner's two figures."""
     model = LoadModel(root / "proc/stat", idle_watts, full_watts)
     try:
         model.watts()

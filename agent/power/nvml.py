@@ -1,7 +1,7 @@
 """NVIDIA GPUs through NVML: an energy counter in millijoules since the driver was loaded.
 
-``nvmlDeviceGetTotalEnergyConsumption`` is there since Volta; older GPUs give their power alone,
-which is integrated. The package (nvidia-ml-py) is an extra, imported only where the driver is.
+``nvmlDeviceGetTotalEnergyConsumption`` exists since Volta; the power of older GPUs is integrated.
+The package (nvidia-ml-py) is an extra and is imported only if the driver is present.
 """
 
 import time
@@ -36,7 +36,7 @@ class NvmlMeter:
         self._first = self._millijoules()
 
     def read_joules(self) -> float:
-        """Joules since the meter was opened; MeterLostError when the driver went away."""
+        """Return the joules since the meter was opened; MeterLostError if the driver is gone."""
         try:
             return max(0, self._millijoules() - self._first) / 1000
         except self.nvml.NVMLError as error:
@@ -48,7 +48,7 @@ class NvmlMeter:
 
 
 def open_nvml(root: Path, clock: Callable[[], float] = time.monotonic) -> PowerMeter | None:
-    """A meter over all GPUs; None without the driver, the package, or a GPU that tells."""
+    """Open a meter over all GPUs; None without the driver, the package or a readable GPU."""
     if not (root / DRIVER).exists():
         return None
     nvml = _package()
@@ -56,7 +56,7 @@ def open_nvml(root: Path, clock: Callable[[], float] = time.monotonic) -> PowerM
 
 
 def meter_over(nvml: Any, clock: Callable[[], float]) -> PowerMeter | None:
-    """``nvml`` is the module ``pynvml``, or what stands for it on a box without a GPU."""
+    """Open a meter over all GPUs of ``nvml``, the module ``pynvml`` or a test double."""
     try:
         nvml.nvmlInit()
         count = min(int(nvml.nvmlDeviceGetCount()), MAX_GPUS)
@@ -85,7 +85,7 @@ def _integrated(nvml: Any, handles: list[Any], clock: Callable[[], float]) -> Po
 
 
 def _package() -> ModuleType | None:
-    """Megabytes that a box without a GPU does not need."""
+    """Import pynvml on demand: it takes megabytes that a box without a GPU does not need."""
     try:
         return import_module("pynvml")
     except ImportError:

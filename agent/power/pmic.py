@@ -1,8 +1,8 @@
-"""The Raspberry Pi 5's power management chip, asked through the firmware's ``vcgencmd``.
+"""The Raspberry Pi 5's power management chip, read through the firmware's ``vcgencmd``.
 
 ``vcgencmd pmic_read_adc`` prints a line per reading, such as ``VDD_CORE_A current(7)=0.62A`` and
-``VDD_CORE_V volt(15)=0.72V``. The sum over the rails leaves out what hangs on 5 V itself (USB,
-HATs) and the chip's own loss.
+``VDD_CORE_V volt(15)=0.72V``. The sum over the rails excludes consumers on the 5 V rail itself
+(USB, HATs) and the chip's own loss.
 """
 
 import re
@@ -16,7 +16,7 @@ from agent.power.energy import Provenance
 from agent.power.integral import IntegratedMeter
 
 COMMAND: Final = "usr/bin/vcgencmd"
-# Asking starts a process, which costs about as much as a hundred reads of a file.
+# Each reading starts a process, which costs about as much as a hundred file reads.
 SAMPLE_SECONDS: Final = 2.0
 TIMEOUT_SECONDS: Final = 2.0
 MAX_OUTPUT: Final = 8192
@@ -28,13 +28,13 @@ _READING: Final = re.compile(
 
 
 def open_pmic(root: Path, clock: Callable[[], float] = time.monotonic) -> IntegratedMeter | None:
-    """A meter over the rails, on a box whose firmware knows them."""
+    """Open a meter over the rails; None if the firmware has no such command."""
     command = root / COMMAND
     if not command.exists():
         return None
     try:
         return IntegratedMeter(
-            lambda: watts(_ask(command)),
+            lambda: watts(_read_adc(command)),
             Provenance("pmic", "board", "integrated"),
             clock,
             SAMPLE_SECONDS,
@@ -44,18 +44,18 @@ def open_pmic(root: Path, clock: Callable[[], float] = time.monotonic) -> Integr
 
 
 def watts(readings: str) -> float:
-    """The sum over all rails of which both voltage and current are given; ValueError if none is."""
+    """Sum the power of the rails that have voltage and current; ValueError if there is no such."""
     rails: dict[str, dict[str, float]] = {}
     for line in readings.splitlines()[: 2 * MAX_RAILS]:
         if match := _READING.match(line):
             rails.setdefault(match["rail"], {})[match["unit"]] = float(match["value"])
-    whole = [rail["A"] * rail["V"] for rail in rails.values() if len(rail) == len("AV")]
-    if not whole:
+    powers = [rail["A"] * rail["V"] for rail in rails.values() if rail.keys() == {"A", "V"}]
+    if not powers:
         raise ValueError("no rail has both voltage and current")
-    return sum(whole)
+    return sum(powers)
 
 
-def _ask(command: Path) -> str:
+def _read_adc(command: Path) -> str:
     try:
         done = subprocess.run(
             [command, "pmic_read_adc"],

@@ -1,7 +1,7 @@
-"""RAPL through the kernel's powercap: an energy counter per CPU package.
+"""RAPL through the kernel's powercap interface: an energy counter per CPU package.
 
-Documentation/power/powercap/powercap.rst: ``energy_uj`` counts up in microjoules, and starts over
-after ``max_energy_range_uj``.
+Source: Documentation/power/powercap/powercap.rst. ``energy_uj`` counts microjoules and wraps at
+``max_energy_range_uj``.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from typing import Final
 from agent.errors import MeterLostError
 from agent.power.energy import Provenance
 
-# No package draws more; with it the counter's range tells how soon it may start over.
+# Upper bound of a package's power: the counter's range over it is the shortest time to a wrap.
 MOST_WATTS_PER_PACKAGE: Final = 1000.0
 LONGEST_INTERVAL_SECONDS: Final = 60.0
 PROVENANCE: Final = Provenance("rapl", "package", "counter")
@@ -24,7 +24,7 @@ class _Zone:
     last_microjoules: int
 
     def advance(self) -> int:
-        """Microjoules since the last call, across at most one wrap."""
+        """Return the microjoules since the last call, across at most one wrap."""
         now = int((self.path / "energy_uj").read_text())
         spent = now - self.last_microjoules
         self.last_microjoules = now
@@ -41,12 +41,12 @@ class RaplMeter:
 
     @property
     def sample_interval_seconds(self) -> float:
-        """Half of the time in which the smallest counter could start over."""
+        """Half of the shortest time in which a counter can wrap."""
         smallest = min(zone.range_microjoules for zone in self.zones) / 1e6
         return min(LONGEST_INTERVAL_SECONDS, smallest / MOST_WATTS_PER_PACKAGE / 2)
 
     def read_joules(self) -> float:
-        """Joules since the meter was opened; MeterLostError when the counters went away."""
+        """Return the joules since the meter was opened; MeterLostError if the counters are gone."""
         try:
             self._microjoules += sum(zone.advance() for zone in self.zones)
         except (OSError, ValueError) as error:
@@ -55,7 +55,7 @@ class RaplMeter:
 
 
 def open_rapl(root: Path) -> RaplMeter | None:
-    """A meter over the packages whose counters this process may read."""
+    """Open a meter over the packages whose counters this process may read."""
     zones: list[_Zone] = []
     for path in sorted((root / "sys/class/powercap").glob("intel-rapl:[0-9]*")):
         try:
@@ -69,6 +69,6 @@ def open_rapl(root: Path) -> RaplMeter | None:
                 )
             )
         except (OSError, ValueError):
-            # Since CVE-2020-8694 the counter is root's, unless the owner gave it to the agent.
+            # Since CVE-2020-8694 only root may read the counter unless the owner grants access.
             continue
     return RaplMeter(zones) if zones else None

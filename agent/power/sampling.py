@@ -1,4 +1,4 @@
-"""Reads a meter often enough for its total to be true."""
+"""Sample a meter often enough for its total to stay exact."""
 
 import asyncio
 import logging
@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 
 
 async def keep_sampling(meter: PowerMeter) -> None:
-    """Runs until cancelled, or until the meter goes away."""
+    """Sample until cancelled or until the meter is lost."""
     while True:
         try:
             meter.read_joules()

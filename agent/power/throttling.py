@@ -1,4 +1,4 @@
-"""Whether the box slows itself down now, by what the kernel and the firmware say of it."""
+"""Thermal and power throttling, as the kernel and the firmware report it."""
 
 import asyncio
 import logging
@@ -9,35 +9,36 @@ from typing import Final
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS: Final = 10.0
+POLL_SECONDS: Final = 10.0
 MAX_ENTRIES: Final = 256
-# Cooling that slows the CPU down: ACPI's, then that of the boards with device trees.
+# Cooling devices that slow the CPU down: ACPI's, then those of device trees.
 CPU_COOLING: Final = ("Processor", "thermal-cpufreq", "cpufreq")
-# Raspberry Pi firmware: what holds now, by bit.
+# Raspberry Pi firmware: present conditions, by bit.
 PI_FLAGS: Final = {0: "under_voltage", 1: "frequency_capped", 2: "throttled", 3: "soft_temperature"}
 
 
 @dataclass(slots=True)
-class ThrottleWatch:
-    """Looks at one box; counters that only rise are compared with the last look."""
+class ThrottleReader:
+    """Reads the throttling state of one box; counters are compared with the previous reading."""
 
     root: Path = Path("/")
     _counts: dict[Path, int] = field(default_factory=dict)
 
     def reasons(self) -> frozenset[str]:
-        """Why the box is slower than it could be; empty when it is not, or does not tell."""
+        """Return why the box is throttled; empty if it is not, or does not report it."""
         return frozenset(
             [*self._capped_frequency(), *self._hot_zones(), *self._pi_flags(), *self._events()]
         )
 
     def _capped_frequency(self) -> Iterator[str]:
-        """The kernel limits a CPU's frequency below what it allowed before, or cools it so."""
+        """Yield a reason if a CPU's frequency limit was lowered, or a cooling device is active."""
         for policy in self._entries("sys/devices/system/cpu/cpufreq", "policy[0-9]*"):
             path = policy / "scaling_max_freq"
             allowed = _number(path)
             if allowed is not None:
-                most = self._counts[path] = max(allowed, self._counts.get(path, 0))
-                if allowed < most:
+                # The highest limit seen stands for the normal one, which the owner may have set.
+                highest = self._counts[path] = max(allowed, self._counts.get(path, 0))
+                if allowed < highest:
                     yield "cpu_frequency_capped"
         for device in self._entries("sys/class/thermal", "cooling_device[0-9]*"):
             cools_cpu = _text(device / "type").startswith(CPU_COOLING)
@@ -45,7 +46,7 @@ class ThrottleWatch:
                 yield "cpu_frequency_capped"
 
     def _hot_zones(self) -> Iterator[str]:
-        """Thermal zones at or above a passive trip point, where the kernel begins to throttle."""
+        """Yield a reason if a zone is at its passive trip point, where the kernel throttles."""
         for zone in self._entries("sys/class/thermal", "thermal_zone[0-9]*"):
             now = _number(zone / "temp")
             for kind in sorted(zone.glob("trip_point_[0-9]*_type"))[:MAX_ENTRIES]:
@@ -60,16 +61,16 @@ class ThrottleWatch:
             yield from (name for bit, name in PI_FLAGS.items() if flags >> bit & 1)
 
     def _events(self) -> Iterator[str]:
-        """Intel's counts of thermal throttling and Jetson's of over-current, rising."""
+        """Yield reasons for increasing counters: Intel's thermal and Jetson's over-current ones."""
         counts = "cpu[0-9]*/thermal_throttle/package_throttle_count"
         for path in self._entries("sys/devices/system/cpu", counts):
-            if self._rose(path):
+            if self._increased(path):
                 yield "thermal"
         for path in self._entries("sys/class/hwmon", "hwmon[0-9]*/oc[0-9]*_event_cnt"):
-            if self._rose(path):
+            if self._increased(path):
                 yield "over_current"
 
-    def _rose(self, path: Path) -> bool:
+    def _increased(self, path: Path) -> bool:
         count = _number(path)
         if count is None:
             return False
@@ -81,25 +82,25 @@ class ThrottleWatch:
         return sorted((self.root / folder).glob(pattern))[:MAX_ENTRIES]
 
 
-class ThrottleTally:
-    """How long the box has been slowed down since the agent started, and why it is now."""
+class ThrottleMonitor:
+    """Seconds that the box was throttled since the agent started, and the present reasons."""
 
-    def __init__(self, watch: ThrottleWatch) -> None:
+    def __init__(self, reader: ThrottleReader) -> None:
         self.seconds = 0.0
-        self.reasons = watch.reasons()
-        self._watch = watch
+        self.reasons = reader.reasons()
+        self._reader = reader
 
-    async def keep(self) -> None:
-        """Looks again and again, until cancelled; what it saw last holds until the next look."""
+    async def watch(self) -> None:
+        """Poll until cancelled; a state is assumed to last until the next poll."""
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            self.look(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
+            self.poll(POLL_SECONDS)
 
-    def look(self, seconds: float) -> None:
-        """Counts the time since the last look, and looks."""
+    def poll(self, seconds: float) -> None:
+        """Add the ``seconds`` since the last poll if they were throttled, and read the state."""
         if self.reasons:
             self.seconds += seconds
-        reasons = self._watch.reasons()
+        reasons = self._reader.reasons()
         if reasons != self.reasons:
             log.warning("throttling reasons=%s", ",".join(sorted(reasons)) or "none")
         self.reasons = reasons

@@ -140,12 +140,12 @@ async def test_the_benchmark_measures_in_another_process(tmp_path: Path) -> None
     assert measured.matmul_flops_per_second > 1e8
     assert measured.storage_bytes_per_second > 1e6
     assert measured.int8_operations_per_second > 1e8
-    # The fewer bits a weight has, the more of them go by; not so many more as their bytes say.
+    # Fewer bits per weight give more weights per second, by less than the ratio of their sizes.
     rates = measured.weight_bytes_per_second
     assert {"f16", "q8_0", "q4_k", "q2_k"} <= rates.keys()
     assert rates["iq2"] < rates["f16"]
     assert measured.spreads.keys() == {"memory", "matrices", "storage", "int8", *rates}
-    # numpy stayed in the other process.
+    # numpy was imported by the other process only.
     assert "agent.hardware.measure" not in sys.modules
 
 

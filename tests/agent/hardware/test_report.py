@@ -1,4 +1,4 @@
-"""`flotilla-agent bench` is read by people who never saw it."""
+"""The text report of `flotilla-agent bench`."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ BENCHMARK = MicroBenchmark(
 BIG_LITTLE = CpuTopology(1, 8, 1, (CoreCluster(4, 2400), CoreCluster(4, 1800)))
 
 
-def test_it_tells_the_box_its_rates_and_what_they_come_to() -> None:
+def test_the_report_shows_the_box_and_its_rates() -> None:
     text = report(replace(FACTS, benchmark=BENCHMARK, topology=BIG_LITTLE, cpu_quota=4.5), 7.6)
     assert "8 cores (4 at 2400 MHz, 4 at 1800 MHz); 4 usable, limited to 4.5 by its cgroup" in text
     assert "8.0 GiB usable, of which one model may take 3.8" in text
@@ -26,10 +26,10 @@ def test_it_tells_the_box_its_rates_and_what_they_come_to() -> None:
     assert "unmeasured" in matrices
     (weights,) = [line for line in text.splitlines() if line.startswith("  q4_k")]
     assert weights.split()[-2:] == ["10.0", "tokens/s"]
-    assert text.endswith("Every figure repeated itself within 10%.")
+    assert text.endswith("All figures repeated within 10%.")
 
 
 def test_a_disturbed_measurement_is_called_so() -> None:
     shaken = replace(BENCHMARK, spreads={"memory": 0.4, "int8": 0.05})
     text = report(replace(FACTS, benchmark=shaken), 7.6)
-    assert "1 of 2 figures did not repeat within 10%: something else was running." in text
+    assert "1 of 2 figures did not repeat within 10%: other work was running." in text

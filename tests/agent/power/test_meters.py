@@ -1,4 +1,4 @@
-"""Meters over trees as real boards show them, and stand-ins where there is no tree."""
+"""Power meters over recorded sysfs trees, and test doubles for NVML."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +96,7 @@ def test_the_boards_total_channel_is_integrated(tmp_path: Path) -> None:
         (boards.JETSON_ORIN_NANO, 10.0, "ina3221"),
         (boards.JETSON_AGX_ORIN, 3.8 + 1.9 + 4.5, "ina3221"),
         (boards.JETSON_THOR, 24.2, "ina238"),
-        # An unknown carrier board: one chip, none of whose labels says what it feeds.
+        # An unknown carrier board: one chip without a label of a supply rail.
         (boards.rails("hwmon0", "ina3221", A=(5000, 100), B=(3300, 100)), 0.83, "ina3221"),
     ],
     ids=["orin nano", "agx orin", "thor", "unknown"],
@@ -114,18 +114,18 @@ def test_a_gap_or_an_impossible_reading_makes_no_energy(tmp_path: Path) -> None:
     root, clock = write(tmp_path, JETSON_ORIN_NANO), Clock()
     meter = open_ina(root, clock)
     assert meter is not None
-    # The box slept: nobody knows what it took meanwhile.
+    # After a suspend the power in between is unknown.
     clock.seconds = 3600
     assert meter.read_joules() == 0
     clock.seconds += 1
     assert meter.read_joules() == pytest.approx(10)
     write(root, {f"{CHIP}/curr1_input": "900000000"})
-    with pytest.raises(MeterLostError, match="cannot be"):
+    with pytest.raises(MeterLostError, match="expected 0 to"):
         meter.read_joules()
 
 
 def test_an_amd_package_is_counted_once(tmp_path: Path) -> None:
-    """Without the zone of one of its cores."""
+    """The core zone lies within the package zone."""
     root = write(tmp_path, boards.amd_zen(boards.AMD_RANGE - 2_000_000))
     meter = open_rapl(root)
     assert meter is not None
@@ -139,7 +139,7 @@ def test_an_amd_package_is_counted_once(tmp_path: Path) -> None:
     [
         (boards.AMD_APU, 14.05, "package"),
         (boards.AMD_CARD, 96.0, "gpu"),
-        # Figures of two scopes do not add up.
+        # Figures of different scopes must not be added.
         (boards.AMD_APU | boards.AMD_CARD, 14.05, "package"),
     ],
     ids=["apu", "card", "both"],
@@ -156,7 +156,7 @@ def test_amd_graphics_give_their_power(
 
 
 def test_a_card_that_sleeps_is_not_woken(tmp_path: Path) -> None:
-    """Reading its power would."""
+    """Reading the power would wake a suspended card."""
     root, clock = write(tmp_path, boards.AMD_CARD), Clock()
     meter = open_amdgpu(root, clock)
     write(root, {f"{boards.HWMON}/hwmon5/device/power/runtime_status": "suspended"})
@@ -214,7 +214,7 @@ def test_a_battery_without_power_gives_current_and_voltage(tmp_path: Path) -> No
 
 
 class Nvml:
-    """Stands for pynvml: there is no GPU here."""
+    """Test double of pynvml."""
 
     class NVMLError(Exception):
         pass
@@ -329,8 +329,8 @@ def test_an_estimate_stands_in_only_where_nothing_measures(tmp_path: Path) -> No
     def spend(seconds: float) -> None:
         write(root, package(0, 3_000_000))
 
-    guessed = discover(root, guess=(4, 12), pause=lambda seconds: None)
-    measured = discover(root, guess=(4, 12), pause=spend)
+    guessed = discover(root, estimate=(4, 12), pause=lambda seconds: None)
+    measured = discover(root, estimate=(4, 12), pause=spend)
     assert guessed is not None
     assert measured is not None
     assert (guessed.provenance.method, measured.provenance.method) == ("estimated", "counter")

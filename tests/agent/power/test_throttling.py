@@ -1,11 +1,11 @@
-"""A box that slows itself down is seen to."""
+"""Throttling is read from the kernel and the firmware."""
 
 from pathlib import Path
 
 import pytest
 from boards import write
 
-from agent.power.throttling import ThrottleTally, ThrottleWatch
+from agent.power.throttling import ThrottleMonitor, ThrottleReader
 
 ZONE = "sys/class/thermal/thermal_zone0"
 COOLING = "sys/class/thermal/cooling_device2"
@@ -25,7 +25,7 @@ AT_EASE = {
     f"{POLICY}/scaling_max_freq": "1500000",
     COUNT: "7",
     OVER_CURRENT: "2",
-    # It was throttled since it was started, but is not now.
+    # Throttled earlier since the start, not now.
     PI: "50000",
 }
 
@@ -45,7 +45,7 @@ AT_EASE = {
 def test_each_sign_is_named_and_goes_away(
     tmp_path: Path, change: dict[str, str], reason: str
 ) -> None:
-    watch = ThrottleWatch(write(tmp_path, AT_EASE))
+    watch = ThrottleReader(write(tmp_path, AT_EASE))
     assert watch.reasons() == frozenset()
     write(tmp_path, change)
     assert watch.reasons() == {reason}
@@ -55,21 +55,21 @@ def test_each_sign_is_named_and_goes_away(
 
 def test_a_fan_at_work_is_no_throttling(tmp_path: Path) -> None:
     fan = {f"{COOLING}/type": "pwm-fan", f"{COOLING}/cur_state": "4"}
-    assert ThrottleWatch(write(tmp_path, AT_EASE | fan)).reasons() == frozenset()
+    assert ThrottleReader(write(tmp_path, AT_EASE | fan)).reasons() == frozenset()
 
 
 def test_a_box_that_does_not_tell_is_not_throttled(tmp_path: Path) -> None:
-    assert ThrottleWatch(tmp_path).reasons() == frozenset()
+    assert ThrottleReader(tmp_path).reasons() == frozenset()
 
 
 def test_the_time_slowed_down_is_added_up(tmp_path: Path) -> None:
-    tally = ThrottleTally(ThrottleWatch(write(tmp_path, AT_EASE)))
-    tally.look(10)
+    monitor = ThrottleMonitor(ThrottleReader(write(tmp_path, AT_EASE)))
+    monitor.poll(10)
     write(tmp_path, {f"{ZONE}/temp": "90000"})
-    tally.look(10)
-    assert (tally.seconds, tally.reasons) == (0, {"thermal"})
-    tally.look(10)
+    monitor.poll(10)
+    assert (monitor.seconds, monitor.reasons) == (0, {"thermal"})
+    monitor.poll(10)
     write(tmp_path, {f"{ZONE}/temp": "50000"})
-    tally.look(10)
-    tally.look(10)
-    assert (tally.seconds, tally.reasons) == (20, frozenset())
+    monitor.poll(10)
+    monitor.poll(10)
+    assert (monitor.seconds, monitor.reasons) == (20, frozenset())
