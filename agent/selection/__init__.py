@@ -1,4 +1,4 @@
-"""Pure: which variants of a component fit this box, in what order to try them, and why."""
+"""Select variants: which ones fit this box, in what order to try them, and why. Pure functions."""
 
 from agent.selection.decision import Candidate, Decision
 from agent.selection.measurement import Measurement, Prior

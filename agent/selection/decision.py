@@ -1,6 +1,6 @@
-"""A decision: every variant with its bucket, its figures, and why (selection.proto as plain data).
+"""The decision on a slot's variant: buckets, figures and reasons (selection.proto as plain data).
 
-A decision is a value: each measurement gives a new one.
+A decision is immutable: each measurement returns a new one.
 """
 
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from agent.selection.prediction import Source
 from artifact.manifest import Objective
 from artifact.sizes import in_bytes
 
-# About how far a computed speed is off once others corrected it.
+# Typical relative error of a roofline prediction after correction by measured variants.
 UNCERTAINTY: Final = 0.1
 
 Bucket = Literal["chosen", "ranked", "excluded"]
@@ -18,12 +18,12 @@ Bucket = Literal["chosen", "ranked", "excluded"]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One variant. Figures are 0 (joules, TTFT: None) where nothing was predicted or measured.
+    """One variant. Figures are 0 (joules, TTFT: None) if neither predicted nor measured.
 
-    ``quality`` is in words; ``quality_value`` is the same for ranking, higher being better.
-    ``source`` tells where the predicted speed is from. ``doubt`` is a limit that it is predicted to
-    miss: it is tried last. ``context_length`` is what it would serve with, when not the whole.
-    ``tried`` is set once probation has had it.
+    ``quality`` is text, ``quality_value`` the number for ranking, higher is better. ``source`` is
+    the source of the predicted speed. A candidate with a ``doubt``, a limit that it is predicted
+    to miss, is tried last. ``context_length`` is 0 for the variant's full context. ``tried`` is
+    set after probation.
     """
 
     variant: str
@@ -48,18 +48,17 @@ class Candidate:
 
     @property
     def computed(self) -> bool:
-        """Whether its speed was computed, and so errs as others of its runtime do."""
+        """True if the speed comes from the roofline, whose error variants of a runtime share."""
         return self.source in {Source.ROOFLINE, Source.CALIBRATED}
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Candidates in the order in which they deserve a try, the excluded ones last.
+    """Candidates in the order in which to try them, the excluded ones last.
 
-    ``objective`` is what was really ranked by: tokens_per_second where no meter is. ``rate_unit``
-    says what the rates count: tokens/s of a text model, inferences/s of any other. The limits are
-    the policy's, None and 0 where it has none. ``departure`` tells what else than the policy's
-    objective was ranked by, and why; empty where nothing else was.
+    ``objective`` is the one used: tokens_per_second without a power meter. ``departure`` explains a
+    difference from the policy's objective, empty if there is none. ``rate_unit`` is tokens/s for
+    text models, inferences/s otherwise. The limits are the policy's, None or 0 if unset.
     """
 
     slot: str
@@ -77,7 +76,7 @@ class Decision:
     max_joules_per_token: float | None = None
 
     def candidate(self, variant: str) -> Candidate:
-        """The candidate of this name; KeyError when there is none."""
+        """Return the candidate of this name; raise KeyError if it is unknown."""
         for candidate in self.candidates:
             if candidate.variant == variant:
                 return candidate
@@ -85,7 +84,7 @@ class Decision:
 
     @property
     def nothing_fits(self) -> bool:
-        """Whether every variant is excluded."""
+        """True if every variant is excluded."""
         return all(candidate.bucket == "excluded" for candidate in self.candidates)
 
     def with_measurement(
@@ -97,7 +96,7 @@ class Decision:
         ttft_seconds: float | None = None,
         joules_per_token: float | None = None,
     ) -> "Decision":
-        """The decision once probation has measured a variant; the figures may exclude it."""
+        """Return the decision after probation measured a variant; the figures may exclude it."""
         found = f"measured {tokens_per_second:.1f} {self.rate_unit}"
         misses = self._misses(tokens_per_second, ttft_seconds, joules_per_token)
         bucket: Bucket = "excluded" if misses else "ranked"
@@ -133,17 +132,17 @@ class Decision:
         )
 
     def with_failure(self, variant: str, reason: str) -> "Decision":
-        """The decision once a variant failed to load or to pass its checks."""
+        """Return the decision after a variant failed to load or to pass its checks."""
         failed = replace(self.candidate(variant), bucket="excluded", reason=reason, tried=True)
         return self._with(failed)
 
     def next_candidate(self) -> str | None:
-        """The variant to prove next, or None when what was measured settles it.
+        """Return the variant to try next, or None if the measurements decide.
 
-        The first is always tried. Another is tried while none was good enough, or when its
-        prediction beats the best measurement. What was computed is first corrected by what
-        measuring made of it for other variants of the same runtime, and may be as wrong as
-        UNCERTAINTY to its own disadvantage.
+        The first candidate is always tried. Another is tried while none was good enough, or if its
+        prediction exceeds the best measurement. Roofline predictions are corrected by the ratio of
+        measured to predicted speed of the runtime's other variants, plus UNCERTAINTY in favour of
+        the untried variant.
         """
         waiting = [c for c in self.candidates if c.bucket == "ranked" and not c.tried]
         if sum(c.tried for c in self.candidates) >= self.max_candidates:
@@ -157,7 +156,7 @@ class Decision:
         return None
 
     def conclude(self) -> "Decision":
-        """The decision with the best measured variant chosen; none when none was good enough."""
+        """Return the decision with the best measured variant chosen, if one was good enough."""
         best = self._best()
         if best is None:
             return replace(self, chosen_variant="", reason="no variant fits and passes")
@@ -180,13 +179,16 @@ class Decision:
 
     def _best(self) -> Candidate | None:
         good = [c for c in self.candidates if c.tried and c.bucket != "excluded"]
-        return max(good, key=self._achieved, default=None)
+        # Ties in the objective (equal quality, equal memory) go to the faster one.
+        return max(
+            good, key=lambda c: (self._achieved(c), c.measured_tokens_per_second), default=None
+        )
 
     def _achieved(self, candidate: Candidate) -> float:
-        """What a measured candidate reached, by the objective; more is better."""
+        """Return a measured candidate's score by the objective; higher is better."""
         match self.objective:
             case Objective.QUALITY:
-                return _or_least(candidate.quality_value)
+                return _or_minus_infinity(candidate.quality_value)
             case Objective.MEMORY:
                 return -candidate.measured_memory_bytes
             case Objective.TOKENS_PER_JOULE if self._all_metered():
@@ -195,17 +197,17 @@ class Decision:
                 return candidate.measured_tokens_per_second
 
     def _expected(self, candidate: Candidate, best: Candidate) -> float:
-        """What an untried candidate may reach, on the scale of ``_achieved``."""
+        """Return an untried candidate's expected score, on the scale of ``_achieved``."""
         speed = candidate.predicted_tokens_per_second * self._correction(candidate)
         match self.objective:
             case Objective.QUALITY:
-                return _or_least(candidate.quality_value)
+                return _or_minus_infinity(candidate.quality_value)
             case Objective.MEMORY:
                 return -candidate.predicted_memory_bytes
             case Objective.TOKENS_PER_JOULE if self._all_metered():
                 if candidate.predicted_joules_per_token:
                     return 1 / candidate.predicted_joules_per_token
-                # The same power for less time per token.
+                # Assume the best candidate's power: energy per token scales with time per token.
                 return self._achieved(best) * speed / best.measured_tokens_per_second
             case _:
                 return speed
@@ -237,7 +239,7 @@ def missed_limits(
     max_joules_per_token: float | None,
     rate_unit: str,
 ) -> list[str]:
-    """The policy's limits that these figures miss, in words; an unknown figure misses none."""
+    """Return the policy's limits that these figures miss, in words; unknown figures miss none."""
     misses = []
     if 0 < tokens_per_second < min_tokens_per_second:
         misses.append(f"{tokens_per_second:.1f} {rate_unit}, {min_tokens_per_second:g} asked")
@@ -248,5 +250,5 @@ def missed_limits(
     return misses
 
 
-def _or_least(value: float | None) -> float:
+def _or_minus_infinity(value: float | None) -> float:
     return float("-inf") if value is None else value

@@ -1,4 +1,4 @@
-"""What probation measured, kept so that the next decision starts from it."""
+"""Measurements of probation on this box, and medians of the hardware class."""
 
 from dataclasses import dataclass, field
 
@@ -7,9 +7,10 @@ from artifact.manifest import Task
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """One variant on this box. ``estimated_memory_bytes`` is what its manifest predicted.
+    """One variant on this box.
 
-    ``model`` is publisher/name@version. Joules are None where no meter could tell.
+    ``model`` is publisher/name@version; ``estimated_memory_bytes`` is the manifest's prediction;
+    ``joules_per_token`` is None without a meter.
     """
 
     model: str
@@ -25,20 +26,20 @@ class Measurement:
     tokens_per_second: float
     ttft_seconds: float
     joules_per_token: float | None = None
-    # Weights read per token, by type, and in how many matrices, as in its manifest.
+    # Weight bytes read per token, by type, and the number of matrices, from the manifest.
     decode_bytes: dict[str, int] = field(default_factory=dict)
     matrices: int = 0
 
     def is_of(self, model: str, variant: str) -> bool:
-        """Whether it is about this variant."""
+        """Return True if this measurement is of the given variant."""
         return (self.model, self.variant) == (model, variant)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prior:
-    """What other boxes of the same hardware class measured: the median of ``devices`` of them.
+    """Median of the measurements of ``devices`` other boxes of the same hardware class.
 
-    Nobody signed it, so it may move a variant in the ranking, and never decides what fits.
+    Unsigned, so it may change the ranking but never decides whether a variant fits.
     """
 
     tokens_per_second: float

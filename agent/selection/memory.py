@@ -1,6 +1,6 @@
-"""How much memory a variant will take here: the manifest's estimate, mended by what loading took.
+"""Predict a variant's memory from the manifest's estimate, corrected by measured loads.
 
-And which context it fits with, where the whole does not.
+Also finds the longest context that fits a budget.
 """
 
 from collections.abc import Sequence
@@ -11,18 +11,19 @@ from agent.selection.measurement import Measurement
 from artifact.manifest import Variant
 from artifact.sizes import in_bytes
 
-# Estimates err by what is constant as well as by a share, so only like sizes correct each other.
+# The error of an estimate has a constant and a proportional part, so a measured load corrects only
+# estimates that differ from its own by at most this factor.
 LIKE_SIZE: Final = 4.0
-# An estimate that is further off is wrong in another way than a factor mends.
+# Bounds of the correction: a larger error is not proportional.
 LEAST_FACTOR: Final = 0.8
 MOST_FACTOR: Final = 2.0
-# Contexts are offered in steps of so many tokens, and none below the first.
+# Contexts are multiples of this many tokens.
 CONTEXT_STEP: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryModel:
-    """Predicts the memory of one variant at any context; ``why`` names a correction, if any."""
+    """Predicts the memory of one variant at any context; ``why`` explains a correction."""
 
     variant: Variant
     factor: float = 1.0
@@ -30,16 +31,16 @@ class MemoryModel:
     why: str = ""
 
     def bytes_at(self, context_length: int) -> int:
-        """Predicted peak bytes at a context of so many tokens, at most the variant's own."""
+        """Return the predicted peak bytes at a context in tokens, at most the variant's own."""
         saved = (self.variant.context_length - context_length) * self.variant.context_bytes
         return max(0, int((self.variant.memory_bytes - saved) * self.factor) + self.offset_bytes)
 
     def with_more(self, more_bytes: int) -> "MemoryModel":
-        """The same variant with something beside it in the same process."""
+        """Return the model with ``more_bytes`` (adapters) added in the same process."""
         return replace(self, offset_bytes=self.offset_bytes + more_bytes)
 
     def longest_context(self, budget_bytes: int) -> int:
-        """The longest context that fits; 0 when none does, or the manifest cannot tell."""
+        """Return the longest context that fits; 0 if none does or ``context_bytes`` is unknown."""
         whole = self.variant.context_length
         if not whole or self.bytes_at(whole) <= budget_bytes:
             return whole
@@ -51,10 +52,11 @@ class MemoryModel:
 
 
 def memory_model(variant: Variant, model: str, measured: Sequence[Measurement]) -> MemoryModel:
-    """From the variant's own load where there was one, else from loads of its runtime and size."""
+    """Build the model from the variant's own load, else from loads of its runtime and size."""
     estimate = max(variant.memory_bytes, 1)
     for one in measured:
         if one.is_of(model, variant.name) and one.memory_bytes > 0:
+            # A load of less than half of the estimate is not credible as a peak.
             spent = max(-estimate // 2, one.memory_bytes - one.estimated_memory_bytes)
             why = f"took {in_bytes(one.memory_bytes)} when it was loaded here"
             return MemoryModel(variant, offset_bytes=spent, why=why)

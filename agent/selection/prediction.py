@@ -1,13 +1,13 @@
-"""How fast a variant will run here, and what it will cost.
+"""Predict the speed, TTFT and energy of a variant on this box.
 
-The variant's own measurement on this box comes first, then those of its hardware class, then a
-roofline (Williams, Waterman, Patterson, CACM 2009). Decoding a token reads every weight once, so it
-takes the weights' bytes over the rate at which this box reads and multiplies weights of that kind,
-and something per token. Both are fitted to what this box measured of other variants: least squares
-of the relative errors, drawn towards the bare roofline (ridge), so that one measurement helps and
-many decide. What is left is told apart by quantization. Prompt processing is bound by arithmetic:
-two operations per weight and token. So is an embedding, where the rate counts texts: one takes the
-arithmetic of a whole prompt, and reads every weight at least once.
+Sources in order: the variant's own measurement on this box, the median of its hardware class, a
+roofline (Williams, Waterman, Patterson, CACM 2009). Decoding a token reads every weight once: its
+time is the weights' bytes over the rate at which this box reads and multiplies weights of that
+type, plus a constant per token. Both terms are fitted to this box's measurements of other variants
+by least squares of the relative errors, with a ridge penalty towards the bare roofline: a single
+measurement shifts the fit, many determine it. The residual is corrected per quantization. Prefill
+is bound by arithmetic, two operations per weight and token. So is an embedding, whose rate counts
+texts: each takes the arithmetic of a prompt, and reads every weight at least once.
 """
 
 import math
@@ -21,29 +21,29 @@ from agent.selection.measurement import Measurement, Prior
 from artifact.device_facts import MicroBenchmark
 from artifact.manifest import Task, Variant
 
-# Per token, beside the weights: sampling, synchronising threads, the trip between processes.
+# Prior of the constant per token: sampling, thread synchronisation, the pipe between processes.
 TOKEN_SECONDS: Final = 50e-6
-# How strongly the fit holds to the roofline: as much as this many measurements would, if it were
-# twice as slow, or spent this share of a measured token's time beside the weights.
+# Ridge penalty, in measurements: PULL measurements that say "as fast as the roofline" counter one
+# that says "twice as slow", or that spends TOKEN_SHARE of a token's time in the constant.
 PULL: Final = 0.1
 TOKEN_SHARE: Final = 0.7
-# What a token costs beside its weights grows with the matrices, and a little is there in any case:
-# as much as this many cost. It is told in units of a model of a hundred of both.
+# The constant per token grows with the number of matrices. CONSTANT_MATRICES stands for the part
+# that is independent of it; the unit is a model whose sum is UNIT_MATRICES.
 CONSTANT_MATRICES: Final = 25
 UNIT_MATRICES: Final = 100
-# Measured rates fall short of the roofline, or pass it by what the caches give.
+# Caches may make a box faster than its roofline, but not by more than this.
 LEAST_SLOWNESS: Final = 0.2
-# One measurement of the same quantization decides two thirds of what the fit left over.
+# One measurement of the same quantization determines two thirds of the residual: 1 / (1 + 0.5).
 RESIDUAL_PULL: Final = 0.5
-# Tokens of the prompt that probation measures with, and of the text that it embeds, about: of the
-# usual tens of thousands in a vocabulary. In smaller ones the same text has more.
+# Approximate tokens of probation's prompt and embedding text with a vocabulary of tens of
+# thousands; smaller vocabularies give more tokens for the same text.
 PROMPT_TOKENS: Final = 16
-# How the names of weights begin that are multiplied as they are; all others are as 8-bit numbers.
+# Prefixes of the weight types that are multiplied as floats; all others are multiplied as int8.
 FLOATS: Final = ("f", "bf")
 
 
 class Source(StrEnum):
-    """Where a prediction comes from, best first."""
+    """Source of a prediction, best first."""
 
     MEASURED_HERE = "measured here before"
     HARDWARE_CLASS = "same hardware class"
@@ -53,9 +53,9 @@ class Source(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Figures are 0 (joules and TTFT: None) where nothing tells them.
+    """Predicted figures: 0 (joules and TTFT: None) if unknown.
 
-    Where no text is generated, a token is one inference.
+    For tasks other than text generation a token is one inference.
     """
 
     tokens_per_second: float
@@ -66,7 +66,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Predictor:
-    """Predicts for one model on one box, from all that is known."""
+    """Predicts the variants of one model on one box from measurements, priors and the roofline."""
 
     model: str
     task: Task
@@ -75,7 +75,7 @@ class Predictor:
     priors: Mapping[str, Prior] | None = None
 
     def predict(self, variant: Variant) -> Prediction:
-        """Of one variant of the model."""
+        """Predict one variant of the model."""
         for one in self.measured:
             if one.is_of(self.model, variant.name):
                 return Prediction(
@@ -106,19 +106,19 @@ class Predictor:
         )
 
     def _bare_seconds(self, one: Variant | Measurement) -> float:
-        """Of a token; of an embedding model, of a text."""
+        """Return the roofline time of a token, or of a text for an embedding model."""
         read = self._read_seconds(one)
         return max(read, self._text_seconds(one)) if self.task is Task.EMBEDDING else read
 
     def _text_seconds(self, one: Variant | Measurement) -> float:
-        """Of the arithmetic of a text; 0 where nothing tells."""
+        """Return the time of the arithmetic of a text; 0 if the rate is unknown."""
         rate = self.benchmark.matmul_flops_per_second
         if not one.quantization.startswith(FLOATS):
             rate = self.benchmark.int8_operations_per_second or rate
         return 2 * PROMPT_TOKENS * one.parameters / rate if rate else 0.0
 
     def _read_seconds(self, one: Variant | Measurement) -> float:
-        """Of reading the weights that a token needs; where that is unknown, all of the files."""
+        """Return the time to read a token's weights, or the whole files if these are unknown."""
         read = one.decode_bytes or {one.quantization: max(one.size_bytes, 1)}
         rates = {kind: weight_rate(self.benchmark, kind) for kind in read}
         if not all(rates.values()):
@@ -159,12 +159,15 @@ class Predictor:
         ]
         if ratios:
             return work * variant.parameters * median(ratios)
-        # A pass reads all weights at least once.
+        # Prefill reads all weights at least once, as decoding a token does.
         return max(work * variant.parameters, token_seconds)
 
 
 def weight_rate(benchmark: MicroBenchmark, quantization: str) -> float:
-    """Bytes of such weights per second: of the kernel of the longest name that it begins with."""
+    """Return the bytes per second of the kernel whose name is the longest prefix of the type.
+
+    The memory rate if no kernel matches.
+    """
     fitting = [name for name in benchmark.weight_bytes_per_second if quantization.startswith(name)]
     if not fitting:
         return benchmark.memory_bytes_per_second
@@ -172,12 +175,15 @@ def weight_rate(benchmark: MicroBenchmark, quantization: str) -> float:
 
 
 def _likeness(size: int, other: int) -> float:
-    """1 for the same size, 1/2 for twice or half of it: caches serve small models otherwise."""
+    """Weigh a measurement by size: 1 for the same size, 1/2 for twice or half of it.
+
+    Models of very different sizes profit differently from caches.
+    """
     return 1 / (1 + abs(math.log2(max(size, 1) / max(other, 1))))
 
 
 def _units(matrices: int) -> float:
-    """What a token costs beside its weights, of an unknown model's cost."""
+    """Return the constant per token in units of a model whose matrices are unknown."""
     return (matrices + CONSTANT_MATRICES) / UNIT_MATRICES if matrices else 1.0
 
 
@@ -187,7 +193,11 @@ def _fit(
     taken: Sequence[float],
     weights: Sequence[float],
 ) -> tuple[float, float]:
-    """Slowness s and constant c of taken = s * bare + c * unit, by ridge regression."""
+    """Fit slowness s and constant c of taken = s * bare + c * unit by ridge regression.
+
+    Each row is divided by its measured time, so that the squared errors are relative. The 2 x 2
+    normal equations are solved by Cramer's rule; the priors are s = 1 and c = TOKEN_SECONDS.
+    """
     pull_c = PULL / (TOKEN_SHARE * median(taken)) ** 2
     ss, sc, cc = PULL, 0.0, pull_c
     s_right, c_right = PULL * 1.0, pull_c * TOKEN_SECONDS
@@ -202,6 +212,6 @@ def _fit(
     slowness = (s_right * cc - c_right * sc) / determinant
     constant = (c_right * ss - s_right * sc) / determinant
     if constant < 0:
-        # Only the slope is left, and that one by itself.
+        # A negative constant has no meaning: fit the slope alone.
         slowness, constant = s_right / ss, 0.0
     return max(slowness, LEAST_SLOWNESS), constant

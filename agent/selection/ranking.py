@@ -1,4 +1,4 @@
-"""From a component, a policy and what is known of a box to a ranked list of what to try."""
+"""Rank the variants of a component by a policy and the knowledge about a box."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +14,11 @@ from artifact.sizes import in_bytes
 
 @dataclass(frozen=True, slots=True)
 class Knowledge:
-    """What speaks for and against a variant on this box.
+    """The facts and measurements that a ranking is based on.
 
-    ``measured`` is what probation measured here, of any model; ``priors`` is what devices of this
-    hardware class measured, by variant of the component's model; ``metered`` tells whether the box
-    can measure energy, without which the objective falls from tokens per joule to per second.
+    ``measured`` are probation's measurements on this box, of any model; ``priors`` are medians of
+    the hardware class, by variant of the component's model. Without a power meter (``metered``
+    False) the objective tokens_per_joule is replaced by tokens_per_second.
     """
 
     facts: DeviceFacts
@@ -28,7 +28,7 @@ class Knowledge:
 
 
 def rank(component: Component, policy: SelectionPolicy, known: Knowledge) -> Decision:
-    """Ranks a component's variants for this box."""
+    """Rank a component's variants for this box."""
     asked = policy.of(component.slot)
     objective = asked.objective
     if objective is Objective.TOKENS_PER_JOULE and not known.metered:
@@ -56,12 +56,12 @@ def rank(component: Component, policy: SelectionPolicy, known: Knowledge) -> Dec
 
 
 def rate_unit(task: Task) -> str:
-    """What a rate of this task counts."""
+    """Return the unit of a rate of this task."""
     return "tokens/s" if task is Task.TEXT_GENERATION else "inferences/s"
 
 
 def memory_budget(component: Component, policy: SelectionPolicy, facts: DeviceFacts) -> int:
-    """Bytes that this component's model may take on this box."""
+    """Return the bytes that this component's model may use on this box."""
     bounds = (
         facts.model_memory_bytes,
         facts.memory_bytes,
@@ -72,7 +72,7 @@ def memory_budget(component: Component, policy: SelectionPolicy, facts: DeviceFa
 
 
 class _Judge:
-    """Looks at the variants of one component, one by one."""
+    """Judges the variants of one component against the box and the policy."""
 
     def __init__(self, component: Component, policy: SelectionPolicy, known: Knowledge) -> None:
         model = component.model
@@ -85,7 +85,7 @@ class _Judge:
         )
 
     def candidate(self, variant: Variant) -> Candidate:
-        """Its bucket, its figures, and why."""
+        """Return a variant's bucket, figures and reason."""
         model = self._component.model
         memory = memory_model(variant, model.reference, self._known.measured).with_more(
             self._component.adapter_bytes
@@ -109,22 +109,22 @@ class _Judge:
             quality_value=_higher_is_better(variant.quality),
         )
         reason = (
-            self._ruled_out(variant)
-            or self._cannot_run(variant)
-            or self._too_big(memory, context)
-            or _too_poor(variant, self._component, self._policy)
+            self._excluded_by_policy(variant)
+            or self._not_runnable(variant)
+            or self._over_budget(memory, context)
+            or _quality_too_low(variant, self._component, self._policy)
         )
         doubt = self._doubt(variant, prediction)
-        bound = prediction.source is Source.ROOFLINE and model.task is not Task.EMBEDDING
-        if not reason and doubt and bound:
-            # The most that the hardware can give is too little. What is told of an embedding model
-            # is no such bound: much of it may be a table that is looked up, not multiplied.
+        # The bare roofline is an upper bound of the speed, except for embedding models: their
+        # token table is part of the size and is looked up, not multiplied.
+        is_bound = prediction.source is Source.ROOFLINE and model.task is not Task.EMBEDDING
+        if not reason and doubt and is_bound:
             reason = doubt
         if reason:
             return replace(candidate, bucket="excluded", reason=reason)
-        return replace(candidate, doubt=doubt, reason=self._praise(candidate, memory, doubt))
+        return replace(candidate, doubt=doubt, reason=self._explain(candidate, memory, doubt))
 
-    def _praise(self, candidate: Candidate, memory: MemoryModel, doubt: str) -> str:
+    def _explain(self, candidate: Candidate, memory: MemoryModel, doubt: str) -> str:
         speed, unit = candidate.predicted_tokens_per_second, rate_unit(self._component.model.task)
         shorter = ""
         if candidate.context_length:
@@ -142,7 +142,7 @@ class _Judge:
             parts.append(f"tried last: {doubt}")
         return "; ".join(parts)
 
-    def _ruled_out(self, variant: Variant) -> str:
+    def _excluded_by_policy(self, variant: Variant) -> str:
         slot = self._component.slot
         pin = self._policy.pins.get(slot)
         if pin not in {None, variant.name}:
@@ -152,7 +152,7 @@ class _Judge:
                 return f"the release excludes {exclusion}"
         return ""
 
-    def _cannot_run(self, variant: Variant) -> str:
+    def _not_runnable(self, variant: Variant) -> str:
         facts = self._known.facts
         if variant.runtime not in facts.runtimes:
             return f"runtime {variant.runtime} is not installed here"
@@ -160,12 +160,12 @@ class _Judge:
         return f"needs {', '.join(missing)}, which this CPU lacks" if missing else ""
 
     def _context(self, memory: MemoryModel) -> int:
-        """The shorter context that it would serve with; 0 for the whole."""
+        """Return the shorter context that the variant would serve with; 0 for its full one."""
         longest = memory.longest_context(self.budget)
         least = self._policy.min_context_length
         return longest if 0 < least <= longest < memory.variant.context_length else 0
 
-    def _too_big(self, memory: MemoryModel, context: int) -> str:
+    def _over_budget(self, memory: MemoryModel, context: int) -> str:
         needed = memory.bytes_at(context or memory.variant.context_length)
         if needed <= self.budget:
             return ""
@@ -179,7 +179,7 @@ class _Judge:
         return reason
 
     def _doubt(self, variant: Variant, prediction: Prediction) -> str:
-        """A limit that it is predicted to miss, in words."""
+        """Return the limit that the variant is predicted to miss, in words; empty if none."""
         misses = missed_limits(
             tokens_per_second=prediction.tokens_per_second,
             ttft_seconds=prediction.ttft_seconds
@@ -199,7 +199,7 @@ class _Judge:
         return ""
 
 
-def _too_poor(variant: Variant, component: Component, policy: SelectionPolicy) -> str:
+def _quality_too_low(variant: Variant, component: Component, policy: SelectionPolicy) -> str:
     allowed = policy.max_quality_loss
     if allowed is None:
         return ""
@@ -231,7 +231,7 @@ def _comparable(one: Quality, other: Quality) -> bool:
 
 
 def _order(objective: Objective) -> Callable[[Candidate], tuple[bool, float, float, str]]:
-    """A sort key, best first; ties go to the faster, then the smaller name."""
+    """Return a sort key, best first; ties go to the faster variant, then to the smaller name."""
 
     def key(candidate: Candidate) -> tuple[bool, float, float, str]:
         speed = candidate.predicted_tokens_per_second
@@ -245,7 +245,7 @@ def _order(objective: Objective) -> Callable[[Candidate], tuple[bool, float, flo
             case Objective.TOKENS_PER_JOULE if joules:
                 first = joules
             case Objective.TOKENS_PER_JOULE:
-                # Unknown energy comes after known energy, by speed.
+                # Unknown energy ranks after known energy, then by speed.
                 first = float("inf")
             case _:
                 first = -speed

@@ -10,7 +10,7 @@ from artifact.manifest import SelectionPolicy, SlotPolicy, Task, Variant
 from tests.agent.selection.test_ranking import FACTS, GIB, component, variant, why
 
 MIB = 1 << 20
-# 4 GiB of weights and what goes with them, and half a MiB for each of 4096 tokens.
+# 4 GiB of weights and buffers, and half a MiB for each of 4096 tokens.
 LONG = Variant(
     name="long",
     runtime="llama_cpp",
@@ -26,7 +26,7 @@ LONG = Variant(
 def load(
     name: str, estimated: float, took: float, *, runtime: str = "llama_cpp", model: str = "a/b@1"
 ) -> Measurement:
-    """What loading took, in GiB."""
+    """Return the measurement of a load; sizes in GiB."""
     return Measurement(
         model=model,
         variant=name,

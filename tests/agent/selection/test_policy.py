@@ -1,4 +1,4 @@
-"""What the release asks: exclusions, limits, and what is only predicted to miss them."""
+"""The release's policy: exclusions, limits, and variants predicted to miss a limit."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ def test_a_slots_own_policy_goes_before_the_releases() -> None:
 
 
 def test_what_the_class_says_only_moves_a_variant_to_the_end() -> None:
-    """Nobody signed it: a lying control plane must not be able to keep a variant off a box."""
+    """Class measurements are unsigned: a dishonest server must not exclude a variant."""
     policy = SelectionPolicy(min_tokens_per_second=5)
     slow = Knowledge(FACTS, priors={"q4-k-m": Prior(tokens_per_second=0.1)})
     decision = rank(component(Q8, Q4), policy, slow)
@@ -35,9 +35,9 @@ def test_what_the_class_says_only_moves_a_variant_to_the_end() -> None:
     decision = rank(component(Q8, Q4), policy, big)
     assert order(decision) == ["q8-0", "q4-k-m"]
     assert "took 9.0 GiB on devices of this" in decision.candidate("q4-k-m").reason
-    # Nor is it tempted by what the class says of speed, once another variant is good.
+    # A good class figure does not cause another trial once a measured variant is good.
     assert measured_at(decision, "q8-0", 7).next_candidate() is None
-    # It never makes what does not fit fit.
+    # A small class figure does not make a variant fit.
     small = Knowledge(FACTS, priors={"q8-0": Prior(tokens_per_second=99, memory_bytes=1)})
     assert "q8-0" not in order(rank(component(Q8, max_memory_bytes=GIB), policy, small))
 

@@ -1,4 +1,4 @@
-"""The predicted speed: what was measured here, by the class, or the roofline as calibrated here."""
+"""The predicted speed: measured here, by the hardware class, or by the calibrated roofline."""
 
 import itertools
 from dataclasses import replace
@@ -30,13 +30,13 @@ def variant(quantization: str, parameters: float) -> Variant:
         files=(File(name="m", size=size, sha256="0" * 64, index="0" * 64),),
         memory_bytes=size,
         parameters=int(parameters),
-        # Deeper as it is larger.
+        # Larger models have more layers.
         matrices=int(16 * (parameters / 1e6) ** 0.45),
     )
 
 
 def truth(one: Variant) -> float:
-    """Tokens/s of a box that is slower than its roofline, differently so by quantization."""
+    """Return the tokens/s of a box below its roofline, by a factor that depends on quantization."""
     odd = {"q4_k_m": 0.9, "q5_k_m": 1.15}.get(one.quantization, 1.0)
     seconds = 1.6 * odd * one.size_bytes / weight_rate(BENCHMARK, one.quantization)
     return 1 / (seconds + 100e-6 + 10e-6 * one.matrices)
@@ -98,7 +98,7 @@ def test_an_embedding_model_takes_the_arithmetic_of_a_whole_text() -> None:
     fast = replace(embedding, benchmark=replace(BENCHMARK, int8_operations_per_second=200e9))
     assert fast.predict(whole) == embedding.predict(whole)
     assert fast.predict(eighth).tokens_per_second == pytest.approx(200e9 / (16 * 2 * 1e6))
-    # Not faster than its weights are read, however fast the arithmetic is.
+    # Reading the weights bounds the speed however fast the arithmetic is.
     endless = replace(embedding, benchmark=replace(BENCHMARK, matmul_flops_per_second=1e15))
     assert endless.predict(whole).tokens_per_second == pytest.approx(10e9 / whole.size_bytes)
 
@@ -153,6 +153,6 @@ def test_its_own_measurement_comes_before_the_class_and_that_before_the_roofline
 def test_energy_and_ttft_follow_what_was_measured() -> None:
     one = variant("q6_k", 700e6)
     found = predictor(measured(variant("q8_0", 350e6))).predict(one)
-    # The same power, for the time that a token takes.
+    # Energy per token is the same power times the token's time.
     assert found.joules_per_token == pytest.approx(20 / found.tokens_per_second)
     assert found.ttft_seconds == pytest.approx(0.7)

@@ -1,4 +1,4 @@
-"""Which variants fit, in what order, and in which words."""
+"""Ranking: the variants that fit, their order, and the reasons given."""
 
 import msgspec
 import pytest
@@ -139,7 +139,7 @@ def test_speed_is_predicted_by_the_roofline_and_may_exclude() -> None:
 
 
 def test_an_embedding_models_arithmetic_is_no_bound_and_excludes_nothing() -> None:
-    """Most of a multilingual one may be a table, of which a token reads a row."""
+    """Much of a multilingual model may be its token table, of which a token reads one row."""
     asked = SelectionPolicy(min_tokens_per_second=10)
     encoder = component(Q8, Q4)
     encoder = msgspec.structs.replace(
@@ -195,7 +195,7 @@ def test_a_measurement_that_holds_settles_it() -> None:
 
 
 def test_the_same_runtimes_roofline_is_corrected_before_it_tempts() -> None:
-    # 12.4 tokens/s predicted, 5 measured: then q8-0's 7.5 are really 3.
+    # Predicted 12.4 tokens/s, measured 5: q8-0's predicted 7.5 are corrected to 3.
     decision = measured(rank(component(Q8, Q4), SelectionPolicy(), KNOWN), "q4-k-m", 5)
     assert decision.next_candidate() is None
     other = variant("int4", 1.6, runtime="onnx")
@@ -260,9 +260,29 @@ def test_energy_decides_where_it_is_metered() -> None:
     decision = decision.with_measurement(
         "q8-0", tokens_per_second=10, memory_bytes=GIB, joules_per_token=0.9
     )
-    # The class promises 0.7 for the other.
+    # The hardware class measured 0.7 for the other variant.
     assert decision.next_candidate() == "q4-k-m"
     decision = decision.with_measurement(
         "q4-k-m", tokens_per_second=15, memory_bytes=GIB, joules_per_token=1.0
     )
     assert decision.conclude().chosen_variant == "q8-0"
+
+
+# The slower one comes first by name, so that only its speed can rank it last.
+TIED_SLOW = variant("a-slow", 2.5, perplexity=7.0)
+TIED_FAST = variant("b-fast", 1.5, perplexity=7.0)
+
+
+@pytest.mark.parametrize("variants", [(TIED_SLOW, TIED_FAST), (TIED_FAST, TIED_SLOW)])
+def test_ties_rank_the_faster_variant_first(variants: tuple[Variant, ...]) -> None:
+    policy = SelectionPolicy(objective=Objective.QUALITY)
+    assert order(rank(component(*variants), policy, KNOWN)) == ["b-fast", "a-slow"]
+
+
+def test_a_measured_tie_is_won_by_the_faster_variant() -> None:
+    decision = rank(
+        component(TIED_SLOW, TIED_FAST), SelectionPolicy(objective=Objective.QUALITY), KNOWN
+    )
+    for name, speed in (("b-fast", 5.0), ("a-slow", 9.0)):
+        decision = decision.with_measurement(name, tokens_per_second=speed, memory_bytes=GIB)
+    assert decision.conclude().chosen_variant == "a-slow"
