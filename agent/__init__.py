@@ -1,1 +1,1 @@
-"""The daemon on the box: chooses, proves, serves and measures models."""
+"""The agent on the box: selects, proves, serves and measures models."""

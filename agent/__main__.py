@@ -1,4 +1,4 @@
-"""The agent's command."""
+"""Entry point of `flotilla-agent`."""
 
 import os
 
@@ -6,7 +6,7 @@ from agent.cli.command import main as run
 
 
 def main() -> None:
-    # Whatever ends a call is told by us, once.
+    # gRPC's C core would print its own lines beside our structured log.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     run()
 

@@ -1,7 +1,7 @@
-"""How long to wait before trying again: exponential, bounded, with full jitter.
+"""Waits between retries: exponential, bounded, with full jitter.
 
-After Brooker, "Exponential Backoff And Jitter" (2015): a uniform draw from zero to the bound
-spreads a fleet that lost its server at one moment better than a fixed step with a little noise.
+Brooker, "Exponential Backoff And Jitter" (2015): a uniform draw between zero and the bound spreads
+a fleet that lost its server at one moment better than a fixed step with a little noise.
 """
 
 import random
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Backoff:
-    """One series of tries; ``uniform`` draws a number between two bounds."""
+    """One series of retries; ``uniform`` draws a number between two bounds."""
 
     first_seconds: float
     most_seconds: float
@@ -19,10 +19,10 @@ class Backoff:
     _bound: float = field(init=False, default=0.0)
 
     def next_seconds(self, asked_seconds: float = 0.0) -> float:
-        """The next wait; never less than what the server asked for."""
+        """Return the next wait, never less than the server asked for."""
         self._bound = min(self.most_seconds, max(self.first_seconds, 2 * self._bound))
         return asked_seconds + self.uniform(0, self._bound)
 
     def reset(self) -> None:
-        """After a success the next series starts small again."""
+        """Start the next series from the first step, after a success."""
         self._bound = 0.0

@@ -1,4 +1,4 @@
-"""The agent's data directory: where everything lies, and the configuration that enrolment wrote."""
+"""Paths of the agent's data directory, and the configuration that enrolment writes."""
 
 import re
 from dataclasses import dataclass
@@ -25,18 +25,18 @@ _UNITS: Final = {"": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
 
 
 class PowerModel(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What the owner knows of a box without a meter; energy by it is labelled ``estimated``."""
+    """The owner's figures for a box without a meter; energy from them is ``estimated``."""
 
     idle_watts: Watts
     full_watts: Watts
 
     def __post_init__(self) -> None:
         if self.idle_watts > self.full_watts:
-            raise ValueError("idle_watts is more than full_watts")
+            raise ValueError("idle_watts must not exceed full_watts")
 
 
 class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What the owner of the box and the enrolment decided; ``config.json``."""
+    """Settings of the owner and results of the enrolment; ``config.json``."""
 
     device_id: Annotated[str, Meta(min_length=1, max_length=64)]
     name: DeviceName
@@ -46,16 +46,16 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     device_endpoint: Endpoint
     # Where local programs call: host:port (port 0: any free one), or unix:PATH.
     gateway: str = DEFAULT_GATEWAY
-    # What one model may take; 0: half of the box's memory.
+    # The most memory of one model; 0: half of the box's memory.
     model_memory_bytes: Annotated[int, Meta(ge=0)] = 0
-    # What model files may take on the disk together; 0: all that is free but a reserve.
+    # The most disk space of all model files; 0: all free space except a reserve.
     disk_budget_bytes: Annotated[int, Meta(ge=0)] = 0
     power_model: PowerModel | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DataDir:
-    """The paths of one agent's state. ``config`` comes last: with it the box is enrolled."""
+    """Paths of one agent's state. ``config`` is written last and marks the box as enrolled."""
 
     root: Path
 
@@ -82,7 +82,7 @@ class DataDir:
 
     @property
     def director_root(self) -> Path:
-        """The director repository's root metadata, checked likewise."""
+        """The director repository's first root metadata, checked against the join token."""
         return self.root / "director-root.json"
 
     @property
@@ -104,12 +104,12 @@ class DataDir:
 
     @property
     def facts(self) -> Path:
-        """The last micro-benchmark, so that a restart need not repeat it."""
+        """The last micro-benchmark, which a restart need not repeat."""
         return self.root / "benchmark.json"
 
     @property
     def measurements(self) -> Path:
-        """What probation measured of variants here."""
+        """Measurements of variants from probation."""
         return self.root / "measurements.json"
 
     @property
@@ -123,13 +123,13 @@ class DataDir:
 
 
 def load_config(data_dir: DataDir) -> AgentConfig:
-    """The configuration of an enrolled box; NotEnrolledError or InvalidConfigError otherwise."""
+    """Load the configuration of an enrolled box; NotEnrolledError, InvalidConfigError."""
     try:
         with data_dir.config.open("rb") as source:
             data = source.read(MAX_CONFIG_BYTES)
     except FileNotFoundError:
         raise NotEnrolledError(
-            f"{data_dir.root} holds no enrolled agent",
+            f"{data_dir.root} is not the data directory of an enrolled agent",
             advice="Run `flotilla-agent enroll` with this --data-dir first.",
         ) from None
     try:
@@ -137,17 +137,17 @@ def load_config(data_dir: DataDir) -> AgentConfig:
     except msgspec.MsgspecError as error:
         raise InvalidConfigError(
             f"{data_dir.config} is not valid: {error}",
-            advice="Mend it, or enrol the box again into an empty directory.",
+            advice="Correct it, or enrol the box again into an empty --data-dir.",
         ) from error
 
 
 def save_config(data_dir: DataDir, config: AgentConfig) -> None:
-    """Make the box enrolled, or change its settings, in one step."""
+    """Replace the configuration atomically; the first one makes the box enrolled."""
     write_file(data_dir.config, msgspec.json.format(msgspec.json.encode(config)))
 
 
 def parse_size(text: str) -> int:
-    """Bytes of ``64MiB``, ``2GiB`` or a plain number; InvalidConfigError otherwise."""
+    """Parse ``64MiB``, ``2GiB`` or a number of bytes; InvalidConfigError."""
     match = _SIZE.match(text.strip())
     if match is None:
         raise InvalidConfigError(

@@ -1,4 +1,4 @@
-"""The daemon: every part wired together, started in order, and ended in order."""
+"""The daemon: construction of all parts, their start and their shutdown."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ from agent.gateway import Gateway
 from agent.gateway.recording import labels_of
 from agent.hardware import HardwareMonitor, read_facts
 from agent.health import daemon_fault, feed_watchdog
-from agent.host.allocator import Tidying
+from agent.host.allocator import IdleTrim
 from agent.host.systemd import notify
 from agent.identity.credentials import Credentials
 from agent.journal import Journal
@@ -47,12 +47,12 @@ from agent.update.steps import Steps
 
 log = logging.getLogger(__name__)
 
-# While nothing fits beside the live model this much of the box's memory stays for everything else.
+# Memory of the box that models never take, for all other processes.
 MEMORY_RESERVE_BYTES: Final = 64 << 20
 
 
 class Daemon:
-    """One agent process on one data directory."""
+    """The parts of one agent process on one data directory."""
 
     def __init__(
         self,
@@ -74,9 +74,9 @@ class Daemon:
         self._telemetry = _telemetry_queue(data_dir.telemetry)
         self._throttling = ThrottleMonitor(ThrottleReader())
         self._collector = Collector(meter, throttled_seconds=lambda: self._throttling.seconds)
-        self._tidying = Tidying()
-        # In the window before: memory is given back once nobody calls.
-        self._was_called = False
+        self._idle_trim = IdleTrim()
+        # There were requests in the last window; memory is returned after the first without any.
+        self._had_requests = False
         self._supervisor = Supervisor(room=_free_memory_bytes)
         self._serving = Serving(self._supervisor)
         self._connection = Connection(config.device_endpoint, identity)
@@ -95,7 +95,7 @@ class Daemon:
             sign=self._sign,
             offered=self._renewal.offer,
             directed=verifier.follow_roots,
-            heard=self._measurements.set_priors,
+            class_measured=self._measurements.set_priors,
             agent_version=version("flotilla"),
         )
         self._gateway = Gateway(self._serving, self._collector, self.status)
@@ -119,7 +119,7 @@ class Daemon:
         )
 
     def _measuring_meter(self) -> PowerMeter | None:
-        """An estimate shows trends, and must not choose between variants."""
+        """Return the meter unless it estimates: estimates must not decide between variants."""
         estimates = self._meter is None or self._meter.provenance.method == "estimated"
         return None if estimates else self._meter
 
@@ -128,12 +128,12 @@ class Daemon:
 
     def _changed(self) -> None:
         self._stream.wake()
-        self._tidying.soon()
+        self._idle_trim.schedule()
         status = self._engine.status()
         notify(f"STATUS={status.state}, serving {status.current_release or 'nothing'}")
 
     def status(self) -> dict[str, Any]:
-        """What /status and `flotilla-agent status` show."""
+        """Return the document of /status and `flotilla-agent status`."""
         deployment = self._serving.deployment
         workers = deployment.workers if deployment else {}
         return {
@@ -160,13 +160,13 @@ class Daemon:
         }
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until ``stop`` is set, then drain and end everything."""
+        """Serve until ``stop`` is set, then drain requests and end all parts."""
         host, _, port = self._config.gateway.rpartition(":")
         if host == "unix":
             host, port = self._config.gateway, "0"
         try:
             address = await self._gateway.start(host, int(port))
-            self._tell_address(address)
+            self._write_address(address)
             await self._work(stop, address)
         finally:
             notify("STOPPING=1")
@@ -179,11 +179,11 @@ class Daemon:
             self._telemetry.close()
             self._journal.close()
 
-    def _tell_address(self, address: str) -> None:
+    def _write_address(self, address: str) -> None:
         try:
             write_file(self._data_dir.gateway, msgspec.json.encode({"address": address}))
         except OSError as error:
-            # `flotilla-agent status` cannot ask this daemon then; that it serves matters more.
+            # `flotilla-agent status` then reads the journal instead; serving matters more.
             log.warning("address_not_written address=%s error=%s", address, ascii(str(error)))
 
     async def _work(self, stop: asyncio.Event, address: str) -> None:
@@ -208,7 +208,7 @@ class Daemon:
                 task.cancel()
 
     async def _follow(self) -> None:
-        """Know the box, then follow the control plane."""
+        """Measure the box, then connect to the control plane."""
         await self._hardware.benchmark()
         await self._stream.run()
 
@@ -238,15 +238,15 @@ class Daemon:
             await asyncio.to_thread(self._telemetry.append, window)
         if windows:
             self._stream.wake()
-        elif self._was_called:
-            self._tidying.soon()
-        self._was_called = bool(windows)
+        elif self._had_requests:
+            self._idle_trim.schedule()
+        self._had_requests = bool(windows)
 
 
 async def run(data_dir: DataDir) -> None:
-    """Run the agent until SIGTERM or SIGINT; AgentError when it cannot start."""
+    """Run the agent until SIGTERM or SIGINT; AgentError if it cannot start."""
     config = load_config(data_dir)
-    with only_one(data_dir):
+    with exclusive(data_dir):
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -261,8 +261,8 @@ async def run(data_dir: DataDir) -> None:
 
 
 @contextlib.contextmanager
-def only_one(data_dir: DataDir) -> Iterator[None]:
-    """Keep every other agent process off this data directory; AlreadyRunningError."""
+def exclusive(data_dir: DataDir) -> Iterator[None]:
+    """Lock the data directory against other agent processes; AlreadyRunningError."""
     descriptor = os.open(data_dir.lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
@@ -270,10 +270,10 @@ def only_one(data_dir: DataDir) -> Iterator[None]:
         except BlockingIOError:
             holder = os.pread(descriptor, 20, 0).decode(errors="replace")
             raise AlreadyRunningError(
-                f"the process {holder!a} runs on {data_dir.root} already",
+                f"the process {holder!a} already uses {data_dir.root}",
                 advice="Stop it first: `systemctl stop flotilla-agent`, or by its process id.",
             ) from None
-        # For people; on a full disk the lock alone has to do.
+        # The process id is only for the message above; on a full disk the lock alone suffices.
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, str(os.getpid()).encode(), 0)
@@ -283,8 +283,9 @@ def only_one(data_dir: DataDir) -> Iterator[None]:
 
 
 def _telemetry_queue(path: Path) -> TelemetryQueue:
-    """On disk, or in memory when the disk is full or the file damaged."""
-    # Names this life of the process; the kernel's boot id would outlast a lost queue.
+    """Open the queue on the disk, or in memory if the disk is full or the file damaged."""
+    # One id per process: sequences start again with a new queue, so the kernel's boot id would name
+    # two windows alike if the queue was lost.
     boot_id = os.urandom(8).hex()
     try:
         return TelemetryQueue(path, boot_id)
@@ -294,7 +295,7 @@ def _telemetry_queue(path: Path) -> TelemetryQueue:
 
 
 def _free_memory_bytes() -> int:
-    """What the kernel says is available, less a reserve."""
+    """Return the kernel's MemAvailable less a reserve."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         name, _, rest = line.partition(":")
         if name == "MemAvailable":

@@ -1,11 +1,8 @@
-"""Every error that the agent raises; each says what was wrong and what to do next."""
+"""The exceptions of the agent, each with a message and advice."""
 
 
 class AgentError(Exception):
-    """Something the agent could not or would not do.
-
-    ``advice`` is the next step for whoever can mend it, in one sentence.
-    """
+    """Base of the agent's exceptions; ``advice`` is the next step, in one sentence."""
 
     def __init__(self, message: str, *, advice: str = "") -> None:
         super().__init__(message)
@@ -25,7 +22,7 @@ class LoadFailedError(AgentError):
 
 
 class WorkerCrashedError(AgentError):
-    """The worker died while it answered this request; it is being restarted."""
+    """The worker died during this request and is being restarted."""
 
 
 class WorkerUnavailableError(AgentError):
@@ -35,7 +32,7 @@ class WorkerUnavailableError(AgentError):
 class ModelRefusedError(AgentError):
     """The model cannot answer this request: too long, wrong shape, wrong type, not its task.
 
-    ``unsupported`` tells a request that no input could mend (the wrong task) from bad input.
+    ``unsupported``: no other input would help, because the task is wrong.
     """
 
     def __init__(self, message: str, *, unsupported: bool = False, advice: str = "") -> None:
@@ -48,11 +45,11 @@ class PromptTooLongError(ModelRefusedError):
 
 
 class WorkerFailedError(AgentError):
-    """The engine raised something unexpected while it answered; the worker lives on."""
+    """The engine raised an unexpected exception during this request; the worker continues."""
 
 
 class ProtocolError(AgentError):
-    """A frame between daemon and worker is too long or cannot be read."""
+    """A frame between daemon and worker is too long or cannot be decoded."""
 
 
 class NothingServedError(AgentError):
@@ -64,7 +61,7 @@ class UnknownRouteError(AgentError):
 
 
 class SlotBusyError(AgentError):
-    """A slot answers as many requests as it may."""
+    """A slot has reached its number of concurrent requests."""
 
 
 class GatewayAddressError(AgentError):
@@ -72,7 +69,7 @@ class GatewayAddressError(AgentError):
 
 
 class MeterLostError(AgentError):
-    """A power meter that was found at the start does not answer any more."""
+    """A power meter that was found at the start no longer answers."""
 
 
 class BenchmarkError(AgentError):
@@ -80,80 +77,80 @@ class BenchmarkError(AgentError):
 
 
 class NotEnrolledError(AgentError):
-    """The data directory holds no enrolled agent."""
+    """The data directory is not of an enrolled agent."""
 
 
 class InvalidConfigError(AgentError):
-    """A setting does not have the form that it must have."""
+    """A setting has the wrong form."""
 
 
 class AlreadyRunningError(AgentError):
-    """Another agent process holds this data directory."""
+    """Another agent process uses this data directory."""
 
 
 class EnrollmentError(AgentError):
-    """The box could not be enrolled, and nothing new is left on it."""
+    """The box could not be enrolled; no new files are left on it."""
 
 
 class ServerUnreachableError(EnrollmentError):
-    """No control plane answered as it should; the same call may succeed later.
+    """The control plane did not answer as expected; the same call may succeed later.
 
-    A key that the server may know by now is kept.
+    A new key is kept, since the server may already know it.
     """
 
 
 class IdentityError(AgentError):
-    """The key or the certificate is missing, unreadable, or they do not fit each other."""
+    """The key or the certificate is missing or unreadable, or they do not match."""
 
 
 class NotaryLostError(AgentError):
-    """The process that holds the key and checks signatures did not answer, twice."""
+    """The notary process did not answer, at two attempts."""
 
 
 class DownloadError(AgentError):
-    """A file could not be fetched. ``reason`` is machine-readable, for the receipt."""
+    """A file could not be fetched; ``reason`` is machine-readable, for the receipt."""
 
     reason = "download_failed"
 
 
 class SourceUnavailableError(DownloadError):
-    """The server cannot be reached, or broke off; the same call may succeed later."""
+    """The server is unreachable or the call was interrupted; it may succeed later."""
 
     reason = "server_unreachable"
 
 
 class ChunkMissingError(DownloadError):
-    """The server does not have a chunk that the signed release names."""
+    """The server lacks a chunk that the signed release names."""
 
     reason = "chunk_missing"
 
 
 class CorruptDownloadError(DownloadError):
-    """Bytes kept arriving altered or cut off."""
+    """Bytes arrived altered or incomplete, repeatedly."""
 
     reason = "download_corrupt"
 
 
 class SlowDownloadError(SourceUnavailableError):
-    """Bytes arrive more slowly than the least that is allowed, or did not within the deadline."""
+    """Bytes arrive below the minimum rate, or the deadline has passed."""
 
     reason = "download_too_slow"
 
 
 class DeltaRefusedError(DownloadError):
-    """A delta did not give the wanted file; the file is fetched by its chunks instead."""
+    """A delta did not produce the expected file, which is then fetched by chunks."""
 
     reason = "delta_refused"
 
 
 class DiskFullError(DownloadError):
-    """The files do not fit on the disk; nothing half-made is left."""
+    """The files do not fit on the disk; partial files are deleted."""
 
     reason = "disk_full"
 
 
 class DiskFailedError(DownloadError):
-    """The disk did not take what was written; nothing that it may have lost is used."""
+    """A write to the disk failed; data that it may have lost is not used."""
 
     reason = "disk_failed"
 

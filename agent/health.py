@@ -1,6 +1,6 @@
-"""What the watchdog is told: the event loop turns, the gateway answers, every worker is kept.
+"""Health of the daemon for systemd's watchdog: event loop, gateway and supervisor respond.
 
-A worker that crashes or hangs is the supervisor's to mend; the watchdog is for the daemon itself.
+Workers that crash or hang are restarted by the supervisor; the watchdog covers the daemon itself.
 """
 
 import asyncio
@@ -18,26 +18,26 @@ UNIX_PREFIX: Final = "unix:"
 MAX_ANSWER_BYTES: Final = 4096
 _REQUEST: Final = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
-# What is wrong, in words; empty when nothing is.
+# Returns the fault as text; empty if there is no fault.
 Check = Callable[[], Awaitable[str]]
 
 
 async def daemon_fault(address: str, supervisor: Supervisor) -> str:
-    """Why this daemon cannot do its work; empty when it can. ``address`` is the gateway's."""
+    """Check the daemon; return its fault, empty without one. ``address``: the gateway's."""
     if unsupervised := supervisor.unsupervised():
-        return f"nothing would restart the workers of {', '.join(unsupervised)}"
+        return f"the supervisor does not restart the workers of {', '.join(unsupervised)}"
     return await _gateway_fault(address)
 
 
 async def feed_watchdog(check: Check, interval_seconds: float | None = None) -> None:
-    """Tell systemd that all is well, as long as ``check`` finds nothing. Ends when none watches.
+    """Notify systemd's watchdog while ``check`` finds no fault; return at once without a watchdog.
 
-    Two checks may fail within systemd's patience before it restarts the daemon.
+    The interval is a quarter of systemd's timeout, so that two checks may fail before a restart.
     """
-    patience = watchdog_seconds()
-    if patience is None:
+    timeout_seconds = watchdog_seconds()
+    if timeout_seconds is None:
         return
-    interval = patience / 4 if interval_seconds is None else interval_seconds
+    interval = timeout_seconds / 4 if interval_seconds is None else interval_seconds
     while True:
         try:
             async with asyncio.timeout(interval):

@@ -1,1 +1,1 @@
-"""`flotilla-agent`: the command on the box."""
+"""`flotilla-agent`, the command on the box."""

@@ -1,4 +1,4 @@
-"""flotilla-agent: enroll, run, status, bench."""
+"""Commands of flotilla-agent: enroll, run, status, bench."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 import click
 
 from agent.cli.parameters import Checked, LabelPair, Size
-from agent.cli.status import in_words, look
+from agent.cli.status import format_status, read_status
 from agent.config import DEFAULT_GATEWAY, DataDir, DeviceName, Endpoint, load_config
 from agent.errors import AgentError
 from artifact.errors import ArtifactError
@@ -25,18 +25,18 @@ T = TypeVar("T")
 
 
 def data_dir_option(command: Callable[..., T]) -> Callable[..., T]:
-    """Where the agent keeps everything."""
+    """Add --data-dir."""
     return click.option(
         "--data-dir",
         type=click.Path(file_okay=False, path_type=Path),
         envvar="FLOTILLA_DATA_DIR",
         required=True,
-        help="Where this agent keeps everything.",
+        help="The directory with all state of this agent.",
     )(command)
 
 
 def json_option(command: Callable[..., T]) -> Callable[..., T]:
-    """One JSON document instead of text."""
+    """Add --json."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(command)
 
 
@@ -44,14 +44,14 @@ def json_option(command: Callable[..., T]) -> Callable[..., T]:
 @click.version_option(package_name="flotilla")
 @click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
 def cli(log_level: str) -> None:
-    """Run AI models on this box as its fleet's control plane says."""
+    """Run AI models on this box as the control plane of its fleet assigns them."""
     logging.basicConfig(
         stream=sys.stderr,
         level=log_level.upper(),
         format="time=%(asctime)s level=%(levelname)s logger=%(name)s event=%(message)s",
         datefmt="%Y-%m-%dT%H:%M:%S%z",
     )
-    # Its lines are prose; ours say the same as events.
+    # uvicorn's messages are not structured and repeat our own events.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
 
@@ -63,14 +63,19 @@ def cli(log_level: str) -> None:
 )
 @click.option("--name", type=Checked("device name", DeviceName))
 @click.option("--label", "labels", type=LabelPair(), multiple=True, help="key=value; repeatable.")
-@click.option("--model-memory", type=Size(), default=0, help="What one model may take.")
-@click.option("--disk-budget", type=Size(), default=0, help="What all model files may take.")
+@click.option("--model-memory", type=Size(), default=0, help="Most memory for one model.")
+@click.option(
+    "--disk-budget",
+    type=Size(),
+    default=0,
+    help="Most disk space for all model files.",
+)
 @click.option("--gateway", default=DEFAULT_GATEWAY, show_default=True)
 @click.option(
     "--recover",
     is_flag=True,
-    help="For an enrolled box whose certificate has expired: a new one, and nothing else changes. "
-    "Needs --token, and --server only when that has moved.",
+    help="For an enrolled box: get a new certificate and change nothing else. "
+    "Needs --token, and --server if the server has moved.",
 )
 @data_dir_option
 def enroll(
@@ -85,7 +90,7 @@ def enroll(
     recover: bool,
     data_dir: Path,
 ) -> None:
-    """Make this box a device of the fleet. Safe to run again after a lost reply."""
+    """Make this box a device of the fleet. Safe to run again after a lost answer."""
     from agent.enrollment.client import Application
     from agent.enrollment.client import enroll as apply
     from agent.enrollment.client import recover as apply_again
@@ -94,13 +99,13 @@ def enroll(
 
     token = token or join_token_credential()
     if token is None:
-        raise click.UsageError("give a --token, or the credential `join-token` by systemd")
-    where = DataDir(data_dir.absolute())
+        raise click.UsageError("give --token, or the systemd credential `join-token`")
+    paths = DataDir(data_dir.absolute())
     if recover:
         if name or labels:
-            raise click.UsageError("--recover keeps the box's name and labels")
-        facts = read_facts(load_config(where).model_memory_bytes)
-        config = asyncio.run(apply_again(where, token, facts, server=server))
+            raise click.UsageError("--recover does not change --name or --label: leave them out")
+        facts = read_facts(load_config(paths).model_memory_bytes)
+        config = asyncio.run(apply_again(paths, token, facts, server=server))
         click.echo(f"{config.name} is device {config.device_id} again")
         return
     if server is None or name is None:
@@ -115,7 +120,7 @@ def enroll(
         model_memory_bytes=model_memory,
         disk_budget_bytes=disk_budget,
     )
-    config = asyncio.run(apply(where, application))
+    config = asyncio.run(apply(paths, application))
     click.echo(f"{config.name} is device {config.device_id}")
 
 
@@ -125,12 +130,12 @@ def enroll(
     "--settings",
     "settings_file",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="The owner's settings (YAML); with them the box enrols by itself.",
+    help="The owner's settings (YAML); with them the box enrols without a person.",
 )
 def run(data_dir: Path, settings_file: Path | None) -> None:
     """Run the agent until SIGTERM.
 
-    With --settings exit code 78 (EX_CONFIG) means that only a person can mend it.
+    With --settings, exit code 78 (EX_CONFIG) means that a person has to correct something.
     """
     asyncio.run(_run(DataDir(data_dir.absolute()), settings_file))
 
@@ -152,28 +157,28 @@ async def _run(data_dir: DataDir, settings_file: Path | None) -> None:
 @data_dir_option
 @json_option
 def status(data_dir: Path, as_json: bool) -> None:
-    """Show what this box serves and what it is doing."""
-    found = look(DataDir(data_dir.absolute()))
-    click.echo(json.dumps(found, indent=2) if as_json else in_words(found))
+    """Show what this box serves and the state of its update."""
+    found = read_status(DataDir(data_dir.absolute()))
+    click.echo(json.dumps(found, indent=2) if as_json else format_status(found))
 
 
 @cli.command()
 @data_dir_option
 @json_option
 def bench(data_dir: Path, as_json: bool) -> None:
-    """Measure what this box could give: memory, arithmetic, storage, and each kind of weights.
+    """Measure memory, arithmetic, storage and each kind of weights on this box.
 
-    Takes seconds; what was kept of an earlier measurement is replaced.
+    Takes seconds, and replaces the stored measurement.
     """
     from agent.hardware import benchmark, read_facts
     from agent.hardware.report import report
 
-    where = DataDir(data_dir.absolute())
-    where.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    budget = load_config(where).model_memory_bytes if where.config.exists() else 0
+    paths = DataDir(data_dir.absolute())
+    paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    budget = load_config(paths).model_memory_bytes if paths.config.exists() else 0
     facts = read_facts(budget)
     began = time.monotonic()
-    measured = asyncio.run(benchmark(where.facts, facts, force=True))
+    measured = asyncio.run(benchmark(paths.facts, facts, force=True))
     seconds = time.monotonic() - began
     facts = replace(facts, benchmark=measured)
     if as_json:
@@ -183,7 +188,7 @@ def bench(data_dir: Path, as_json: bool) -> None:
 
 
 def main() -> None:
-    """The command; exit code 1 for what was refused or failed, 2 for misuse."""
+    """Run the command; exit code 1 after an error, 2 after wrong usage."""
     try:
         cli()
     except (AgentError, ArtifactError) as error:

@@ -1,4 +1,4 @@
-"""What the agent's options take: sizes, names, labels."""
+"""Types of the agent's options: sizes, names, labels."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ class Checked(click.ParamType[str]):
         try:
             return str(msgspec.convert(value, self._kind))
         except msgspec.ValidationError:
-            self.fail(f"{value!r} is not a {self.name}", param, ctx)
+            self.fail(f"{value!r} is not a valid {self.name}", param, ctx)
 
 
 class LabelPair(click.ParamType[tuple[str, str]]):
@@ -51,5 +51,7 @@ class LabelPair(click.ParamType[tuple[str, str]]):
             return msgspec.convert(key, Label), msgspec.convert(text, LabelValue)
         except msgspec.ValidationError:
             self.fail(
-                f"{value!r} is not a label: up to 63 letters, digits, '.', '_' and '-'", param, ctx
+                f"{value!r} is not a valid label: use up to 63 letters, digits, '.', '_' and '-'",
+                param,
+                ctx,
             )

@@ -1,4 +1,4 @@
-"""What a box serves and what it is doing, asked of its daemon or read from the journal."""
+"""Status of a box, from its running daemon or else from its journal."""
 
 import contextlib
 import http.client
@@ -12,14 +12,14 @@ STATUS_SECONDS: Final = 5.0
 MAX_STATUS_BYTES: Final = 1 << 20
 
 
-def look(data_dir: DataDir) -> dict[str, Any]:
-    """What the running daemon says, or else what it left in its journal."""
+def read_status(data_dir: DataDir) -> dict[str, Any]:
+    """Return the running daemon's status, or what its journal has."""
     config = load_config(data_dir)
     return _live_status(data_dir) or _stored_status(data_dir, config)
 
 
 def _live_status(data_dir: DataDir) -> dict[str, Any] | None:
-    """What the running daemon says; None when none answers."""
+    """Return the running daemon's status; None if it does not answer."""
     try:
         address = json.loads(data_dir.gateway.read_bytes())["address"]
         return _ask(address)
@@ -28,7 +28,7 @@ def _live_status(data_dir: DataDir) -> dict[str, Any] | None:
 
 
 def _ask(address: str) -> dict[str, Any]:
-    """GET /status, over TCP or a unix socket."""
+    """Request /status over TCP or a unix socket."""
     connection = http.client.HTTPConnection("localhost", timeout=STATUS_SECONDS)
     if address.startswith("unix:"):
         connection.sock = socket.socket(socket.AF_UNIX)
@@ -44,7 +44,7 @@ def _ask(address: str) -> dict[str, Any]:
 
 
 def _stored_status(data_dir: DataDir, config: AgentConfig) -> dict[str, Any]:
-    """What the journal of a stopped daemon says."""
+    """Return the status of a stopped daemon, from its journal."""
     from agent.journal import Journal, reference_of
 
     found: dict[str, Any] = {
@@ -57,7 +57,7 @@ def _stored_status(data_dir: DataDir, config: AgentConfig) -> dict[str, Any]:
     }
     if not data_dir.journal.exists():
         return found
-    journal = Journal(data_dir.journal, mend=False)
+    journal = Journal(data_dir.journal, repair=False)
     try:
         update, pointers = journal.update(), journal.pointers()
     finally:
@@ -73,15 +73,15 @@ def _stored_status(data_dir: DataDir, config: AgentConfig) -> dict[str, Any]:
     return found
 
 
-def in_words(found: dict[str, Any]) -> str:
-    """For a terminal."""
+def format_status(found: dict[str, Any]) -> str:
+    """Format a status for a terminal."""
     update = found.get("update", {})
     lines = [
         f"{found['name']} ({found['device_id']})",
         "running, " + ("connected" if found["connected"] else "not connected")
         if found["running"]
-        else "not running; what follows is from its journal",
-        f"serves     {found['serves'] or 'nothing'}",
+        else "not running; this is from its journal",
+        f"serves     {found['serves'] or '-'}",
         f"current    {update.get('current_release') or '-'}",
         f"last good  {update.get('last_good_release') or '-'}",
         f"update     {update.get('state', 'idle')}, generation {update.get('generation', 0)}",
@@ -98,7 +98,7 @@ def in_words(found: dict[str, Any]) -> str:
         memory = f"{worker['memory_bytes'] / 2**20:.0f} MiB"
         lines.append(
             f"{slot:10} {worker['model']} {worker['variant']} on {worker['runtime']},"
-            f" {memory if worker['loaded'] else 'not loaded, as nobody calls it'},"
+            f" {memory if worker['loaded'] else 'not loaded because it is not in use'},"
             f" {worker['restarts']} restarts"
         )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Enrolment: from a join token to a device certificate (docs/adr/0004)."""
+"""Enrolment: exchange of a join token for a device certificate (docs/adr/0004)."""
 
 import asyncio
 import contextlib
@@ -45,7 +45,7 @@ TIMEOUT_SECONDS: Final = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """What the owner of the box asks for."""
+    """The owner's request to enrol a box."""
 
     server: str
     token: str
@@ -55,20 +55,20 @@ class Application:
     gateway: str
     model_memory_bytes: int
     disk_budget_bytes: int = 0
-    # The device that the box is already and wants to stay; empty for a new box.
+    # The device id to keep, on recovery; empty for a new box.
     device_id: str = ""
 
 
 async def enroll(data_dir: DataDir, application: Application) -> AgentConfig:
     """Make this box a device of the fleet; EnrollmentError, IdentityError or InvalidJoinTokenError.
 
-    When the server may have let the box in although its answer was lost, the key that it knows is
-    kept, so that the same command may run again. After any other failure nothing new is left.
+    If the answer to the request was lost, the server may have enrolled the box under its new key:
+    the key is kept, so that the same command can run again. Any other failure leaves no files.
     """
     if data_dir.config.exists():
         raise EnrollmentError(
-            f"{data_dir.root} holds an enrolled agent already",
-            advice="Use another --data-dir, or retire the device and empty this one; for one whose "
+            f"{data_dir.root} is the data directory of an enrolled agent",
+            advice="Use another --data-dir, or retire the device and empty this one. If its "
             "certificate has expired, add --recover.",
         )
     token = decode_join_token(application.token)
@@ -93,6 +93,7 @@ async def enroll(data_dir: DataDir, application: Application) -> AgentConfig:
         model_memory_bytes=application.model_memory_bytes,
         disk_budget_bytes=application.disk_budget_bytes,
     )
+    # The configuration comes last: with it the box counts as enrolled.
     write_file(data_dir.ca, ca_pem)
     write_file(data_dir.image_root, bundle.image_root)
     write_file(data_dir.director_root, bundle.director_root)
@@ -103,7 +104,7 @@ async def enroll(data_dir: DataDir, application: Application) -> AgentConfig:
 
 @contextlib.contextmanager
 def _new_key(data_dir: DataDir) -> Iterator[ec.EllipticCurvePrivateKey]:
-    """The box's key; one that was made now goes again when the server refuses it."""
+    """Yield the box's key; a key made now is deleted if the server refuses the box."""
     is_new_key, is_new_root = not data_dir.key.exists(), not data_dir.root.exists()
     data_dir.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
@@ -122,10 +123,10 @@ def _new_key(data_dir: DataDir) -> Iterator[ec.EllipticCurvePrivateKey]:
 async def recover(
     data_dir: DataDir, token: str, facts: DeviceFacts, *, server: str | None = None
 ) -> AgentConfig:
-    """A new certificate for a box whose old one has expired or is lost; nothing else changes.
+    """Replace a certificate that has expired or is lost, with the box's own key.
 
-    It takes the box's own key, and a join token of the same fleet. A daemon that runs meanwhile
-    takes the certificate over by itself. Raises what ``load_config`` and ``enroll`` raise.
+    ``token`` must be of the same fleet. A running daemon picks the certificate up from the disk.
+    Raises what ``load_config`` and ``enroll`` raise.
     """
     config = load_config(data_dir)
     key = load_key(data_dir)
@@ -151,7 +152,7 @@ async def recover(
     if answer.device_id != config.device_id:
         raise IdentityError(
             f"the server answered for device {answer.device_id!a}, this box is {config.device_id}",
-            advice="Update the server, or enrol the box again into an empty directory.",
+            advice="Update the server, or enrol the box again into an empty --data-dir.",
         )
     save_certificate(data_dir, answer.certificate_pem, ca_pem)
     config = msgspec.structs.replace(
@@ -162,21 +163,23 @@ async def recover(
 
 
 def _check_same_fleet(data_dir: DataDir, bundle: TrustBundle) -> None:
-    """IdentityError when a token would have the box trust other signers than it does."""
+    """Raise IdentityError if the token's roots differ from those that the box trusts."""
     roots = (data_dir.image_root, bundle.image_root), (data_dir.director_root, bundle.director_root)
     for path, root in roots:
         if not path.exists() or path.read_bytes() != root:
             raise IdentityError(
-                f"the token is from another fleet: its root is not that in {path}",
+                f"the token is from another fleet: its root differs from {path}",
                 advice="Use a token of the fleet that the box is in, or enrol it into an empty "
-                "directory.",
+                "--data-dir.",
             )
 
 
 async def _trust_bundle(server: str, token: JoinToken) -> tuple[TrustBundle, bytes]:
-    """What the token names by digest, over a connection that is pinned but not yet trusted.
+    """Fetch the trust bundle and check it against the token's digests.
 
-    And the authorities to trust from then on.
+    Returns the bundle and the authorities to trust, PEM. No authority is known yet, so the first
+    connection pins the server's own certificate. The bundle is trusted for its digests, and the
+    certificate only because an authority of the bundle proves to be its issuer.
     """
     host, _, port = server.rpartition(":")
     host = host.strip("[]")
@@ -202,7 +205,7 @@ async def _leaf(host: str, port: int) -> bytes:
         )
     except (OSError, ValueError) as error:
         raise ServerUnreachableError(
-            f"no TLS server answers at {host}:{port}: {error}",
+            f"there is no TLS server at {host}:{port}: {error}",
             advice="Check the address and that `flotilla serve` runs there; it must be the "
             "public port.",
         ) from error
@@ -239,7 +242,8 @@ _ADVICE: Final = {
 }
 
 
-_PASSING: Final = {
+# Statuses after which the same call may succeed later, and how to phrase them.
+_RETRYABLE: Final = {
     grpc.StatusCode.UNAVAILABLE: "cannot be reached",
     grpc.StatusCode.DEADLINE_EXCEEDED: "cannot be reached",
     grpc.StatusCode.RESOURCE_EXHAUSTED: "is too busy for the box",
@@ -251,12 +255,12 @@ _PASSING: Final = {
 def _refusal(
     error: grpc.aio.AioRpcError, application: Application, *, key: Path | None = None
 ) -> EnrollmentError:
-    """``key``: what a server that may have let the box in knows it by."""
-    what = _PASSING.get(error.code(), "refused the box")
+    """Convert an error of the server; ``key`` names a key that the server may have accepted."""
+    failure = _RETRYABLE.get(error.code(), "refused the box")
     advice = trailing(error, ADVICE_KEY) or _ADVICE.get(error.code(), "See the server's log.")
-    text = f"{application.server} {what}: {refusal_text(error)}"
-    if error.code() not in _PASSING:
+    text = f"{application.server} {failure}: {refusal_text(error)}"
+    if error.code() not in _RETRYABLE:
         return EnrollmentError(text, advice=advice)
     if key is not None:
-        advice += f" The box's key stays in {key}, so that the same token admits it again."
+        advice += f" The box's key stays in {key}, so that the same token works again."
     return ServerUnreachableError(text, advice=advice)

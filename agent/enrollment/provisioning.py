@@ -1,7 +1,7 @@
-"""A box that enrols by itself: with its owner's settings, and a join token from systemd.
+"""Unattended enrolment, from the owner's settings file and a join token from systemd.
 
-Safe on every start. Before the box is enrolled it tries until a server answers; afterwards only
-what is the owner's to change, the gateway and the memory of a model, follows the file.
+Safe on every start. A box that is not enrolled retries until a server answers. On an enrolled box
+only the settings that the owner may change without the fleet follow the file.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ Sleep = Callable[[float], Awaitable[None]]
 
 
 class OwnerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The owner's file. Without a name the box is called as its host."""
+    """The owner's file, agent.yaml. The default name is the host name."""
 
     server: Endpoint
     name: DeviceName | None = None
@@ -57,14 +57,14 @@ class OwnerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     gateway: Annotated[str, Meta(max_length=256)] = DEFAULT_GATEWAY
     # As in `--model-memory`; "0": half of the box's memory.
     model_memory: Annotated[str, Meta(max_length=32)] = "0"
-    # As in `--disk-budget`; "0": all that is free but a reserve.
+    # As in `--disk-budget`; "0": all free space except a reserve.
     disk_budget: Annotated[str, Meta(max_length=32)] = "0"
-    # Only used without a meter.
+    # Used only on a box without a power meter.
     power_model: PowerModel | None = None
 
 
 def load_settings(path: Path) -> OwnerSettings | None:
-    """The owner's settings, None without a file; InvalidConfigError."""
+    """Read the owner's settings; None without a file. InvalidConfigError."""
     try:
         with path.open("rb") as source:
             data = source.read(MAX_CONFIG_BYTES)
@@ -75,14 +75,14 @@ def load_settings(path: Path) -> OwnerSettings | None:
         return None
     except (OSError, msgspec.MsgspecError, RecursionError) as error:
         raise InvalidConfigError(
-            f"{path} cannot be used: {ascii(str(error))[:500]}",
-            advice="Mend it (docs/operations.md), then `systemctl restart flotilla-agent`.",
+            f"{path} is not valid: {ascii(str(error))[:500]}",
+            advice="Correct it (docs/operations.md), then `systemctl restart flotilla-agent`.",
         ) from error
     return settings
 
 
 def join_token_credential() -> str | None:
-    """The join token that the service manager hands over, None when it has none to give."""
+    """Read the join token from systemd's credentials; None if it is absent."""
     directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
     if not directory:
         return None
@@ -97,11 +97,11 @@ def join_token_credential() -> str | None:
 async def provision(
     data_dir: DataDir, settings_file: Path, *, sleep: Sleep = asyncio.sleep
 ) -> AgentConfig:
-    """The configuration of an enrolled box, enrolling it first if need be.
+    """Return the configuration of the box, after enrolling it if necessary.
 
-    Raises NotEnrolledError when the settings or the token are missing, InvalidConfigError, and what
-    ``enroll`` raises when the server or the token is not as it should be: errors that only a person
-    can mend. A box that is enrolled starts whatever the settings look like.
+    Raises NotEnrolledError if the settings or the token are missing, InvalidConfigError, and what
+    ``enroll`` raises for a wrong server or token: errors that need a person. Invalid settings do
+    not keep an enrolled box from starting.
     """
     try:
         config = load_config(data_dir)
@@ -113,39 +113,39 @@ async def provision(
     try:
         settings = load_settings(settings_file)
     except InvalidConfigError as error:
-        log.error("settings_ignored error=%s", ascii(str(error)))  # noqa: TRY400 - no traceback: it is a typing error
+        log.error("settings_ignored error=%s", ascii(str(error)))  # noqa: TRY400 - a typing error needs no traceback
         return config
     return config if settings is None else _follow(data_dir, config, settings)
 
 
 def _follow(data_dir: DataDir, config: AgentConfig, settings: OwnerSettings) -> AgentConfig:
-    """Take over what the owner may change without asking the fleet."""
-    wanted = msgspec.structs.replace(
+    """Apply the settings that the owner may change without the fleet."""
+    followed = msgspec.structs.replace(
         config,
         gateway=settings.gateway,
         model_memory_bytes=parse_size(settings.model_memory),
         disk_budget_bytes=parse_size(settings.disk_budget),
         power_model=settings.power_model,
     )
-    if wanted != config:
-        save_config(data_dir, wanted)
+    if followed != config:
+        save_config(data_dir, followed)
         log.info(
             "settings_applied gateway=%s model_memory_bytes=%d disk_budget_bytes=%d",
-            ascii(wanted.gateway),
-            wanted.model_memory_bytes,
-            wanted.disk_budget_bytes,
+            ascii(followed.gateway),
+            followed.model_memory_bytes,
+            followed.disk_budget_bytes,
         )
-    return wanted
+    return followed
 
 
 async def _enroll_patiently(
     data_dir: DataDir, settings: OwnerSettings, sleep: Sleep
 ) -> AgentConfig:
-    # What checks certificates is only needed here, and would stay in the daemon for good.
+    # Imported here: what checks certificates would otherwise stay in the daemon's memory.
     from agent.enrollment.client import enroll
 
     application = _application(settings)
-    # Started, though not enrolled: a boot or an installation must not wait for a server.
+    # Ready although not enrolled: a boot or an installation must not wait for a server.
     notify("READY=1", "STATUS=enrolling")
     watchdog = asyncio.create_task(feed_watchdog(_loop_turns))
     try:
@@ -176,7 +176,7 @@ def _application(settings: OwnerSettings) -> "Application":
     token = join_token_credential()
     if token is None:
         raise NotEnrolledError(
-            "this box is not enrolled and was given no join token",
+            "this box is not enrolled and there is no join token in systemd's credentials",
             advice="Write one from `flotilla token create` to /etc/credstore/flotilla.join-token, "
             "then `systemctl restart flotilla-agent`.",
         )
@@ -199,5 +199,5 @@ def _host_name() -> str:
         return msgspec.convert(name, DeviceName)
     except msgspec.ValidationError:
         raise InvalidConfigError(
-            f"the host name {name!a} cannot be a device's name", advice="Give a name in agent.yaml."
+            f"the host name {name!a} is not a valid device name", advice="Set `name` in agent.yaml."
         ) from None

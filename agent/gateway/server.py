@@ -90,7 +90,7 @@ class Gateway:
                 backlog=BACKLOG,
             )
         )
-        allocator.keep_some()
+        allocator.keep_freed_memory()
         self._task = asyncio.create_task(self._server.serve([listener]))
         await self._server.up.wait()
         log.info("gateway_started address=%s", address)

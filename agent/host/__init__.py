@@ -1,1 +1,1 @@
-"""The operating system around the daemon: systemd, the OOM killer, the allocator."""
+"""Interfaces to the operating system: systemd, the OOM killer, the allocator."""

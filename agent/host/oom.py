@@ -1,10 +1,10 @@
-"""Whom the kernel ends when memory runs out."""
+"""Preference of the kernel's OOM killer for helper processes over the daemon."""
 
-# Set before Python starts: a child that is still importing would have the daemon's own score, and
-# the kernel would end the daemon, which is bigger. Not every container lets it.
-_FIRST_TO_GO = 'echo 500 2>/dev/null >/proc/self/oom_score_adj; exec "$0" "$@"'
+# Set before Python starts: while a child imports it would still have the daemon's score, and the
+# kernel would kill the daemon, which is larger. Some containers forbid the write.
+_RAISE_SCORE = 'echo 500 2>/dev/null >/proc/self/oom_score_adj; exec "$0" "$@"'
 
 
-def first_to_go(*command: str) -> list[str]:
-    """The command such that the kernel ends it, not the daemon, when memory runs out."""
-    return ["/bin/sh", "-c", _FIRST_TO_GO, *command]
+def with_raised_oom_score(*command: str) -> list[str]:
+    """Wrap a command so that the OOM killer prefers it to the daemon."""
+    return ["/bin/sh", "-c", _RAISE_SCORE, *command]

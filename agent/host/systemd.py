@@ -1,13 +1,13 @@
-"""The service manager's notification protocol: sd_notify(3), a datagram to NOTIFY_SOCKET."""
+"""systemd's notification protocol: sd_notify(3), a datagram to NOTIFY_SOCKET."""
 
 import os
 import socket
 
 
 def notify(*lines: str) -> None:
-    """Tell systemd ``READY=1``, ``STATUS=...``, ``WATCHDOG=1``, ``STOPPING=1``.
+    """Send ``READY=1``, ``STATUS=...``, ``WATCHDOG=1`` or ``STOPPING=1`` to systemd.
 
-    Nothing happens outside systemd, or when it has gone.
+    Without systemd the call has no effect.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
@@ -22,7 +22,7 @@ def notify(*lines: str) -> None:
 
 
 def watchdog_seconds() -> float | None:
-    """How often systemd must hear from this process; None when it does not watch."""
+    """Return systemd's watchdog timeout for this process; None if it has none."""
     microseconds = os.environ.get("WATCHDOG_USEC", "")
     pid = os.environ.get("WATCHDOG_PID", "")
     if not microseconds.isdecimal() or pid not in {"", str(os.getpid())}:

@@ -1,4 +1,4 @@
-"""What the box shows of itself and whom it believes, for who checks no signature."""
+"""TLS key, certificate and trusted authorities as plain data, without cryptography's types."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,11 +14,11 @@ RECOVER: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Key, certificate and trusted authorities, each PEM, and what the certificate says.
+    """Key, certificate and trusted authorities, each PEM, and the certificate's dates.
 
-    ``ca_pem`` has the authority that certificates are issued under now first, and
-    ``authority_sha256`` names it. ``is_of_newest_authority``: the certificate outlives a change of
-    authority that is under way.
+    ``ca_pem`` starts with the authority that issues certificates now; ``authority_sha256`` is its
+    digest. ``is_of_newest_authority`` is False while the authority changes and the certificate is
+    still of the old one.
     """
 
     key_pem: bytes
@@ -30,12 +30,12 @@ class Credentials:
     is_of_newest_authority: bool
 
     def check_not_expired(self, now: datetime) -> None:
-        """IdentityError when the certificate has run out, with what the box's owner must do."""
+        """Raise IdentityError, with the owner's next step, if the certificate has expired."""
         if self.valid_until <= now:
             raise IdentityError(
                 f"the device certificate expired at {self.valid_until.isoformat()}", advice=RECOVER
             )
 
     def renew_at(self) -> datetime:
-        """Two thirds into the certificate's life."""
+        """Return the moment after two thirds of the certificate's life."""
         return self.valid_from + (self.valid_until - self.valid_from) * 2 / 3

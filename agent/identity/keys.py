@@ -1,4 +1,4 @@
-"""Who this box is: a key made here that never leaves, a certificate, and whom it trusts."""
+"""The device's private key, which never leaves the box, its certificate and trust anchors."""
 
 import hashlib
 import ipaddress
@@ -25,7 +25,7 @@ _ENROLL_AGAIN = "Enrol the box again into an empty directory."
 class Identity:
     """The device key and certificate, and the authorities that sign servers and devices.
 
-    ``ca_pem`` has the one that certificates are issued under now first (artifact.trust.authority).
+    ``ca_pem`` starts with the authority that issues certificates now (artifact.trust.authority).
     """
 
     key: ec.EllipticCurvePrivateKey
@@ -34,7 +34,7 @@ class Identity:
 
     @property
     def credentials(self) -> Credentials:
-        """What others need of it."""
+        """The identity as plain data."""
         certificate = _load_certificate(self.certificate_pem)
         authority = newest(self.ca_pem)
         return Credentials(
@@ -49,7 +49,10 @@ class Identity:
 
 
 def make_or_load_key(data_dir: DataDir) -> ec.EllipticCurvePrivateKey:
-    """The box's P-256 key; made once, so that a lost reply can be asked for again by it."""
+    """Return the box's P-256 key, made on the first call.
+
+    The server recognises a repeated enrolment, after a lost answer, by the key.
+    """
     try:
         pem = data_dir.key.read_bytes()
     except FileNotFoundError:
@@ -60,7 +63,7 @@ def make_or_load_key(data_dir: DataDir) -> ec.EllipticCurvePrivateKey:
 
 
 def load_key(data_dir: DataDir) -> ec.EllipticCurvePrivateKey:
-    """The key of a box that is, or was, enrolled; IdentityError."""
+    """Load the key of a box that was enrolled; IdentityError."""
     try:
         return _load_key(data_dir.key.read_bytes())
     except OSError as error:
@@ -70,7 +73,7 @@ def load_key(data_dir: DataDir) -> ec.EllipticCurvePrivateKey:
 
 
 def load_identity(data_dir: DataDir) -> Identity:
-    """The identity of an enrolled box; IdentityError when its parts are missing or do not fit."""
+    """Load the identity of an enrolled box; IdentityError if parts are missing or do not match."""
     key = load_key(data_dir)
     try:
         certificate_pem = data_dir.certificate.read_bytes()
@@ -84,23 +87,25 @@ def load_identity(data_dir: DataDir) -> Identity:
 
 
 def save_certificate(data_dir: DataDir, certificate_pem: bytes, ca_pem: bytes) -> None:
-    """Replace the certificate and whom the box trusts, so that they fit at every moment."""
+    """Replace the certificate and the authorities; after a crash in between they still match."""
     trusted = data_dir.ca.read_bytes() if data_dir.ca.exists() else ca_pem
     if trusted == ca_pem:
         write_file(data_dir.certificate, certificate_pem)
         return
+    # Trust both sets of authorities while the certificate is replaced: at every step the one on the
+    # disk is then signed by a trusted authority.
     write_file(data_dir.ca, ca_pem + trusted)
     write_file(data_dir.certificate, certificate_pem)
     write_file(data_dir.ca, ca_pem)
 
 
 def sign(key: ec.EllipticCurvePrivateKey, data: bytes) -> bytes:
-    """ECDSA P-256 over SHA-256, DER."""
+    """Sign with ECDSA P-256 over SHA-256; DER."""
     return key.sign(data, ec.ECDSA(hashes.SHA256()))
 
 
 def signing_request(key: ec.EllipticCurvePrivateKey, name: str) -> bytes:
-    """PKCS#10 in PEM; the server takes only its key."""
+    """Build a PKCS#10 request, PEM; the server uses only its key."""
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     request = x509.CertificateSigningRequestBuilder().subject_name(subject)
     return request.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
@@ -109,7 +114,7 @@ def signing_request(key: ec.EllipticCurvePrivateKey, name: str) -> bytes:
 def check_certificate(
     certificate_pem: bytes, key: ec.EllipticCurvePrivateKey, ca_pem: bytes
 ) -> None:
-    """IdentityError unless the certificate is for this key and signed by one of these."""
+    """Raise IdentityError unless the certificate is for ``key`` and signed by one of ``ca_pem``."""
     certificate = _load_certificate(certificate_pem)
     if certificate.public_key() != key.public_key():
         raise IdentityError("the device certificate is for another key", advice=_ENROLL_AGAIN)
@@ -118,7 +123,7 @@ def check_certificate(
 
 @dataclass(frozen=True, slots=True)
 class TrustBundle:
-    """Whom a server says to trust: the authorities, and the first roots of both repositories."""
+    """Trust anchors from a server: certificate authorities, and both repositories' first roots."""
 
     authorities: Authorities
     image_root: bytes
@@ -126,20 +131,20 @@ class TrustBundle:
 
 
 def check_trust_bundle(bundle: TrustBundle, token: JoinToken) -> bytes:
-    """The authorities to trust, newest first; IdentityError unless the join token names them all.
+    """Return the authorities to trust, newest first; IdentityError if the token names others.
 
-    The roots by their SHA-256, and one of the authorities, which endorses the other.
+    The token names both roots by SHA-256 and one of the authorities, which endorses the other.
     """
-    for what, data, named in (
+    for name, data, expected in (
         ("image root", bundle.image_root, token.root),
         ("director root", bundle.director_root, token.director),
     ):
         found = hashlib.sha256(data).hexdigest()
-        if found != named:
+        if found != expected:
             raise IdentityError(
-                f"the server's {what} has the digest {found}, the token names {named}",
-                advice="This is not the server that the token is from, or something stands "
-                "between: check the address, or create a new token.",
+                f"the server's {name} has the SHA-256 {found}, the token names {expected}",
+                advice="The token is from another server, or the connection is intercepted: check "
+                "the address, or create a new token.",
             )
     try:
         return begin(token.ca, bundle.authorities)
@@ -148,7 +153,7 @@ def check_trust_bundle(bundle: TrustBundle, token: JoinToken) -> bytes:
 
 
 def check_server_name(leaf_pem: bytes, host: str) -> None:
-    """IdentityError unless the server's certificate names ``host``."""
+    """Raise IdentityError unless the server's certificate names ``host``."""
     names = _names(_load_certificate(leaf_pem))
     if host not in names:
         raise IdentityError(
@@ -158,7 +163,7 @@ def check_server_name(leaf_pem: bytes, host: str) -> None:
 
 
 def check_server_issuer(leaf_pem: bytes, ca_pem: bytes) -> None:
-    """IdentityError unless one of the authorities signed the server's certificate."""
+    """Raise IdentityError unless one of the authorities signed the server's certificate."""
     _check_issued(_load_certificate(leaf_pem), ca_pem, "the server's certificate")
 
 
@@ -175,7 +180,7 @@ def _names(certificate: x509.Certificate) -> list[str]:
     return [*extension.value.get_values_for_type(x509.DNSName), *map(str, addresses)]
 
 
-def _check_issued(certificate: x509.Certificate, ca_pem: bytes, what: str) -> None:
+def _check_issued(certificate: x509.Certificate, ca_pem: bytes, name: str) -> None:
     try:
         if issuer_of(certificate, ca_pem) is not None:
             return
@@ -183,7 +188,7 @@ def _check_issued(certificate: x509.Certificate, ca_pem: bytes, what: str) -> No
     except UntrustedError as error:
         raise IdentityError(str(error), advice=RECOVER) from error
     raise IdentityError(
-        f"{what} is not signed by the authority {trusted}",
+        f"{name} is not signed by the authority {trusted}",
         advice="Check that the address leads to the server that the token is from.",
     )
 

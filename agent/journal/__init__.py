@@ -1,4 +1,4 @@
-"""What the agent must not forget, on disk twice before anything depends on it."""
+"""The durable state of the agent, kept in two copies on the disk."""
 
 from agent.journal.documents import (
     Assignment,

@@ -1,7 +1,7 @@
-"""All that a journal says, as encoded documents, and how an older agent's becomes today's.
+"""Contents of a journal as encoded documents, and migration from older versions.
 
-Both of its copies, the database and the file beside it, hold these. ``documents`` has one of the
-name ``commits``: how many commits led here. Of two whole copies the one with more is the newer.
+Both copies, the database and the file beside it, hold these. The document ``commits`` is the number
+of commits made so far: of two undamaged copies the one with the higher number is the newer.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ COMMITS: Final = "commits"
 
 
 class Contents(Struct, frozen=True, kw_only=True):
-    """``version`` is of the agent that wrote them; receipts are by their generation."""
+    """Documents by name and receipts by generation; ``version`` is the format's."""
 
     version: int = VERSION
     documents: dict[str, bytes] = {}
@@ -26,7 +26,7 @@ class Contents(Struct, frozen=True, kw_only=True):
 
     @property
     def commits(self) -> int:
-        """How many commits led here; 0 for none."""
+        """Number of commits made so far."""
         return msgspec.json.decode(self.documents.get(COMMITS, b"0"), type=int)
 
 
@@ -34,31 +34,31 @@ def _count_commits(contents: Contents) -> Contents:
     return msgspec.structs.replace(contents, documents=contents.documents | {COMMITS: b"0"})
 
 
-# From each version to the next. A change of what a document means gets a line here, and VERSION
-# rises by one. Version 1, which had no sums, was never released.
+# Steps from each version to the next. A change in a document's meaning adds a line here and one to
+# VERSION. Version 1, without checksums, was never released.
 MIGRATIONS: Final[Mapping[int, Callable[[Contents], Contents]]] = MappingProxyType(
     {2: _count_commits}
 )
 
 
 def is_known(contents: Contents) -> bool:
-    """Whether this agent can read what says to be of this version."""
+    """Check that this agent can read the contents' version."""
     return contents.version == VERSION or contents.version in MIGRATIONS
 
 
 def migrated(contents: Contents) -> Contents:
-    """The same as this agent says it; JournalError for a version that it does not know."""
+    """Convert contents to this agent's version; JournalError if theirs is unknown."""
     if contents.version > VERSION:
         raise JournalError(
             f"the journal has version {contents.version}; this agent knows up to {VERSION}",
-            advice="Install the newer agent again: the journal was left as it was.",
+            advice="Install the newer agent again: the journal was not changed.",
         )
     while contents.version < VERSION:
         step = MIGRATIONS.get(contents.version)
         if step is None:
             raise JournalError(
                 f"the journal has version {contents.version}, which is too old for this agent",
-                advice="Enrol the box again, into an empty data directory.",
+                advice="Enrol the box again into an empty --data-dir.",
             )
         contents = msgspec.structs.replace(step(contents), version=contents.version + 1)
     return contents

@@ -1,8 +1,8 @@
 """The journal's first copy: SQLite in WAL mode with ``synchronous=FULL``.
 
-A transaction that returned survives a power cut. SQLite has no checksums outside its log, so every
-row carries its own, and all of them and the file's structure are checked when it is opened: a byte
-that rotted is told, and never believed.
+A transaction that returned survives a power cut. SQLite has checksums only in its log, so every row
+carries its own. On opening, all of them and the file's structure are checked: a changed byte is an
+error, never a different value.
 """
 
 import hashlib
@@ -15,13 +15,14 @@ from typing import Final
 from agent.journal.contents import VERSION, Contents, is_known
 from agent.storage.atomic_file import sync_directory
 
-# A sum is the SHA-256 of the row's key and body.
+# ``sum`` is the SHA-256 of the row's key and body.
 SCHEMA: Final = """
 CREATE TABLE documents (name TEXT PRIMARY KEY, body BLOB NOT NULL, sum BLOB NOT NULL) STRICT;
 CREATE TABLE receipts (generation INTEGER PRIMARY KEY, body BLOB NOT NULL, sum BLOB NOT NULL)
     STRICT;
 """
-# What SQLite says of rot and bad sectors, and of nothing that passes.
+# SQLite's codes for damaged bytes and bad sectors. A full disk or a lock has other codes; these
+# causes pass, and the database must not be replaced for them.
 _DAMAGE: Final = frozenset(
     {
         sqlite3.SQLITE_CORRUPT,
@@ -36,20 +37,20 @@ Key = str | int
 
 
 class DamagedError(Exception):
-    """The file does not say what was written."""
+    """The file does not hold what was written to it."""
 
 
 class Database:
-    """One connection. Not safe to call from several threads at once."""
+    """One connection to the file. Callers serialise access between threads."""
 
     def __init__(self, path: Path) -> None:
-        """DamagedError, or sqlite3.Error for what may pass."""
+        """Open or create the file; DamagedError, or sqlite3.Error for causes that may pass."""
         try:
             try:
                 self._open(path)
             except sqlite3.OperationalError:
-                # On a full disk there is no room for the memory that several processes would
-                # share: alone it can be read, and what served before the restart serves again.
+                # On a full disk WAL mode cannot create its shared-memory file. Exclusive locking
+                # needs none, so the journal can still be read and serving resumes.
                 self._open(path, "PRAGMA locking_mode=EXCLUSIVE")
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", None)
@@ -57,7 +58,7 @@ class Database:
                 raise DamagedError(str(error)) from error
             raise
         except UnicodeDecodeError as error:
-            # What SQLite says of a damaged schema has the bytes that rotted in it.
+            # SQLite's message about a damaged schema quotes its bytes, which may not be UTF-8.
             raise DamagedError(ascii(error.object[:100])) from error
         path.chmod(0o600)
 
@@ -79,11 +80,11 @@ class Database:
         return int(version)
 
     def _checked(self) -> Contents:
-        """All that it says; an unknown version says nothing that can be checked."""
+        """Read and verify everything; only the version if it is unknown. DamagedError."""
         empty = Contents(version=self._version())
         if not is_known(empty):
             return empty
-        # Rows that rot made vanish show up here, and in no query.
+        # A query does not notice rows that damage made unreachable; this check does.
         (fault,) = self.connection.execute("PRAGMA integrity_check(1)").fetchone()
         if fault != "ok":
             raise DamagedError(fault)
@@ -93,16 +94,16 @@ class Database:
             found[table] = {}
             for name, body, stored_sum in rows.fetchall():
                 if stored_sum != _sum(name, body):
-                    raise DamagedError(f"{name!a} is not what was written")
+                    raise DamagedError(f"the checksum of {name!a} does not match")
                 found[table][name] = body
         return Contents(version=empty.version, **found)  # type: ignore[arg-type]
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the connection."""
         self.connection.close()
 
     def write(self, old: Contents, new: Contents) -> None:
-        """Make it say ``new`` where it said ``old``, durably and at once; sqlite3.Error."""
+        """Change ``old`` into ``new`` in one durable transaction; sqlite3.Error."""
         with self._transaction():
             for table, before, after in (
                 ("documents", old.documents, new.documents),
@@ -140,8 +141,9 @@ class Database:
 
 
 def set_aside(path: Path) -> None:
-    """Keep a damaged database for whoever wants to look at it, under another name."""
-    # Its log first: stopped in between, what is left is whole or damaged, and never half of each.
+    """Rename a damaged database, so that it can be examined later."""
+    # The log first: after a crash in between, a log must not remain beside a new database, since
+    # SQLite would replay it into that one.
     for suffix in ("-wal", "-shm", ""):
         found = path.with_name(f"{path.name}{suffix}")
         if found.exists():

@@ -1,4 +1,4 @@
-"""What the journal holds: the update in hand, the three pointers, and receipts."""
+"""Documents of the journal: the current update, the three pointers, and receipts."""
 
 from datetime import datetime
 
@@ -9,9 +9,9 @@ from artifact.trust.statements import DirectorMetadata
 
 
 class Assignment(Struct, frozen=True, kw_only=True):
-    """What the director wants of this box. An empty release: serve nothing.
+    """The release that the director assigns to this box; an empty release serves no model.
 
-    ``director`` says the same, signed.
+    ``director`` is the signed metadata for it.
     """
 
     generation: int
@@ -30,20 +30,20 @@ class CheckResult(Struct, frozen=True, kw_only=True):
 
 
 class SlotPlan(Struct, frozen=True, kw_only=True):
-    """What one slot of a candidate is to run: the decision so far, and the variant in hand."""
+    """The plan of one slot of a candidate: the decision so far, and the variant being tried."""
 
     decision: Decision
     variant: str
-    # Of every variant that was tried, by its name.
+    # Checks of every variant that was tried, by variant name.
     checks: dict[str, tuple[CheckResult, ...]] = {}
 
 
 class Update(Struct, frozen=True, kw_only=True):
-    """The assignment in hand, or the last one; ``state`` is of agent.update.machine."""
+    """The current or the last assignment; ``state`` is one of agent.update.machine."""
 
     assignment: Assignment
     state: str
-    # How often each state was stored for this assignment.
+    # How often each state was entered for this assignment, to detect loops.
     stores: dict[str, int] = {}
     reason: str = ""
     detail: str = ""
@@ -52,7 +52,7 @@ class Update(Struct, frozen=True, kw_only=True):
 
 
 class HeldRelease(Struct, frozen=True, kw_only=True):
-    """A release on this box: its verified manifest and what each slot runs."""
+    """A release on this box: its verified manifest and the plan of each slot."""
 
     reference: str
     manifest: bytes
@@ -61,9 +61,10 @@ class HeldRelease(Struct, frozen=True, kw_only=True):
 
 
 class Pointers(Struct, frozen=True, kw_only=True):
-    """None is overwritten before its successor is proven.
+    """Releases that the box holds.
 
-    ``current`` and ``last_good`` have been proven and have served here; ``candidate`` has not.
+    ``current`` and ``last_good`` have been proven and have served here; ``candidate`` has not. A
+    pointer is overwritten only once its successor is proven.
     """
 
     candidate: HeldRelease | None = None
@@ -71,31 +72,31 @@ class Pointers(Struct, frozen=True, kw_only=True):
     last_good: HeldRelease | None = None
 
     def proven(self, reference: str) -> HeldRelease | None:
-        """The release of this reference, if it has served here and is still held."""
+        """Return the release of this reference if it has served here and is still held."""
         for held in (self.current, self.last_good):
             if held is not None and held.reference == reference:
                 return held
         return None
 
     def committed(self, held: HeldRelease | None, *, fell_back: bool) -> "Pointers":
-        """``held`` is current; what served until now is what the box would fall back to.
+        """Return the pointers with ``held`` current and its predecessor as last_good.
 
-        ``fell_back``: that was ``last_good``, as ``current`` did not load.
+        ``fell_back``: last_good was serving, because ``current`` did not load.
         """
         if held is not None and held.reference == reference_of(self.current):
             return Pointers(current=held, last_good=self.last_good)
-        # Serving nothing leaves nothing better to fall back to than what already was.
+        # Without a current release, the last_good so far is still the best to fall back to.
         last_good = self.last_good if fell_back else self.current or self.last_good
         return Pointers(current=held, last_good=last_good)
 
 
 def reference_of(held: HeldRelease | None) -> str:
-    """Its reference; empty for none."""
+    """Return the reference, empty without a release."""
     return held.reference if held else ""
 
 
 class Receipt(Struct, frozen=True, kw_only=True):
-    """What the box did with an assignment; kept until the server has it."""
+    """The result of an assignment; kept until the server acknowledges it."""
 
     generation: int
     release: str

@@ -1,8 +1,8 @@
-"""The journal's second copy: one small file, replaced whole before each commit.
+"""The journal's second copy: one small file, replaced before each commit of the database.
 
-It is never older than the database, so taking it for a damaged one loses no commit and lowers no
-floor. At most it has the one commit that the database did not get to, which then counts as made:
-nothing had been done yet that depended on it.
+It is therefore never older than the database, and restoring a damaged database from it loses no
+commit and lowers no floor. It may have one commit that the database lacks, after a crash between
+the two writes; that commit then counts as made, since no action had depended on it yet.
 """
 
 import hashlib
@@ -17,20 +17,20 @@ from agent.storage.atomic_file import sync_directory, write_file
 
 log = logging.getLogger(__name__)
 
-# Pointers with their manifests, and receipts that wait: thousands of times what there ever is.
+# A bound on reading: thousands of times the size of pointers, manifests and waiting receipts.
 MAX_BYTES: Final = 1 << 28
 _SUM_BYTES: Final = 32
 
 
 class Duplicate:
-    """In a folder of its own, as its directory is synchronised on every commit."""
+    """The copy, in a separate folder, because each commit synchronises its directory."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._path = folder / "contents"
 
     def read(self) -> Contents | None:
-        """What was written last; None when there is nothing whole."""
+        """Read what was written last; None if it is absent, unreadable or damaged."""
         try:
             with self._path.open("rb") as source:
                 data = source.read(MAX_BYTES)
@@ -46,7 +46,7 @@ class Duplicate:
         return msgspec.msgpack.decode(body, type=Contents)
 
     def write(self, contents: Contents) -> None:
-        """Durably; OSError."""
+        """Replace the copy durably; OSError."""
         if not self._folder.exists():
             self._folder.mkdir(mode=0o700)
             sync_directory(self._folder.parent)

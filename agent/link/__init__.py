@@ -1,1 +1,1 @@
-"""Everything that speaks gRPC: enrolment, the stream, files and metadata from the control plane."""
+"""gRPC calls to the control plane: the stream, files, metadata, certificate renewal."""

@@ -1,4 +1,4 @@
-"""gRPC channels as the agent opens them."""
+"""gRPC channels and their options."""
 
 from collections.abc import Awaitable
 from typing import Final, TypeVar
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 MAX_MESSAGE_BYTES: Final = 4 << 20
 
-# Reconnecting is paced by agent.link.stream; the channel's own backoff only must not be slower.
+# agent.link.stream decides when to reconnect; the channel's own backoff must not be longer.
 _OPTIONS: Final = (
     ("grpc.initial_reconnect_backoff_ms", 500),
     ("grpc.min_reconnect_backoff_ms", 500),
@@ -21,19 +21,20 @@ _OPTIONS: Final = (
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # One box is one client: subchannels shared between channels would share a certificate too.
+    # gRPC shares subchannels between channels with equal options, whatever their certificates: a
+    # channel with a renewed certificate would keep using the connection of the old one.
     ("grpc.use_local_subchannel_pool", 1),
 )
 
 
 def server_authenticated(endpoint: str, roots_pem: bytes) -> grpc.aio.Channel:
-    """A channel to a server whose certificate one of ``roots_pem`` vouches for."""
+    """Open a channel to a server whose certificate one of ``roots_pem`` signed."""
     credentials = grpc.ssl_channel_credentials(root_certificates=roots_pem)
     return grpc.aio.secure_channel(endpoint, credentials, options=_OPTIONS)
 
 
 def mutually_authenticated(endpoint: str, identity: Credentials) -> grpc.aio.Channel:
-    """A channel on which the device's certificate says who it is."""
+    """Open a channel that authenticates the device by its certificate."""
     credentials = grpc.ssl_channel_credentials(
         root_certificates=identity.ca_pem,
         private_key=identity.key_pem,
@@ -43,11 +44,14 @@ def mutually_authenticated(endpoint: str, identity: Credentials) -> grpc.aio.Cha
 
 
 async def answered(call: Awaitable[T]) -> T:
-    """A unary call's answer; AioRpcError for one that cannot be read, which gRPC gives as None."""
+    """Await a unary call and return its answer; AioRpcError.
+
+    grpc.aio returns None for an answer that it cannot parse: that is INTERNAL here.
+    """
     answer = await call
     if answer is None:
-        nothing = grpc.aio.Metadata()
+        empty = grpc.aio.Metadata()
         raise grpc.aio.AioRpcError(
-            grpc.StatusCode.INTERNAL, nothing, nothing, details="the answer cannot be read"
+            grpc.StatusCode.INTERNAL, empty, empty, details="the answer cannot be parsed"
         )
     return answer

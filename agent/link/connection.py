@@ -1,4 +1,4 @@
-"""The connection to DeviceService: one channel at a time, replaced when the certificate is."""
+"""Calls of DeviceService over one channel, which a renewed certificate replaces."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -22,11 +22,11 @@ _FetchChunks: TypeAlias = "grpc.aio.UnaryStreamMultiCallable[device_pb2.FetchChu
 
 UNARY_SECONDS: Final = 30.0
 MAX_METADATA_BYTES: Final = 4 << 20
-# What still runs on a channel that a new certificate replaced may take so long to end.
+# Calls on a channel that a new certificate replaced may take this long to end.
 OLD_CHANNEL_SECONDS: Final = 600.0
 _FETCH_CHUNKS: Final = "/flotilla.v1.DeviceService/FetchChunks"
-# Statuses after which the same call may succeed; the rest say that the request itself is wrong.
-_PASSING: Final = frozenset(
+# After these statuses the same call may succeed later; after others the request itself is wrong.
+_RETRYABLE: Final = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
         grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -41,7 +41,7 @@ _PASSING: Final = frozenset(
 
 
 class Connection:
-    """Calls to the control plane as this device. Implements agent.storage.download.ChunkSource."""
+    """Calls to the control plane as this device. Implements agent.storage.transfer.ChunkSource."""
 
     def __init__(self, endpoint: str, identity: Credentials) -> None:
         self._endpoint = endpoint
@@ -50,26 +50,26 @@ class Connection:
 
     @property
     def stub(self) -> "device_pb2_grpc.DeviceServiceAsyncStub":
-        """For the calls that have no method here."""
+        """The generated stub on the current channel, for calls that have no method here."""
         # The asynchronous stub exists only for the type checker.
         return device_pb2_grpc.DeviceServiceStub(self._channel)
 
     def replace_identity(self, identity: Credentials) -> None:
-        """New calls use the new certificate; those that run end on the old channel."""
+        """Open a channel with a new certificate; calls in progress end on the old channel."""
         old, self._channel = self._channel, mutually_authenticated(self._endpoint, identity)
         task = asyncio.create_task(old.close(OLD_CHANNEL_SECONDS))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
-        """Break off everything that runs."""
+        """Cancel all calls and close the channels."""
         for task in self._closing:
             task.cancel()
         await asyncio.gather(*self._closing, return_exceptions=True)
         await self._channel.close(None)
 
     async def fetch(self, digests: Sequence[bytes]) -> AsyncGenerator[bytes, None]:
-        """Raw bytes of chunks (docs/adr/0002); SourceUnavailableError, ChunkMissingError."""
+        """Yield raw bytes of chunks (docs/adr/0002); SourceUnavailableError, ChunkMissingError."""
         method: _FetchChunks = self._channel.unary_stream(
             _FETCH_CHUNKS,
             request_serializer=device_pb2.FetchChunksRequest.SerializeToString,
@@ -82,32 +82,34 @@ class Connection:
         except grpc.aio.AioRpcError as error:
             raise _download_error(error) from error
         except asyncio.CancelledError:
+            # grpc.aio raises CancelledError in the reader when the old channel of a renewed
+            # certificate closes. Only a cancelled task is really cancelled.
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
             raise SourceUnavailableError(
-                "the call was cut off with the channel of an old certificate",
-                advice="The agent tries again by itself.",
+                "the channel of a replaced certificate closed during the call",
+                advice="The agent retries automatically.",
             ) from None
         finally:
             call.cancel()
 
     async def delta(self, bases: Sequence[File], target: File) -> Offer | BeingMade | None:
-        """What turns one of ``bases`` into ``target``; SourceUnavailableError."""
+        """Ask for a delta from one of ``bases`` to ``target``; SourceUnavailableError."""
         request = device_pb2.GetDeltaRequest(
             bases=[digests_to_wire(base) for base in bases], target=digests_to_wire(target)
         )
         try:
             answer = await answered(self.stub.GetDelta(request, timeout=UNARY_SECONDS))
         except grpc.aio.AioRpcError as error:
-            if error.code() in _PASSING:
+            if error.code() in _RETRYABLE:
                 raise _download_error(error) from error
-            # A server that knows no deltas, or not of these files.
+            # The server does not support deltas, or does not have these files.
             return None
         return delta_from_wire(answer)
 
     async def metadata(self, name: str) -> bytes | None:
-        """One metadata file; None when there is none of that name. SourceUnavailableError."""
+        """Fetch a metadata file; None if the server has no such name. SourceUnavailableError."""
         try:
             request = device_pb2.FetchMetadataRequest(name=name)
             answer = await answered(self.stub.FetchMetadata(request, timeout=UNARY_SECONDS))
@@ -118,18 +120,19 @@ class Connection:
         return answer.data
 
     async def renew(self, csr_pem: bytes) -> tuple[bytes, Authorities | None]:
-        """A new certificate for the same key, and the server's authorities if it tells them."""
+        """Request a certificate for the same key; also returns the server's authorities if sent."""
         try:
             request = device_pb2.RenewCertificateRequest(csr_pem=csr_pem)
             answer = await answered(self.stub.RenewCertificate(request, timeout=UNARY_SECONDS))
         except grpc.aio.AioRpcError as error:
             raise _download_error(error) from error
-        told = answer.HasField("authorities")
-        return answer.certificate_pem, authorities_from_wire(answer.authorities) if told else None
+        if not answer.HasField("authorities"):
+            return answer.certificate_pem, None
+        return answer.certificate_pem, authorities_from_wire(answer.authorities)
 
 
 def _download_error(error: grpc.aio.AioRpcError) -> DownloadError:
     text = refusal_text(error)
-    if error.code() in _PASSING:
-        return SourceUnavailableError(text, advice="The agent tries again by itself.")
+    if error.code() in _RETRYABLE:
+        return SourceUnavailableError(text, advice="The agent retries automatically.")
     return ChunkMissingError(text, advice="Publish the release again.")

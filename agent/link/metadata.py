@@ -1,4 +1,4 @@
-"""What both repositories say, verified by the notary: fed from the connection or the assignment."""
+"""Verification of both TUF repositories: this side fetches metadata, the notary checks it."""
 
 import asyncio
 import logging
@@ -17,22 +17,22 @@ from artifact.trust.statements import NOT_THE_TRUSTED_ONE, Directive, VerifiedRe
 
 log = logging.getLogger(__name__)
 
-# Of artifact.trust.client, which takes more memory to import than the daemon has for it.
+# As in artifact.trust.client, whose import (python-tuf) would cost the idle daemon 14 MiB.
 _ROOT_FLOOR: Final = "director/root"
-_PATIENCE_SECONDS: Final = UNARY_SECONDS + 5
-# python-tuf follows 256 roots in one go; the other roles are a handful.
+_FETCH_SECONDS: Final = UNARY_SECONDS + 5
+# python-tuf follows at most 256 roots at once; the other roles add a few files.
 MAX_FILES: Final = 300
 
 
 class MetadataSource(Protocol):
-    """Where the image repository's metadata comes from: agent.link.connection.Connection."""
+    """A source of the image repository's metadata: agent.link.connection.Connection."""
 
     async def metadata(self, name: str) -> bytes | None:
-        """None when there is none of that name; SourceUnavailableError."""
+        """Fetch a metadata file; None if the name does not exist. SourceUnavailableError."""
 
 
 class StreamedVerifier:
-    """Implements agent.update.steps.Verifier. ``ask`` is the notary's (agent.notary)."""
+    """Implements agent.update.steps.Verifier. ``ask`` sends questions to the notary."""
 
     def __init__(
         self,
@@ -50,11 +50,11 @@ class StreamedVerifier:
         self._clock = clock
 
     async def directive(self, assignment: Assignment) -> Directive:
-        """What the director signed about this assignment; UntrustedError."""
+        """Verify what the director signed for this assignment; UntrustedError."""
         if assignment.director is None:
             raise UntrustedError(
                 f"the assignment {assignment.generation} is not signed",
-                advice="Update the server, which signs what it assigns.",
+                advice="Update the server: newer versions sign assignments.",
             )
         question = q.Direct(
             device_id=self._device_id,
@@ -62,15 +62,15 @@ class StreamedVerifier:
             now=self._clock(),
             floors=dict(self._floors.floors()),
         )
-        return expect(q.Directed, await self._heard(question)).directive
+        return expect(q.Directed, await self._answer_to(question)).directive
 
     async def follow_roots(self, assignment: Assignment) -> None:
-        """Go along with the director's new root, though the assignment may be no news.
+        """Adopt the director's new root even if the assignment itself is already known.
 
-        What the keys before it sign is worth nothing from then on.
+        Signatures by the keys of earlier roots are worthless afterwards.
         """
         signed = assignment.director
-        # The first is the one that is pinned, and does not come along.
+        # Root 1 is pinned at enrolment and not sent, so ``roots`` starts at version 2.
         if signed is None or len(signed.roots) < self._floors.floors().get(_ROOT_FLOOR, 1):
             return
         try:
@@ -79,7 +79,7 @@ class StreamedVerifier:
             log.warning("director_root_refused error=%s", ascii(str(error)))
 
     async def resolve(self, reference: str) -> VerifiedRelease:
-        """What the publisher signs; UntrustedError, or SourceUnavailableError."""
+        """Verify what publishers signed for a release; UntrustedError, SourceUnavailableError."""
         metadata: dict[str, bytes | None] = {}
         while len(metadata) < MAX_FILES:
             question = q.Resolve(
@@ -88,23 +88,26 @@ class StreamedVerifier:
                 now=self._clock(),
                 floors=dict(self._floors.floors()),
             )
-            answer = await self._heard(question)
+            answer = await self._answer_to(question)
             if not isinstance(answer, q.Missing):
                 return expect(q.Resolved, answer).release
             metadata[answer.name] = await self._fetched(answer.name)
         raise UntrustedError(
-            f"{reference} cannot be verified with {MAX_FILES} files", advice=NOT_THE_TRUSTED_ONE
+            f"{reference} needs more than {MAX_FILES} metadata files to verify",
+            advice=NOT_THE_TRUSTED_ONE,
         )
 
     async def _fetched(self, name: str) -> bytes | None:
         try:
-            async with asyncio.timeout(_PATIENCE_SECONDS):
+            async with asyncio.timeout(_FETCH_SECONDS):
                 return await self._connection.metadata(name)
         except TimeoutError:
-            raise SourceUnavailableError(f"{name} did not come in time") from None
+            raise SourceUnavailableError(
+                f"{name} did not arrive within {_FETCH_SECONDS:.0f} s"
+            ) from None
 
-    async def _heard(self, question: q.Question) -> q.Answer:
-        """The answer, with its floors on the disk before anything is done about it."""
+    async def _answer_to(self, question: q.Question) -> q.Answer:
+        """Ask the notary, and store raised floors before the answer is acted on."""
         answer = await self._ask(question)
         if answer.floors:
             await asyncio.to_thread(self._floors.raise_floors, answer.floors)

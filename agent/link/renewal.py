@@ -1,4 +1,4 @@
-"""The certificate's renewal, with the same key: at two thirds of its life, and under a new CA."""
+"""Renewal of the device certificate: after two thirds of its life, and under a new authority."""
 
 import asyncio
 import contextlib
@@ -20,16 +20,16 @@ from artifact.trust.statements import Authorities
 
 log = logging.getLogger(__name__)
 
-# The longest sleep, so that a clock that was set wrong is noticed within the hour.
+# The longest sleep, so that a correction of the clock takes effect within an hour.
 LOOK_SECONDS: Final = 3600.0
-# How soon a certificate from `flotilla-agent enroll --recover` is noticed.
+# How often a certificate from `flotilla-agent enroll --recover` is looked for on the disk.
 LOOK_AGAIN_SECONDS: Final = 15.0
-# A fleet that learns of a new authority at once does not renew at once.
+# A whole fleet learns of a new authority at the same moment: spread its renewals.
 SPREAD_SECONDS: Final = 60.0
 
 
 class Renewal:
-    """Holds the identity in use and keeps it valid."""
+    """The identity in use, renewed before it expires."""
 
     def __init__(
         self,
@@ -48,11 +48,11 @@ class Renewal:
         self._name = name
         self._now = now
         self._backoff = Backoff(5, 600)
-        # The authorities have changed: a certificate of the old one will not serve much longer.
+        # Set when the authorities changed: the old authority's certificate stops working soon.
         self._due = asyncio.Event()
 
     async def run(self) -> None:
-        """Renew whenever it is due, until cancelled."""
+        """Renew the certificate whenever it is due, until cancelled."""
         while True:
             wait = (self.identity.renew_at() - self._now()).total_seconds()
             if wait > 0 and not self._due.is_set():
@@ -65,19 +65,19 @@ class Renewal:
             try:
                 await self.renew()
             except (AgentError, UntrustedError) as error:
-                self._tell(error)
+                self._log(error)
                 await self._rest(self._backoff.next_seconds())
                 if due and not self.identity.is_of_newest_authority:
                     self._due.set()
             else:
                 self._backoff.reset()
                 if due:
-                    await self._show()
+                    await self._use_once()
 
     async def renew(self) -> None:
-        """Have a new certificate, on disk before it is used.
+        """Obtain a new certificate and store it before using it.
 
-        Of authorities that come with it only those are believed that those trusted now endorse.
+        Authorities that come with it are adopted only if an authority trusted now endorses them.
         """
         request = expect(q.Signed, await self._ask(q.Request(name=self._name)))
         certificate_pem, offered = await self._connection.renew(request.data)
@@ -86,13 +86,13 @@ class Renewal:
         )
         self._use(expect(q.Identified, adopted).credentials)
 
-    async def _show(self) -> None:
-        """Let the server see the new certificate: the old authority is not retired before."""
+    async def _use_once(self) -> None:
+        """Make a call with the new certificate: the server retires the old authority only then."""
         with contextlib.suppress(DownloadError):
             await self._connection.metadata("timestamp.json")
 
     async def offer(self, offered: Authorities) -> None:
-        """The server says which authorities there are: drop those gone, renew under a new one."""
+        """Take the server's list of authorities: drop removed ones, renew under a new one."""
         known = self.identity
         if offered.bundle == known.ca_pem and known.is_of_newest_authority:
             return
@@ -105,7 +105,7 @@ class Renewal:
             log.warning("authorities_refused error=%s", ascii(str(error)))
             return
         if self.identity is not known:
-            # A renewal was quicker, and knows no less.
+            # A renewal ran meanwhile: compare with the identity that it installed.
             await self.offer(offered)
             return
         if fresh.authority_sha256 != known.authority_sha256:
@@ -116,13 +116,13 @@ class Renewal:
             self._use(fresh)
 
     async def adopt(self) -> bool:
-        """Use the certificate on disk, if the box was given another one meanwhile."""
+        """Use the certificate on the disk if `enroll --recover` replaced it; True if so."""
         try:
             if self._data_dir.certificate.read_bytes() == self.identity.certificate_pem:
                 return False
             stored = expect(q.Identified, await self._ask(q.WhoAmI())).credentials
         except (OSError, AgentError):
-            # Half-written by a recovery that is under way, or damaged: the one in use is no worse.
+            # A recovery is writing it, or it is damaged: keep the one in use.
             return False
         self._use(stored)
         return True
@@ -133,14 +133,14 @@ class Renewal:
         log.info("certificate_renewed renew_at=%s", identity.renew_at().isoformat())
 
     async def _rest(self, seconds: float) -> None:
-        """Until then, or until there is another certificate or another authority."""
+        """Sleep, but end early on a new certificate on the disk or a new authority."""
         while seconds > 0 and not self._due.is_set() and not await self.adopt():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(seconds, LOOK_AGAIN_SECONDS)):
                     await self._due.wait()
             seconds -= LOOK_AGAIN_SECONDS
 
-    def _tell(self, error: Exception) -> None:
+    def _log(self, error: Exception) -> None:
         try:
             self.identity.check_not_expired(self._now())
         except IdentityError as expired:

@@ -1,7 +1,7 @@
-"""The stream to the control plane: reconnected forever, level-triggered in both directions.
+"""The stream to the control plane: reconnected without end, level-triggered in both directions.
 
-Everything that must arrive is kept until it is acknowledged: receipts in the journal, windows in
-the telemetry queue. So a stream may break at any time, and the next one sends it all again.
+Receipts stay in the journal and windows in the telemetry queue until the server acknowledges them.
+A stream may therefore break at any time: the next one sends again what was not acknowledged.
 """
 
 import asyncio
@@ -46,28 +46,28 @@ _Call: TypeAlias = (
 )
 
 BATCH_WINDOWS: Final = 500
-# A stream that lived so long was a good one: the next break starts the backoff anew.
+# After a stream of at least this length the backoff starts again from its first step.
 STABLE_SECONDS: Final = 30.0
-# A call on a channel that closes before it is connected may never end by itself.
+# grpc.aio may leave a call pending for ever if its channel closes before it is connected.
 OPENING_SECONDS: Final = 30.0
 # How often a status is repeated when nothing changes, until the server says otherwise.
 STATUS_SECONDS: Final = 30.0
 LEAST_INTERVAL_SECONDS: Final = 0.1
 # Progress of a download changes with every chunk; the server needs to hear it this often.
 LEAST_STATUS_SECONDS: Final = 0.2
-# More assignments than a device meets in a life; SQLite's integers end at 2^63.
+# More assignments than any device gets; SQLite's integers end at 2^63.
 MAX_GENERATION: Final = 1 << 32
-# Only a person changes the mind of a server that does not want this box.
+# A person has to act before the server admits this box again, so retry slowly.
 _REFUSALS: Final = frozenset({grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED})
 
 
 async def _ignored(_: Authorities | Assignment) -> None:
-    """Whom the box trusts stays as it is."""
+    """Ignore what the server sent: the default of the callbacks."""
 
 
 @dataclass
 class StreamSettings:
-    """What the control plane asks of its agents."""
+    """Intervals that the control plane sets for its agents."""
 
     status_seconds: float = STATUS_SECONDS
     telemetry_window_seconds: float = 60.0
@@ -75,17 +75,17 @@ class StreamSettings:
 
 @dataclass
 class _Sent:
-    """What this stream has sent already and is waiting to have acknowledged."""
+    """Messages sent on one stream: the last status, and what awaits acknowledgement."""
 
     status: device_pb2.UpdateStatus | None = None
     status_at: float = float("-inf")
     receipts: set[int] = field(default_factory=set)
-    # Boot id of the telemetry batch under way.
+    # Boot id of the telemetry batch that awaits its acknowledgement; one batch at a time.
     boot_id: str | None = None
 
 
 class ControlPlaneStream:
-    """One per daemon. ``wake`` tells it that there may be something to send."""
+    """The daemon's one stream. Call ``wake`` when there may be something to send."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class ControlPlaneStream:
         agent_version: str,
         offered: Callable[[Authorities], Awaitable[None]] = _ignored,
         directed: Callable[[Assignment], Awaitable[None]] = _ignored,
-        heard: Callable[[Sequence[tuple[str, str, Prior]]], None] = lambda _: None,
+        class_measured: Callable[[Sequence[tuple[str, str, Prior]]], None] = lambda _: None,
         backoff: Backoff | None = None,
         refused_backoff: Backoff | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -115,7 +115,7 @@ class ControlPlaneStream:
         self._agent_version = agent_version
         self._offered = offered
         self._directed = directed
-        self._heard = heard
+        self._class_measured = class_measured
         self._backoff = backoff or Backoff(0.5, 30)
         self._refused_backoff = refused_backoff or Backoff(5, 300)
         self._now = now
@@ -123,11 +123,11 @@ class ControlPlaneStream:
         self.settings = StreamSettings()
         self.settings_changed = asyncio.Event()
         self.connected = False
-        # Why the last stream did not open or broke, and what to do, for the box's owner.
+        # The reason why the last stream failed, with advice, for the owner; empty when connected.
         self.problem = ""
 
     def wake(self) -> None:
-        """Something changed: a state, a receipt, a window."""
+        """Look for something to send: a state, a receipt or a window may be new."""
         self._news.set()
 
     async def run(self) -> None:
@@ -149,11 +149,11 @@ class ControlPlaneStream:
                 self.problem = f"the server did not answer within {OPENING_SECONDS:.0f} s"
                 log.warning("stream_broken problem=%s", ascii(self.problem))
             except _GarbledError:
-                self.problem = "the server sends what cannot be read. Update the agent."
+                self.problem = "the server sent a message that cannot be parsed. Update the agent."
                 log.warning("stream_broken problem=%s", ascii(self.problem))
             except (JournalError, IdentityError, NotaryLostError, sqlite3.Error) as error:
-                # The disk cannot be read: no receipts and no telemetry, but what serves goes on.
-                self.problem = f"what is to be sent cannot be read or signed: {error}"
+                # Without the disk there are no receipts and no telemetry, but serving goes on.
+                self.problem = f"receipts or telemetry cannot be read or signed: {error}"
                 log.warning("stream_broken problem=%s", ascii(self.problem))
             finally:
                 self.connected = False
@@ -164,14 +164,14 @@ class ControlPlaneStream:
             await asyncio.sleep(wait)
 
     async def _live(self) -> None:
-        """One stream, from hello to its end."""
+        """Run one stream from hello to its end."""
         call: _Call = self._connection.stub.Connect()
         sent = _Sent()
         tasks: list[asyncio.Task[None]] = []
         try:
             async with asyncio.timeout(OPENING_SECONDS):
                 await call.write(device_pb2.ConnectRequest(hello=self._hello()))
-                # The first answer shows that this server took us in.
+                # The server answers only a device that it admits.
                 await self._take(_message(await call.read()), sent)
             self.connected, self.problem = True, ""
             self._refused_backoff.reset()
@@ -184,10 +184,11 @@ class ControlPlaneStream:
             for task in done:
                 task.result()
         except (_StreamEndedError, asyncio.InvalidStateError, asyncio.CancelledError):
-            # A channel that a new certificate replaced cancels its last calls when it closes.
+            # Closing the channel of a replaced certificate cancels its last calls: no reason to
+            # end this task.
             if _is_cancelled():
                 raise
-            # Ended by the server; its status says why.
+            # The server ended the call: its status has the reason.
             if await call.code() is not grpc.StatusCode.OK:
                 raise await _error_of(call) from None
         finally:
@@ -216,7 +217,7 @@ class ControlPlaneStream:
             case "assignment":
                 assignment = assignment_from_wire(message.assignment)
                 if assignment.generation > MAX_GENERATION:
-                    # Taken on, it would make every honest one look old.
+                    # Accepting it would make every later assignment look old.
                     log.warning("assignment_refused generation=%d", assignment.generation)
                     return
                 log.info(
@@ -224,15 +225,15 @@ class ControlPlaneStream:
                     assignment.generation,
                     ascii(assignment.release),
                 )
-                # Before the assignment, which is decided with them.
-                self._heard(priors_from_wire(message.assignment.class_measurements))
+                # Before the assignment: choosing variants uses them.
+                self._class_measured(priors_from_wire(message.assignment.class_measurements))
                 self._engine.assign(assignment)
                 await self._directed(assignment)
             case "ack":
                 try:
                     await self._acknowledged(message.ack, sent)
                 except (JournalError, sqlite3.Error) as error:
-                    # The disk may be full. What is not forgotten goes again over the next stream.
+                    # The disk may be full. The next stream sends these receipts and windows again.
                     log.warning("ack_not_stored error=%s", ascii(str(error)))
             case "settings":
                 self._settings(message.settings)
@@ -264,7 +265,7 @@ class ControlPlaneStream:
         self.settings_changed.set()
 
     async def _send(self, call: _Call, sent: _Sent) -> None:
-        """Send what is new, whenever something may be."""
+        """Send new status, receipts and telemetry whenever ``wake`` was called."""
         loop = asyncio.get_running_loop()
         self._news.set()
         while True:
@@ -312,17 +313,17 @@ class ControlPlaneStream:
 
 
 def _is_cancelled() -> bool:
-    """Whether this task is to end, and not just a call in it."""
+    """Tell a cancelled task from a cancelled call within it."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 class _StreamEndedError(Exception):
-    """The server sends no more."""
+    """The server closed its side of the stream."""
 
 
 class _GarbledError(Exception):
-    """The server sends on, but no message that can be read."""
+    """A message from the server cannot be parsed."""
 
 
 def _message(read: object) -> device_pb2.ConnectResponse:

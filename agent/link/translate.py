@@ -1,4 +1,4 @@
-"""Protobuf at the edge: the agent's own dataclasses to the wire's messages and back."""
+"""Conversion between the agent's records and protobuf messages."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -26,7 +26,7 @@ from artifact.trust.statements import MAX_ROOTS, Authorities, DirectorMetadata
 
 MAX_DETAIL_CHARACTERS: Final = 1000
 MAX_NAME_CHARACTERS: Final = 256
-# No box makes so many tokens per second, nor takes so many joules for one.
+# Above any real figure, in tokens per second as in joules per token.
 MAX_FIGURE: Final = 1e9
 MAX_RETRY_AFTER_SECONDS: Final = 600.0
 # Trailing metadata of the control plane's refusals.
@@ -35,7 +35,7 @@ RETRY_AFTER_KEY: Final = "flotilla-retry-after-ms"
 
 
 def facts_to_wire(facts: DeviceFacts) -> hardware_pb2.HardwareFacts:
-    """What the box is made of."""
+    """Convert hardware facts."""
     benchmark = facts.benchmark
     return hardware_pb2.HardwareFacts(
         architecture=facts.architecture,
@@ -76,7 +76,7 @@ def _topology_to_wire(topology: CpuTopology) -> hardware_pb2.CpuTopology:
 
 
 def assignment_from_wire(message: device_pb2.Assignment) -> Assignment:
-    """What the director wants."""
+    """Convert an assignment; at most MAX_ROOTS of its roots are kept."""
     signed = message.director
     return Assignment(
         generation=message.generation,
@@ -91,30 +91,30 @@ def assignment_from_wire(message: device_pb2.Assignment) -> Assignment:
 def priors_from_wire(
     found: Sequence[device_pb2.ClassMeasurement],
 ) -> list[tuple[str, str, Prior]]:
-    """What the hardware class measured, as (model version, variant, figures); nonsense left out."""
+    """Convert class measurements to (model version, variant, figures), without invalid ones."""
     return [
         (
             one.model,
             one.variant,
             Prior(
                 tokens_per_second=one.tokens_per_second,
-                joules_per_token=one.joules_per_token if _sane(one.joules_per_token) else None,
+                joules_per_token=one.joules_per_token if _is_valid(one.joules_per_token) else None,
                 memory_bytes=one.memory_bytes,
                 devices=one.devices,
             ),
         )
         for one in found[:MAX_PRIORS]
-        if _sane(one.tokens_per_second)
+        if _is_valid(one.tokens_per_second)
         and max(len(one.model), len(one.variant)) <= MAX_NAME_CHARACTERS
     ]
 
 
-def _sane(figure: float) -> bool:
+def _is_valid(figure: float) -> bool:
     return 0 < figure < MAX_FIGURE
 
 
 def authorities_from_wire(message: server_keys_pb2.Authorities) -> Authorities:
-    """Whom the server says to trust."""
+    """Convert the certificate authorities that the server lists."""
     return Authorities(
         current=message.current_pem,
         previous=message.previous_pem,
@@ -124,12 +124,12 @@ def authorities_from_wire(message: server_keys_pb2.Authorities) -> Authorities:
 
 
 def state_to_wire(state: str) -> device_pb2.UpdateState.ValueType:
-    """A state of agent.update.machine by its name."""
+    """Convert the name of a state of agent.update.machine."""
     return device_pb2.UpdateState.Value(f"UPDATE_STATE_{state.upper()}")
 
 
 def status_to_wire(status: Status) -> device_pb2.UpdateStatus:
-    """Where the box stands."""
+    """Convert the state of the update."""
     return device_pb2.UpdateStatus(
         generation=status.generation,
         state=state_to_wire(status.state),
@@ -142,7 +142,7 @@ def status_to_wire(status: Status) -> device_pb2.UpdateStatus:
 
 
 def receipt_to_wire(receipt: Receipt) -> device_pb2.Receipt:
-    """What the box did with an assignment."""
+    """Convert a receipt; long texts are cut."""
     return device_pb2.Receipt(
         generation=receipt.generation,
         release=receipt.release,
@@ -169,7 +169,7 @@ def _check_to_wire(check: CheckResult) -> device_pb2.ProbationCheck:
 
 
 def decision_to_wire(decision: Decision) -> selection_pb2.SelectionDecision:
-    """Why a slot runs what it runs."""
+    """Convert the decision which variant a slot runs."""
     return selection_pb2.SelectionDecision(
         slot=decision.slot,
         model=decision.model,
@@ -204,7 +204,7 @@ def _candidate_to_wire(candidate: Candidate) -> selection_pb2.SelectionCandidate
 
 
 def window_to_wire(sequence: int, window: TelemetryWindow) -> telemetry_window_pb2.TelemetryWindow:
-    """One aggregate with its place in the boot's sequence."""
+    """Convert a telemetry window; ``sequence`` is its number within the boot."""
     labels = window.labels
     return telemetry_window_pb2.TelemetryWindow(
         sequence=sequence,
@@ -257,13 +257,13 @@ def _timestamp(moment: datetime) -> Timestamp:
 
 
 def refusal_text(error: grpc.aio.AioRpcError) -> str:
-    """What the server said, escaped and cut."""
+    """Format an error's status and message, escaped and cut."""
     details = ascii(error.details() or "")[1:-1][:MAX_DETAIL_CHARACTERS]
     return f"{error.code().name}: {details}"
 
 
 def trailing(error: grpc.aio.AioRpcError, key: str) -> str:
-    """A text in an error's trailing metadata; empty when there is none."""
+    """Read a text from an error's trailing metadata; empty if it is absent."""
     for name, value in error.trailing_metadata() or ():
         if name == key and isinstance(value, str):
             return value[:MAX_DETAIL_CHARACTERS]
@@ -271,6 +271,6 @@ def trailing(error: grpc.aio.AioRpcError, key: str) -> str:
 
 
 def retry_after_seconds(error: grpc.aio.AioRpcError) -> float:
-    """How long the server asks to wait; 0 when it does not, bounded whatever it says."""
+    """Return the wait that the server asks for, at most MAX_RETRY_AFTER_SECONDS; 0 if absent."""
     text = trailing(error, RETRY_AFTER_KEY)
     return min(int(text) / 1000, MAX_RETRY_AFTER_SECONDS) if text.isdecimal() else 0.0

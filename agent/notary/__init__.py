@@ -1,6 +1,6 @@
-"""The device's key and every signature, in a process of their own that ends when it rests.
+"""The notary: a process that holds the device's key, signs, and verifies signatures.
 
-What checks signatures takes 14 MiB, and is needed for some seconds a month (docs/adr/0011).
+It ends when idle: the libraries take 14 MiB and are needed for seconds a month (docs/adr/0011).
 """
 
 from agent.notary.notary import Ask, Notary, expect

@@ -1,4 +1,4 @@
-"""``python -m agent.notary``: answers the questions on standard input, until there are no more."""
+"""``python -m agent.notary``: answer questions from standard input until its end."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ from agent.worker.confinement import die_with_parent
 
 
 def main() -> None:
-    """Frames in, frames out; what others print must not come between them."""
+    """Read frames, write frames; standard output is redirected so that no print mixes in."""
     parser = argparse.ArgumentParser(prog="agent.notary")
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--data-dir", type=Path, required=True)

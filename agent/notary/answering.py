@@ -1,6 +1,6 @@
-"""The notary's work: what takes python-tuf and cryptography. A pure turn from question to answer.
+"""Answers of the notary: the work that needs python-tuf and cryptography.
 
-But for what the verifiers keep in the data directory: python-tuf's cache.
+Pure except for files in the data directory: the identity, and python-tuf's cache.
 """
 
 from collections.abc import Mapping
@@ -27,15 +27,15 @@ from artifact.trust.verify import ImageVerifier
 
 
 class _MissingError(Exception):
-    """Metadata of this name has not come along."""
+    """The question does not include metadata of this name."""
 
 
 class _Floors:
-    """Implements artifact.trust.floors.Floors on what came with a question."""
+    """Implements artifact.trust.floors.Floors on the floors of a question."""
 
     def __init__(self, numbers: Mapping[str, int]) -> None:
         self._numbers = dict(numbers)
-        self.risen: dict[str, int] = {}
+        self.raised: dict[str, int] = {}
 
     def floors(self) -> Mapping[str, int]:
         return self._numbers
@@ -43,42 +43,42 @@ class _Floors:
     def raise_floors(self, numbers: Mapping[str, int]) -> None:
         for name, number in numbers.items():
             if number > self._numbers.get(name, -1):
-                self._numbers[name] = self.risen[name] = number
+                self._numbers[name] = self.raised[name] = number
 
 
 def answer(data_dir: DataDir, question: q.Question) -> q.Answer:
-    """The answer to a question; errors are answers too."""
+    """Answer a question; an error becomes the answer Refused."""
     floors = _Floors(question.floors if isinstance(question, q.Direct | q.Resolve) else {})
     try:
-        found = _found(data_dir, question, floors)
+        result = _result(data_dir, question, floors)
     except _MissingError as error:
-        found = q.Missing(name=str(error))
+        result = q.Missing(name=str(error))
     except OSError as error:
-        found = _refused(IdentityError(f"the data directory cannot be used: {error}"))
+        result = _refused(IdentityError(f"the data directory cannot be read or written: {error}"))
     except (ArtifactError, AgentError) as error:
-        found = _refused(error)
-    return msgspec.structs.replace(found, floors=floors.risen)
+        result = _refused(error)
+    return msgspec.structs.replace(result, floors=floors.raised)
 
 
-def _found(data_dir: DataDir, question: q.Question, floors: _Floors) -> q.Answer:
+def _result(data_dir: DataDir, question: q.Question, floors: _Floors) -> q.Answer:
     match question:
         case q.WhoAmI():
-            found: q.Answer = q.Identified(credentials=load_identity(data_dir).credentials)
+            result: q.Answer = q.Identified(credentials=load_identity(data_dir).credentials)
         case q.Sign():
-            found = q.Signed(data=sign(load_key(data_dir), question.data))
+            result = q.Signed(data=sign(load_key(data_dir), question.data))
         case q.Request():
-            found = q.Signed(data=signing_request(load_key(data_dir), question.name))
+            result = q.Signed(data=signing_request(load_key(data_dir), question.name))
         case q.Adopt():
-            found = _adopt(data_dir, question)
+            result = _adopt(data_dir, question)
         case q.Follow():
-            found = _follow(data_dir, question)
+            result = _follow(data_dir, question)
         case q.Direct():
-            found = _direct(data_dir, question, floors)
+            result = _direct(data_dir, question, floors)
         case q.Resolve():
-            found = _resolve(data_dir, question, floors)
+            result = _resolve(data_dir, question, floors)
         case _:
-            raise AssertionError(question)  # frames.py decodes no other
-    return found
+            raise AssertionError(question)  # frames.py decodes only these kinds
+    return result
 
 
 def _refused(error: ArtifactError | AgentError) -> q.Refused:

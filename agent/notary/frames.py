@@ -20,26 +20,26 @@ _answers: msgspec.msgpack.Decoder[AnyAnswer] = msgspec.msgpack.Decoder(AnyAnswer
 
 
 def encode(message: q.Question | q.Answer) -> bytes:
-    """A whole frame; NotaryLostError when it would be too long."""
+    """Encode a frame; NotaryLostError if it is longer than the maximum."""
     payload = _encoder.encode(message)
     check_length(len(payload))
     return HEADER.pack(len(payload)) + payload
 
 
 def decode_question(payload: bytes) -> AnyQuestion:
-    """A question from a frame's bytes."""
+    """Decode a question from a frame's payload."""
     return _questions.decode(payload)
 
 
 def decode_answer(payload: bytes) -> AnyAnswer:
-    """An answer from a frame's bytes; NotaryLostError for anything else."""
+    """Decode an answer from a frame's payload; NotaryLostError if it is not one."""
     try:
         return _answers.decode(payload)
     except msgspec.MsgspecError as error:
-        raise NotaryLostError(f"not an answer: {error}") from error
+        raise NotaryLostError(f"the notary's answer cannot be decoded: {error}") from error
 
 
 def check_length(length: int) -> None:
-    """NotaryLostError when a frame is longer than either side accepts."""
+    """Raise NotaryLostError if a frame is longer than either side accepts."""
     if length > MAX_FRAME_BYTES:
-        raise NotaryLostError(f"a frame of {length} bytes is longer than {MAX_FRAME_BYTES}")
+        raise NotaryLostError(f"a frame has {length} bytes; the maximum is {MAX_FRAME_BYTES}")

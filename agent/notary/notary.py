@@ -1,4 +1,4 @@
-"""The daemon's end: starts the notary's process for a question, and ends it when it rests."""
+"""The daemon's side: starts the notary's process for a question, and ends it when idle."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ from typing import Final, TypeAlias, TypeVar
 from agent import errors as agent_errors
 from agent.config import DataDir
 from agent.errors import AgentError, NotaryLostError
-from agent.host.oom import first_to_go
+from agent.host.oom import with_raised_oom_score
 from agent.notary.frames import HEADER, check_length, decode_answer, encode
 from agent.notary.questions import Answer, Question, Refused
 from artifact import errors as artifact_errors
@@ -20,36 +20,36 @@ from artifact.errors import ArtifactError
 
 log = logging.getLogger(__name__)
 
-# An update asks several times within seconds; starting anew takes about half of one.
-REST_SECONDS: Final = 10.0
-# Far more than any question takes; on a box that swaps it may need some.
+# An update asks several questions within seconds; starting the process takes half a second.
+IDLE_SECONDS: Final = 10.0
+# Far more than any question takes, for boxes that swap.
 ANSWER_SECONDS: Final = 120.0
 ATTEMPTS: Final = 2
 
 A = TypeVar("A", bound=Answer)
 Ask: TypeAlias = Callable[[Question], Awaitable[Answer]]
-"""Notary.ask, or what answers in its place."""
+"""The type of Notary.ask, for those who need only answers."""
 
 
 class Notary:
-    """One per daemon. Answers one question at a time; belongs to one event loop."""
+    """The daemon's notary: one question at a time, on one event loop."""
 
-    def __init__(self, data_dir: DataDir, *, rest_seconds: float = REST_SECONDS) -> None:
+    def __init__(self, data_dir: DataDir, *, idle_seconds: float = IDLE_SECONDS) -> None:
         self._data_dir = data_dir
-        self._rest_seconds = rest_seconds
+        self._idle_seconds = idle_seconds
         self._turn = asyncio.Lock()
         self._process: Process | None = None
-        self._resting: asyncio.TimerHandle | None = None
+        self._dismissal: asyncio.TimerHandle | None = None
 
     @property
     def pid(self) -> int:
-        """Of its process; 0 while there is none."""
+        """Process id; 0 while no process runs."""
         return self._process.pid if self._process else 0
 
     async def ask(self, question: Question) -> Answer:
-        """The answer, whatever it is; NotaryLostError."""
+        """Ask a question and return its answer, Refused included; NotaryLostError."""
         async with self._turn:
-            self._stay()
+            self._cancel_dismissal()
             for attempt in range(1, ATTEMPTS + 1):
                 try:
                     answer = await self._exchange(question)
@@ -62,18 +62,19 @@ class Notary:
                             advice="Free memory or processes on the box; its log may say more.",
                         ) from error
                 except BaseException:
-                    # Half an answer may be on its way: the next question goes to a new process.
+                    # The answer may still be in the pipe, where the next question would read it:
+                    # end the process.
                     await asyncio.shield(self._end())
                     raise
                 else:
-                    self._rest()
+                    self._schedule_dismissal()
                     return answer
         raise AssertionError  # pragma: no cover - the last attempt returns or raises
 
     async def close(self) -> None:
-        """Ends its process."""
+        """End the process."""
         async with self._turn:
-            self._stay()
+            self._cancel_dismissal()
             await self._end()
 
     async def _exchange(self, question: Question) -> Answer:
@@ -91,25 +92,25 @@ class Notary:
 
     async def _start(self) -> Process:
         return await asyncio.create_subprocess_exec(
-            *first_to_go(sys.executable, "-P", "-m", "agent.notary"),
+            *with_raised_oom_score(sys.executable, "-P", "-m", "agent.notary"),
             f"--parent={os.getpid()}",
             f"--data-dir={self._data_dir.root}",
             stdin=PIPE,
             stdout=PIPE,
         )
 
-    def _stay(self) -> None:
-        if self._resting is not None:
-            self._resting.cancel()
-            self._resting = None
+    def _cancel_dismissal(self) -> None:
+        if self._dismissal is not None:
+            self._dismissal.cancel()
+            self._dismissal = None
 
-    def _rest(self) -> None:
+    def _schedule_dismissal(self) -> None:
         loop = asyncio.get_running_loop()
-        self._resting = loop.call_later(self._rest_seconds, self._dismiss)
+        self._dismissal = loop.call_later(self._idle_seconds, self._dismiss)
 
     def _dismiss(self) -> None:
-        """It ends by itself when nothing more can be asked."""
-        process, self._process, self._resting = self._process, None, None
+        """Close the process's input, at whose end it exits."""
+        process, self._process, self._dismissal = self._process, None, None
         if process is not None and process.stdin is not None:
             process.stdin.close()
 
@@ -123,7 +124,7 @@ class Notary:
 
 
 def expect(kind: type[A], answer: Answer) -> A:
-    """The answer as what it must be; the error that it stands for, or NotaryLostError."""
+    """Return the answer if it is of ``kind``; raise the error that Refused carries otherwise."""
     if isinstance(answer, Refused):
         raise _KINDS.get(answer.kind, ArtifactError)(answer.message, advice=answer.advice)
     if not isinstance(answer, kind):

@@ -1,7 +1,7 @@
-"""What the daemon asks of its notary, and what that answers; tagged msgpack, one frame each.
+"""Questions of the daemon to its notary, and the answers; tagged msgpack, one frame each.
 
-The notary reaches nothing but its data directory. What else a question needs comes with it, and
-what was missing is asked for by the answer ``Missing``: the same question then comes again with it.
+The notary reads only the data directory. Everything else that a question needs is part of it. If
+metadata is missing, the answer is ``Missing``, and the daemon repeats the question with it.
 """
 
 from datetime import datetime
@@ -13,23 +13,23 @@ from artifact.trust.statements import Authorities, Directive, DirectorMetadata, 
 
 
 class Question(Struct, frozen=True, kw_only=True, tag=True):
-    """About the box whose data directory the notary was started on."""
+    """A question about the box whose data directory the notary was started on."""
 
 
 class WhoAmI(Question, frozen=True, kw_only=True):
-    """Which identity is on the disk."""
+    """Load the identity from the disk; answered by Identified."""
 
 
 class Sign(Question, frozen=True, kw_only=True):
-    """The device key's signature of this."""
+    """Sign ``data`` with the device key; answered by Signed."""
 
     data: bytes
 
 
 class Adopt(Question, frozen=True, kw_only=True):
-    """Whether this certificate is ours, and of an authority that those in ``ca_pem`` lead to.
+    """Check that a certificate is ours and that those in ``ca_pem`` endorse its authority.
 
-    Then both replace what is on the disk, before the answer.
+    If so, both are stored on the disk before the answer, Identified.
     """
 
     certificate_pem: bytes
@@ -38,10 +38,10 @@ class Adopt(Question, frozen=True, kw_only=True):
 
 
 class Follow(Question, frozen=True, kw_only=True):
-    """Who the box's authorities are, as those in ``ca_pem`` endorse these.
+    """Adopt the offered authorities that those in ``ca_pem`` endorse; answered by Identified.
 
-    They replace those on the disk, unless the certificate is of none of them any more: that must be
-    renewed first.
+    They are stored on the disk unless none of them issued the certificate: then it must be renewed
+    first.
     """
 
     certificate_pem: bytes
@@ -50,13 +50,13 @@ class Follow(Question, frozen=True, kw_only=True):
 
 
 class Request(Question, frozen=True, kw_only=True):
-    """What asks for a certificate under this name, signed."""
+    """Build a signed certificate request for this name; answered by Signed."""
 
     name: str
 
 
 class Direct(Question, frozen=True, kw_only=True):
-    """What the director tells this device."""
+    """Verify the director's metadata for this device; answered by Directed or Missing."""
 
     device_id: str
     metadata: DirectorMetadata
@@ -65,7 +65,7 @@ class Direct(Question, frozen=True, kw_only=True):
 
 
 class Resolve(Question, frozen=True, kw_only=True):
-    """What the publisher signs about this release. ``metadata`` is what was fetched for it."""
+    """Verify a release with the metadata fetched so far; answered by Resolved or Missing."""
 
     reference: str
     metadata: dict[str, bytes | None]
@@ -74,43 +74,43 @@ class Resolve(Question, frozen=True, kw_only=True):
 
 
 class Answer(Struct, frozen=True, kw_only=True, tag=True):
-    """``floors`` have risen to these numbers, whatever else the answer is."""
+    """An answer; ``floors`` are version floors to store, also if the answer is Refused."""
 
     floors: dict[str, int] = {}
 
 
 class Identified(Answer, frozen=True, kw_only=True):
-    """Whom the box is now."""
+    """The box's identity."""
 
     credentials: Credentials
 
 
 class Signed(Answer, frozen=True, kw_only=True):
-    """A signature, or a signed request."""
+    """A signature, or a signed certificate request."""
 
     data: bytes
 
 
 class Directed(Answer, frozen=True, kw_only=True):
-    """The director's word, verified."""
+    """The director's verified directive."""
 
     directive: Directive
 
 
 class Resolved(Answer, frozen=True, kw_only=True):
-    """The publisher's word, verified."""
+    """A release as publishers signed it, verified."""
 
     release: VerifiedRelease
 
 
 class Missing(Answer, frozen=True, kw_only=True):
-    """Ask again with this metadata."""
+    """The name of metadata that the question lacks."""
 
     name: str
 
 
 class Refused(Answer, frozen=True, kw_only=True):
-    """An error by its name in ``artifact.errors`` or ``agent.errors``."""
+    """An error; ``kind`` is its class in ``artifact.errors`` or ``agent.errors``."""
 
     kind: str
     message: str

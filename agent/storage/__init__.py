@@ -1,1 +1,1 @@
-"""Files on the box: the file store, downloads, deltas, and free space."""
+"""Files on the box: model files, downloads, deltas, free space, atomic replacement."""

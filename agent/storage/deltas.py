@@ -1,4 +1,4 @@
-"""Deltas: a file made out of one that is here, in a process that the daemon bounds."""
+"""Deltas: restoration of a file from a similar one, in a process with limits."""
 
 import asyncio
 import contextlib
@@ -11,23 +11,23 @@ from pathlib import Path
 from typing import Final
 
 from agent.errors import DeltaRefusedError
-from agent.host.oom import first_to_go
+from agent.host.oom import with_raised_oom_score
 from artifact.manifest import File
 
 log = logging.getLogger(__name__)
 
 MAX_BASES: Final = 8
-# A file much larger or smaller than another is no version of it.
+# Files whose sizes differ more than this are unlikely to be versions of one another.
 MAX_SIZE_RATIO: Final = 2
-# Restoring takes at least so many bytes each second, or it is given up.
+# Restoring is given up if it writes fewer bytes per second than this.
 LEAST_BYTES_PER_SECOND: Final = 1 << 20
 LEAST_SECONDS: Final = 60.0
-MAX_COMPLAINT_BYTES: Final = 300
+MAX_STDERR_BYTES: Final = 300
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A delta that the server has, as a file, and the SHA-256 (hex) of the base it starts from."""
+    """A delta that the server has: a file, and the SHA-256 (hex) of its base."""
 
     base: str
     delta: File
@@ -35,15 +35,15 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class BeingMade:
-    """The server is at it."""
+    """The server is still computing the delta."""
 
     retry_after_seconds: float
 
 
 def likely_bases(held: Iterable[File], target: File) -> list[File]:
-    """Files that ``target`` may be a version of, nearest in size first.
+    """Select files that ``target`` may be a version of, nearest in size first.
 
-    Quantized alike, two versions differ by their metadata's length.
+    Two versions with the same quantization differ in size only by their metadata.
     """
     near = [
         file
@@ -54,31 +54,33 @@ def likely_bases(held: Iterable[File], target: File) -> list[File]:
 
 
 async def restore(base: Path, delta: Path, destination: Path, size: int) -> None:
-    """Write ``destination`` in a process of its own; DeltaRefusedError when nothing came of it.
+    """Write ``destination`` from ``base`` and ``delta`` in a child process; DeltaRefusedError.
 
-    Cancelling kills the process. What was written is whole only when this returns, and whether it
-    is the wanted file is the caller's to check.
+    Cancelling kills the process. The file is complete only once this returns; the caller verifies
+    its digest.
     """
     process = await asyncio.create_subprocess_exec(
-        *first_to_go(sys.executable, "-P", "-m", "agent.worker.restore"),
+        *with_raised_oom_score(sys.executable, "-P", "-m", "agent.worker.restore"),
         *(str(os.getpid()), str(base), str(delta), str(destination)),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
-        # Threads would take memory, and there is nothing here for them to do.
+        # The child needs no BLAS threads; each would take memory for its stack and buffers.
         env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
         start_new_session=True,
     )
     try:
         async with asyncio.timeout(LEAST_SECONDS + size / LEAST_BYTES_PER_SECOND):
-            _, complaint = await process.communicate()
+            _, stderr = await process.communicate()
     except TimeoutError:
-        raise DeltaRefusedError("restoring from a delta took too long") from None
+        raise DeltaRefusedError(
+            f"restoring {size} bytes from a delta took longer than its limit"
+        ) from None
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
     if process.returncode != 0:
-        reason = complaint[-MAX_COMPLAINT_BYTES:].decode(errors="replace").strip()
+        reason = stderr[-MAX_STDERR_BYTES:].decode(errors="replace").strip()
         raise DeltaRefusedError(f"restoring from a delta ended with {process.returncode}: {reason}")

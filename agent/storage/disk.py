@@ -1,4 +1,4 @@
-"""The disk that models are kept on: what is free there, and how it fails."""
+"""Free space of the disk with the models, and its errors as typed ones."""
 
 import contextlib
 import errno
@@ -10,14 +10,14 @@ from agent.errors import DiskFailedError, DiskFullError
 
 
 def free_bytes(directory: Path) -> int:
-    """What an unprivileged process may still write there."""
+    """Return the bytes that an unprivileged process may still write."""
     status = os.statvfs(directory)
     return status.f_bavail * status.f_frsize
 
 
 @contextlib.contextmanager
-def writing() -> Iterator[None]:
-    """What the disk says meanwhile is raised as DiskFullError or DiskFailedError."""
+def disk_errors() -> Iterator[None]:
+    """Raise an OSError of the block as DiskFullError or DiskFailedError."""
     try:
         yield
     except OSError as error:
@@ -25,11 +25,12 @@ def writing() -> Iterator[None]:
             raise disk_full(str(error)) from error
         raise DiskFailedError(
             f"the disk failed: {error}",
-            advice="Look into the kernel's log of the box, and replace the disk if it is failing.",
+            advice="Check the kernel's log on the box, and replace the disk if it is failing.",
         ) from error
 
 
 def disk_full(why: str) -> DiskFullError:
+    """Build the error for a disk without room for the release."""
     return DiskFullError(
         f"the disk is too full for this release: {why}",
         advice="Free space on the box, or roll out a release with smaller variants.",

@@ -1,9 +1,9 @@
-"""Model files on the box: kept by digest, verified before they get their name.
+"""Model files on the box, named by digest once they are verified.
 
-files/<sha256>    whole and verified
-indexes/<sha256>  the chunk index of that file, so that its chunks can be used again
-partial/<sha256>  a file on its way: chunks stand at their offsets, the rest is a hole
-deltas/           the same again, for deltas until they are used
+files/<sha256>    complete and verified
+indexes/<sha256>  the chunk index of that file, so that later downloads can copy its chunks
+partial/<sha256>  an incomplete file: chunks at their offsets, holes between them
+deltas/           the same layout for deltas, until they are applied
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from typing import Final
 
 from agent.errors import CorruptDownloadError
 from agent.storage.atomic_file import sync_directory, write_file
-from agent.storage.disk import disk_full, free_bytes, writing
+from agent.storage.disk import disk_errors, disk_full, free_bytes
 from agent.storage.partial_file import Partial, Place
 from artifact.chunks import (
     Chunk,
@@ -29,7 +29,7 @@ from artifact.chunks import (
 from artifact.errors import ChunkMismatchError
 from artifact.manifest import File
 
-# Left free for the journal, telemetry and the rest of the box.
+# Kept free for the journal, telemetry and the rest of the box.
 RESERVED_BYTES: Final = 32 << 20
 DELTAS: Final = "deltas"
 
@@ -44,7 +44,7 @@ class FileStore:
         budget_bytes: int = 0,
         free: Callable[[Path], int] = free_bytes,
     ) -> None:
-        """``budget_bytes``: what all files may take together; 0: what is free but the reserve."""
+        """Create the folders; ``budget_bytes`` bounds all files together, 0 only by free space."""
         self._root = root
         self._budget_bytes = budget_bytes
         self._free = free
@@ -57,18 +57,18 @@ class FileStore:
             sync_directory(directory)
 
     def path(self, file: File) -> Path:
-        """Where a file stands once it is whole and verified."""
+        """Return the path of a complete and verified file."""
         return self._files / file.sha256
 
     def has(self, file: File) -> bool:
-        """Whether the file is here; only verified files ever get this name."""
+        """Check that the file is in the store; only verified files get their final name."""
         try:
             return self.path(file).stat().st_size == file.size
         except FileNotFoundError:
             return False
 
     def drop_unless_sound(self, file: File) -> bool:
-        """Whether a file is here and still what was verified; one that is not is deleted."""
+        """Verify an installed file again; delete it and return False if it changed."""
         path = self.path(file)
         try:
             verify_file(path, bytes.fromhex(file.sha256), file.size)
@@ -76,33 +76,33 @@ class FileStore:
             path.unlink(missing_ok=True)
             return False
         except OSError:
-            # What cannot be read now may be read later.
+            # A read error may pass, so the file stays.
             return False
         return True
 
     def index(self, file: File) -> ChunkIndex | None:
-        """The index of a file if it was fetched before."""
+        """Return a file's chunk index if it was fetched before."""
         try:
             return decode_index_of(file, (self._indexes / file.sha256).read_bytes())
         except (OSError, ChunkMismatchError):
             return None
 
     def save_index(self, index: ChunkIndex) -> None:
-        """Keep an index that was checked against the manifest."""
-        with writing():
+        """Store an index that was checked against the manifest."""
+        with disk_errors():
             write_file(self._indexes / index.sha256.hex(), encode_index(index))
 
     def require_space(self, files: list[File]) -> None:
-        """Raises DiskFullError, and drops what was begun, unless all of ``files`` fit."""
+        """Raise DiskFullError, and delete partial files, unless all of ``files`` fit."""
         needed = sum(file.size - self._allocated(file) for file in files)
         free = self._room()
         if needed > free:
             for file in files:
                 self.drop_partial(file)
-            raise disk_full(f"{needed} bytes are needed, {free} are free for models")
+            raise disk_full(f"{needed} bytes are needed, {free} bytes are free for models")
 
     def has_room(self, needed: int) -> bool:
-        """Whether so many bytes more would fit."""
+        """Check that this many more bytes fit."""
         return needed <= self._room()
 
     def _room(self) -> int:
@@ -120,27 +120,27 @@ class FileStore:
             return 0
 
     def drop_partial(self, file: File) -> None:
-        """Forget what has come of a file."""
-        with writing():
+        """Delete the received part of a file."""
+        with disk_errors():
             (self._partial / file.sha256).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def open_partial(self, index: ChunkIndex) -> Iterator[Partial]:
-        """A file on its way, with what had come of it before."""
+        """Open an incomplete file with the chunks received before."""
         path = self._partial / index.sha256.hex()
-        with writing():
+        with disk_errors():
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
-            with writing():
+            with disk_errors():
                 os.ftruncate(descriptor, index.size)
             yield Partial(descriptor, index)
         finally:
             os.close(descriptor)
 
     def finish(self, file: File) -> None:
-        """Verify a file that has all its chunks, and give it its name, durably."""
+        """Verify a file that has all its chunks, and rename it durably to its final name."""
         partial = self._partial / file.sha256
-        with writing():
+        with disk_errors():
             try:
                 verify_file(partial, bytes.fromhex(file.sha256), file.size)
             except ChunkMismatchError as error:
@@ -152,31 +152,31 @@ class FileStore:
                 sync_directory(self._files)
                 sync_directory(self._partial)
             except OSError:
-                # A second fsync would succeed and prove nothing.
+                # A later fsync of the same directory would succeed although the entry may be lost.
                 self.path(file).unlink(missing_ok=True)
                 raise
 
     @contextlib.contextmanager
     def restoring(self, file: File) -> Iterator[Path]:
-        """A path where a file may be written whole; it is verified and named as ``finish`` does."""
+        """Yield a path to write a complete file to, then verify and name it like ``finish``."""
         whole = self._partial / f"{file.sha256}.restored"
-        with writing():
+        with disk_errors():
             whole.unlink(missing_ok=True)
         try:
             yield whole
-            with writing():
+            with disk_errors():
                 whole.replace(self._partial / file.sha256)
         finally:
-            with writing():
+            with disk_errors():
                 whole.unlink(missing_ok=True)
         self.finish(file)
 
     def deltas(self) -> "FileStore":
-        """A store within this one: what a server calls a delta must never be a model's file."""
+        """Return the nested store for deltas, so that a delta is never taken for a model file."""
         return FileStore(self._root / DELTAS, free=self._free)
 
     def installed(self) -> list[File]:
-        """Every whole file whose index is here too, by its digests; names are not kept."""
+        """List complete files that have an index, by digests; file names are not stored."""
         found = []
         for path in self._files.iterdir():
             with contextlib.suppress(OSError):
@@ -186,7 +186,7 @@ class FileStore:
         return found
 
     def places(self, wanted: AbstractSet[bytes]) -> dict[bytes, Place]:
-        """Which of these chunks stand in installed files, and where."""
+        """Find these chunks in installed files."""
         found: dict[bytes, Place] = {}
         for path in self._files.iterdir():
             for chunk, offset in self._installed_chunks(path):
@@ -205,9 +205,9 @@ class FileStore:
             offset += chunk.size
 
     def keep_only(self, digests: AbstractSet[str]) -> int:
-        """Delete every file but these, begun ones and deltas too; gives the bytes freed."""
+        """Delete all other files, partial ones and deltas too; return the bytes freed."""
         freed = self.deltas().keep_only(set()) if (self._root / DELTAS).exists() else 0
-        with writing():
+        with disk_errors():
             for directory in (self._files, self._indexes, self._partial):
                 for path in list(directory.iterdir()):
                     if path.name not in digests:

@@ -1,7 +1,7 @@
-"""A file on its way: chunks stand at their offsets, the rest is a hole.
+"""An incomplete file: chunks at their offsets, holes between them.
 
-It needs no record of what it has: after a restart its chunks are hashed where they stand. So a file
-needs its own size on the disk and not twice that.
+After a restart its chunks are recognised by hashing them in place, so no separate record can
+disagree with the data. A download therefore needs a file's size once on the disk, not twice.
 """
 
 import errno
@@ -10,20 +10,20 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.storage.disk import disk_full, writing
+from agent.storage.disk import disk_errors, disk_full
 from artifact.chunks import Chunk, ChunkIndex
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a chunk's bytes stand in an installed file."""
+    """The position of a chunk in an installed file."""
 
     path: Path
     offset: int
 
 
 class Partial:
-    """An open file that waits for chunks."""
+    """An open incomplete file and the offsets of its chunks."""
 
     def __init__(self, descriptor: int, index: ChunkIndex) -> None:
         self._descriptor = descriptor
@@ -36,37 +36,37 @@ class Partial:
             offset += chunk.size
 
     def missing(self) -> list[Chunk]:
-        """The chunks that are not here yet, each once, in the file's order."""
+        """List the chunks that are not in place yet, each once, in the file's order."""
         return [
             Chunk(digest, self._sizes[digest])
             for digest, offsets in self._offsets.items()
-            if not all(self._stands_at(digest, offset) for offset in offsets)
+            if not all(self._is_at(digest, offset) for offset in offsets)
         ]
 
-    def _stands_at(self, digest: bytes, offset: int) -> bool:
+    def _is_at(self, digest: bytes, offset: int) -> bool:
         size = self._sizes[digest]
         try:
             if os.lseek(self._descriptor, offset, os.SEEK_DATA) >= offset + size:
                 return False
         except OSError as error:
-            # No data from here to the end, or a file system that cannot tell.
+            # ENXIO: a hole up to the end. Other errors: the file system has no SEEK_DATA.
             if error.errno == errno.ENXIO:
                 return False
         try:
             return hashlib.sha256(os.pread(self._descriptor, size, offset)).digest() == digest
         except OSError:
-            # What cannot be read is fetched again.
+            # An unreadable chunk is fetched again.
             return False
 
     def write(self, chunk: Chunk, data: bytes) -> None:
-        """Put a verified chunk wherever the file has it."""
-        with writing():
+        """Write a verified chunk at each of its offsets."""
+        with disk_errors():
             for offset in self._offsets[chunk.sha256]:
                 if os.pwrite(self._descriptor, data, offset) != len(data):
-                    raise disk_full("a write came out short")
+                    raise disk_full("a write was incomplete")
 
     def copy(self, chunk: Chunk, place: Place) -> bool:
-        """Take a chunk from an installed file; False when it is not what its index said."""
+        """Copy a chunk from an installed file; False if its bytes differ from the index."""
         try:
             with place.path.open("rb") as source:
                 source.seek(place.offset)
@@ -79,10 +79,10 @@ class Partial:
         return True
 
     def sync(self) -> None:
-        """Make what was written survive a power cut.
+        """Flush the file to the disk; DiskFailedError or DiskFullError.
 
-        DiskFailedError or DiskFullError: none of it may be used, as a second fsync would succeed
-        without writing what the first one lost.
+        After an error the file must not be used: Linux marks the lost pages clean, so that a second
+        fsync would succeed without writing them.
         """
-        with writing():
+        with disk_errors():
             os.fsync(self._descriptor)

@@ -6,7 +6,7 @@ import sys
 from asyncio.subprocess import Process
 
 from agent.errors import LoadFailedError
-from agent.host.oom import first_to_go
+from agent.host.oom import with_raised_oom_score
 from agent.supervisor.spec import WorkerSpec
 from agent.worker import messages
 from agent.worker.region import Region
@@ -26,7 +26,7 @@ async def launch(descriptor: int, region: Region | None, limit_bytes: int) -> Pr
     """Starts a process that serves the socket ``descriptor``; OSError."""
     shared = [] if region is None else [region.descriptor]
     return await asyncio.create_subprocess_exec(
-        *first_to_go(sys.executable, "-P", "-m", "agent.worker"),
+        *with_raised_oom_score(sys.executable, "-P", "-m", "agent.worker"),
         f"--socket={descriptor}",
         f"--parent={os.getpid()}",
         *(f"--region={mapped}" for mapped in shared),

@@ -154,13 +154,13 @@ class UpdateEngine:
 
     async def _serve_current(self) -> None:
         """Before anything else, and without any network."""
-        mended = self._journal.mended
-        if mended:
-            self._job.note(f"the journal was mended: {mended}")
-        await self._keeper.serve(verify_files=bool(mended))
+        repaired = self._journal.repaired
+        if repaired:
+            self._job.note(f"the journal was repaired: {repaired}")
+        await self._keeper.serve(verify_files=bool(repaired))
         if self._keeper.problem:
             self._job.note(self._keeper.problem)
-        if mended and self.state is State.IDLE:
+        if repaired and self.state is State.IDLE:
             detail = self._job.detail[:MAX_DETAIL_CHARACTERS]
             update = msgspec.structs.replace(self._update, detail=detail)
             await self._store(update, self._journal.pointers())

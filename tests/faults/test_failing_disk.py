@@ -13,7 +13,7 @@ import pytest
 
 from agent.backoff import Backoff
 from agent.config import DataDir
-from agent.daemon import _telemetry_queue, only_one
+from agent.daemon import _telemetry_queue, exclusive
 from agent.errors import DiskFailedError, DiskFullError, JournalError
 from agent.hardware import benchmark
 from agent.journal import Assignment, Journal, Pointers, Update
@@ -274,7 +274,7 @@ async def test_telemetry_and_lock_of_a_daemon_do_without_a_disk(small_disk: Path
     data_dir = DataDir(small_disk)
     _telemetry_queue(data_dir.telemetry).close()
     fill(small_disk)
-    with only_one(data_dir):
+    with exclusive(data_dir):
         pass
     queue = _telemetry_queue(data_dir.telemetry)
     assert len(queue) == 0

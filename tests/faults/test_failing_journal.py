@@ -117,7 +117,7 @@ def test_what_the_journal_took_is_on_the_disk_and_no_failed_fsync_counts(
             for name, data in files.items():
                 (folder / name).write_bytes(data)
             # SQLite alone: without the journal's copy.
-            journal = Journal(folder / "journal.db", mend=False)
+            journal = Journal(folder / "journal.db", repair=False)
             assert journal.update() == update(taken), life.name
             assert journal.pointers() == pointers(taken), life.name
             journal.close()
@@ -127,5 +127,5 @@ def test_what_the_journal_took_is_on_the_disk_and_no_failed_fsync_counts(
 def test_the_next_life_finds_the_last_commit(lives: list[Path]) -> None:
     for life in lives:
         journal = Journal(life / "journal.db")
-        assert (journal.mended, journal.update()) == ("", update(COMMITS)), life.name
+        assert (journal.repaired, journal.update()) == ("", update(COMMITS)), life.name
         journal.close()

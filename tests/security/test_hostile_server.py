@@ -201,9 +201,9 @@ async def test_answers_that_cannot_be_read_are_given_up(
     garbage = {method: lambda: once(b"\xff\xff") for method in ("GetDelta", "RenewCertificate")}
     server.answers |= garbage
     file = a_file(tmp_path)
-    with pytest.raises(SourceUnavailableError, match="cannot be read"):
+    with pytest.raises(SourceUnavailableError, match="cannot be parsed"):
         await connection.delta([file], file)
-    with pytest.raises(SourceUnavailableError, match="cannot be read"):
+    with pytest.raises(SourceUnavailableError, match="cannot be parsed"):
         await connection.renew(b"a request")
 
 
@@ -250,7 +250,7 @@ BEYOND = wire.Ack(receipt_generations=[2**63 - 1], telemetry_sequence=2**63 - 1)
     [
         (TOO_LARGE, PLAIN, "larger than max"),
         (TOO_LARGE, GZIP, "larger than max"),
-        (b"\xff\xff\xff", PLAIN, "cannot be read"),
+        (b"\xff\xff\xff", PLAIN, "cannot be parsed"),
         (encoded(settings=ODD), PLAIN, ""),
         (encoded(ack=BEYOND), PLAIN, ""),
         (b"\xfa\x3f\x03new", PLAIN, ""),

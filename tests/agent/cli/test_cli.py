@@ -176,9 +176,9 @@ def test_a_daemon_with_a_damaged_journal_runs_and_says_so(enrolled: DataDir) -> 
     with daemon(enrolled) as process:
         said = _wait_until_up(process)
         assert _status(enrolled)["update"]["generation"] == 4
-    assert "journal_mended" in said
+    assert "journal_repaired" in said
     assert enrolled.journal.stat().st_mode & 0o777 == 0o600
-    journal = Journal(enrolled.journal, mend=False)
+    journal = Journal(enrolled.journal, repair=False)
     assert journal.floors() == {"image/timestamp": 7}
     journal.close()
 

@@ -111,7 +111,7 @@ async def test_a_key_that_the_server_may_know_outlives_a_refusal(site: Site) -> 
 
 async def test_an_enrolled_box_is_not_enrolled_over(site: Site) -> None:
     await enroll(site.data_dir, site.application)
-    with pytest.raises(EnrollmentError, match="already"):
+    with pytest.raises(EnrollmentError, match="of an enrolled agent"):
         await enroll(site.data_dir, site.application)
     assert len(site.servicer.requests) == 1
 

@@ -176,7 +176,7 @@ def test_a_file_that_is_no_journal_is_refused_with_advice(tmp_path: Path) -> Non
     path.write_bytes(b"not a database, but long enough to be looked at" * 100)
     with pytest.raises(JournalError) as refused:
         Journal(path)
-    assert "enrolled again" in refused.value.advice
+    assert "enrol the box again" in refused.value.advice
 
 
 def test_a_journal_of_a_newer_agent_is_refused(tmp_path: Path) -> None:

@@ -33,15 +33,15 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "journal.db"
 
 
-def check(path: Path, *, mended: str) -> None:
+def check(path: Path, *, repaired: str) -> None:
     """All is said, and is said again by each of the copies alone."""
     journal = Journal(path)
-    assert mended in journal.mended
-    assert bool(mended) == bool(journal.mended)
+    assert repaired in journal.repaired
+    assert bool(repaired) == bool(journal.repaired)
     _check_said(journal)
     (path.parent / "journal-copy" / "contents").unlink()
     again = Journal(path)
-    assert again.mended == ""
+    assert again.repaired == ""
     _check_said(again)
 
 
@@ -77,21 +77,21 @@ def claim_a_version(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "mended"),
+    ("damage", "repaired"),
     [
         (overwrite, "damaged"),
         (cut_off, "damaged"),
-        (change_a_row, "damaged ('floors' is not what was written)"),
-        (claim_a_version, "damaged (it claims the version 99)"),
+        (change_a_row, "damaged (the checksum of 'floors' does not match)"),
+        (claim_a_version, "damaged (its version is 99, unlike its copy's)"),
         (empty, "lost 3 commits"),
         (Path.unlink, "lost 3 commits"),
     ],
 )
 def test_a_damaged_database_is_made_anew_from_its_copy(
-    path: Path, damage: Callable[[Path], None], mended: str
+    path: Path, damage: Callable[[Path], None], repaired: str
 ) -> None:
     damage(path)
-    check(path, mended=mended)
+    check(path, repaired=repaired)
 
 
 def test_a_damaged_database_is_kept_for_whoever_wants_to_look(path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_damaged_copy_is_made_anew_from_the_database(
     damage(path.parent / "journal-copy" / "contents")
     Journal(path).close()
     path.unlink()
-    check(path, mended="lost 3 commits")
+    check(path, repaired="lost 3 commits")
 
 
 def test_with_both_damaged_nothing_is_believed(path: Path) -> None:
@@ -116,7 +116,7 @@ def test_with_both_damaged_nothing_is_believed(path: Path) -> None:
     overwrite(path.parent / "journal-copy" / "contents")
     with pytest.raises(JournalError) as refused:
         Journal(path)
-    assert "enrolled again" in refused.value.advice
+    assert "enrol the box again" in refused.value.advice
 
 
 def test_an_old_database_put_back_lowers_no_floor(path: Path) -> None:
@@ -128,7 +128,7 @@ def test_an_old_database_put_back_lowers_no_floor(path: Path) -> None:
     journal.close()
     path.write_bytes(old)
     journal = Journal(path)
-    assert journal.mended == "it had lost 2 commits, and has them from its copy"
+    assert journal.repaired == "the database had lost 2 commits, restored from the copy"
     assert journal.floors() == {"image/timestamp": 9}
     assert journal.update() == update(3)
     journal.close()
@@ -155,7 +155,7 @@ def test_a_commit_that_only_the_copy_got_counts_and_is_no_damage(path: Path) -> 
     more = {"floors": b'{"image/timestamp":8}', "commits": b"4"}
     duplicate.write(Contents(documents=contents.documents | more))
     journal = Journal(path)
-    assert journal.mended == ""
+    assert journal.repaired == ""
     assert journal.floors() == {"image/timestamp": 8}
     journal.close()
 
@@ -164,7 +164,7 @@ def test_who_only_looks_changes_nothing(path: Path) -> None:
     overwrite(path)
     before = path.read_bytes()
     with pytest.raises(JournalError):
-        Journal(path, mend=False)
+        Journal(path, repair=False)
     assert path.read_bytes() == before
     assert sorted(each.name for each in path.parent.iterdir()) == ["journal-copy", "journal.db"]
 
@@ -202,7 +202,7 @@ def write_version_2(path: Path) -> None:
 def test_a_journal_of_version_2_is_taken_on_and_gets_its_copy(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
     write_version_2(path)
-    check(path, mended="")
+    check(path, repaired="")
     database = sqlite3.connect(path)
     assert database.execute("PRAGMA user_version").fetchone() == (VERSION,)
     database.close()
@@ -222,7 +222,7 @@ def test_a_migration_that_a_crash_cut_short_is_made_again(
         journal = Journal(path)
         assert journal.update() == update(2)
         journal.close()
-    check(path, mended="")
+    check(path, repaired="")
 
 
 def test_a_journal_whose_migration_found_no_room_is_written_with_the_next_commit(
@@ -239,7 +239,7 @@ def test_a_journal_whose_migration_found_no_room_is_written_with_the_next_commit
         journal = Journal(path)
     journal.record(update=update(2))
     journal.close()
-    check(path, mended="")
+    check(path, repaired="")
 
 
 @pytest.mark.parametrize("version", [1, 99])

@@ -63,7 +63,7 @@ class Box:
         self.telemetry = TelemetryQueue(root / "telemetry.db", "boot-1")
         self.connection = Connection(f"127.0.0.1:{plane.port}", identity)
         self.waits: list[float] = []
-        self.heard: list[tuple[str, str, Prior]] = []
+        self.class_measurements: list[tuple[str, str, Prior]] = []
         self.directed: list[int] = []
         self.link = ControlPlaneStream(
             self.connection,
@@ -74,7 +74,7 @@ class Box:
             identity=lambda: self.identity,
             sign=partial(signed, DataDir(root)),
             agent_version="1.2.3",
-            heard=self.heard.extend,
+            class_measured=self.class_measurements.extend,
             directed=self._directed,
             backoff=Backoff(0.01, 0.05, uniform=self._draw),
             refused_backoff=Backoff(0.02, 0.2, uniform=self._draw),
@@ -209,7 +209,7 @@ async def test_what_the_hardware_class_measured_is_heard_and_nonsense_is_not(
         await plane.until(receipts)
         # Every assignment, as the director's roots may be news when nothing else is.
         assert box.directed
-        assert box.heard == [
+        assert box.class_measurements == [
             ("acme/model@1", "v0", Prior(tokens_per_second=20, joules_per_token=0.5, devices=3)),
             ("acme/model@1", "v1", Prior(tokens_per_second=30, devices=3)),
         ]

@@ -37,8 +37,8 @@ def data_dir(tmp_path: Path, authority: Authority) -> DataDir:
 
 
 @asynccontextmanager
-async def notary_of(data_dir: DataDir, rest_seconds: float = 60) -> AsyncIterator[Notary]:
-    notary = Notary(data_dir, rest_seconds=rest_seconds)
+async def notary_of(data_dir: DataDir, idle_seconds: float = 60) -> AsyncIterator[Notary]:
+    notary = Notary(data_dir, idle_seconds=idle_seconds)
     try:
         yield notary
     finally:
@@ -84,7 +84,7 @@ async def test_its_refusals_are_the_errors_that_they_stand_for(
 
 
 async def test_one_process_answers_until_it_rests(data_dir: DataDir) -> None:
-    async with notary_of(data_dir, rest_seconds=0.2) as notary:
+    async with notary_of(data_dir, idle_seconds=0.2) as notary:
         assert notary.pid == 0
         await asyncio.gather(*(notary.ask(q.Sign(data=b"x")) for _ in range(5)))
         pid = notary.pid

@@ -438,7 +438,7 @@ async def test_no_worker_outlives_a_killed_daemon(tmp_path: Path) -> None:
 async def test_a_process_that_cannot_be_started_is_a_clear_error(
     supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "first_to_go", lambda *_: [str(tmp_path / "no-program")])
+    monkeypatch.setattr(launch, "with_raised_oom_score", lambda *_: [str(tmp_path / "no-program")])
     with pytest.raises(LoadFailedError, match="could not be started") as caught:
         await supervisor.start(worker_spec(tmp_path))
     assert caught.value.reason == "not_started"

@@ -266,7 +266,7 @@ async def test_a_box_with_a_damaged_journal_serves_and_says_so_until_it_is_given
     for _ in range(2):
         async with Life(world) as life:
             await eventually(lambda: life.serves)
-            await eventually(lambda: "journal was mended" in life.engine.status().detail)
+            await eventually(lambda: "journal was repaired" in life.engine.status().detail)
             assert await answer(life) == "This is release 2"
             assert life.pointers == ("", TWO, ONE)
             assert [each.generation for each in life.journal.receipts()] == [1, 2]
@@ -287,7 +287,7 @@ async def test_an_update_in_hand_goes_on_and_its_receipt_says_so(world: World) -
         await life.until(State.IDLE, 2)
         receipt = life.journal.receipts()[-1]
         assert receipt.outcome == State.COMMITTED
-        assert "the journal was mended" in receipt.detail
+        assert "the journal was repaired" in receipt.detail
 
 
 async def test_after_a_damaged_journal_only_files_that_are_still_whole_serve(world: World) -> None:
