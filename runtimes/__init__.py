@@ -1,1 +1,1 @@
-"""One folder per runtime, the same rooms in each: inspect, quantize, engine."""
+"""Model runtimes: one package each, with the same modules (inspect, quantize, engine)."""

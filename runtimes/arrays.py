@@ -1,4 +1,7 @@
-"""Tensors in flight as NumPy arrays, and back; for engines, not for the daemon."""
+"""Convert tensors between wire form and NumPy arrays.
+
+Engines and builds import this module; the agent's daemon must not, because NumPy costs memory.
+"""
 
 import io
 import zipfile
@@ -29,29 +32,29 @@ _DATATYPES: Final = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
 
 def to_array(value: TensorValue) -> NDArray[Any]:
-    """A checked tensor as an array over the same bytes."""
+    """Return a checked tensor as an array that shares its bytes."""
     return np.frombuffer(value.data, dtype=DTYPES[value.datatype]).reshape(value.shape)
 
 
 def to_value(name: str, array: NDArray[Any]) -> TensorValue:
-    """An array as a tensor in flight; UnsupportedModelError for a type that none can carry."""
+    """Return an array in wire form; raise UnsupportedModelError if the protocol lacks its type."""
     datatype = _DATATYPES.get(array.dtype)
     if datatype is None:
         raise UnsupportedModelError(
-            f"{name!r} has the type {array.dtype}",
-            advice="Export the model with tensors of plain numbers.",
+            f"the tensor {name!r} has the type {array.dtype}, which the protocol cannot carry",
+            advice="Export the model with numeric tensors.",
         )
     return TensorValue(name, datatype, array.shape, np.ascontiguousarray(array).tobytes())
 
 
 def read_arrays(path: Path, data: bytes, error: type[RuntimeFault]) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz file by name, out of its bytes; ``error`` when it is none."""
+    """Return the arrays in the bytes of an .npz file, by name; raise ``error`` if it is invalid."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile) as problem:
-        # TypeError: of a plain .npy it gives an array instead.
+        # np.load returns a bare array for an .npy file, which is no context manager: TypeError.
         raise error(
-            f"{path} is no .npz file of plain arrays: {problem}",
-            advice="Write it with numpy.savez: the model's inputs by name.",
+            f"{path} is not an .npz file of numeric arrays: {problem}",
+            advice="Write it with numpy.savez, one array for each input of the model.",
         ) from problem

@@ -1,7 +1,7 @@
-"""What a runtime is: the protocols that onnx, llama_cpp and fake implement.
+"""Protocols and records that every runtime (onnx, llama_cpp, fake) implements.
 
-A runtime is found by entry point (``flotilla.runtimes``), so a third one is a new package and no
-change here. Nothing in this file needs numpy: the agent's daemon imports it.
+A runtime is found by entry point (``flotilla.runtimes``), so adding one changes no code here. This
+module must not import NumPy, because the agent's daemon imports it.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -14,26 +14,27 @@ from artifact.manifest import Task
 T = TypeVar("T")
 
 Steps = Generator[None, None, T]
-"""Work in bounded shares: each ``next`` does one, and what it returns in the end is the answer.
+"""Work in bounded shares: each ``next`` does one share, and the generator returns the result.
 
-Closing it gives up what is left. Whoever serves several of them takes them in turn.
+Closing the generator abandons the rest. A caller with several of them advances them in turn.
 """
 
 OnCancel = Callable[[Callable[[], None]], None]
-"""Is told how to end a call early, once nobody wants its answer any more.
+"""Receives a function that ends the call early.
 
-What it is told may be called from another thread, at once or late, and several times.
+That function may be called from another thread, at any time, and more than once.
 """
 
 Progress = Callable[[str, float], None]
-"""Called with what is being done and how much of it is done, 0 to 1."""
+"""Called with the name of the current step and the fraction of it that is done, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """A weight in a file: its stored type, its shape, and where its bytes lie.
+    """A weight in a file: stored type, shape, and the range of its bytes.
 
-    ``file`` names the file beside the inspected one that holds the bytes; empty: this one does.
+    ``file`` names the file beside the inspected one that holds the bytes; empty means the
+    inspected file itself.
     """
 
     name: str
@@ -46,7 +47,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What a bounded reading of a model file found, without loading it."""
+    """Facts about a model file, read within bounds and without loading it."""
 
     format: str
     task: Task
@@ -60,10 +61,11 @@ class Inspection:
 
 @dataclass(frozen=True, slots=True)
 class LoadSpec:
-    """What an engine is to load. ``files`` maps manifest names to real, digest-checked paths.
+    """Files and settings for loading an engine.
 
-    ``adapters`` maps the names that requests choose by to LoRA files; ``parallel`` is how many
-    generations are wanted at once (0: as many as the engine thinks good).
+    ``files`` maps manifest names to paths whose digests were checked. ``adapters`` maps the names
+    that requests use to LoRA files. ``parallel`` is the number of concurrent generations (0: the
+    engine's default).
     """
 
     files: dict[str, Path]
@@ -78,9 +80,9 @@ class LoadSpec:
 class Sampling:
     """Sampling parameters; temperature 0 is greedy. ``stop`` strings are left out of the text.
 
-    The penalties look at what was generated, not at the prompt. ``grammar`` (GBNF) or
-    ``json_schema`` (JSON text), one at most, is what the text has to fit; ``adapter`` names one of
-    LoadSpec's, empty: the model as it is. Pieces have a ``logprob`` only when ``logprobs`` asks.
+    The penalties count generated tokens only, not the prompt. At most one of ``grammar`` (GBNF) and
+    ``json_schema`` (JSON text) constrains the text. ``adapter`` names an adapter of the LoadSpec;
+    empty selects the base model. Pieces carry a ``logprob`` only if ``logprobs`` is true.
     """
 
     max_tokens: int = 16
@@ -101,7 +103,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A bit of generated text. The last piece has a ``finish_reason``: stop or length.
+    """A fragment of generated text. The last piece has a ``finish_reason``: stop or length.
 
     ``logprob`` is the natural logarithm of the token's probability under the model, before
     temperature, penalties and grammar.
@@ -115,12 +117,12 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one generation cost; busy seconds of prompt processing and of generation.
+    """Token counts and busy seconds of one generation.
 
-    The first token falls out of prompt processing, so ``prefill_seconds`` is the engine's share of
-    TTFT, and ``decode_seconds`` covers ``generated_tokens - 1`` steps. A step counts whole
-    for each generation that it served or that waited for its turn. ``cached_prompt_tokens`` of the
-    prompt were known from before.
+    Prefill also yields the first token, so ``prefill_seconds`` is the engine's share of TTFT, and
+    ``decode_seconds`` covers ``generated_tokens - 1`` steps. The full time of a step counts for
+    every generation that it served or that waited for its turn. ``cached_prompt_tokens`` of the
+    prompt came from the prefix cache.
     """
 
     prompt_tokens: int
@@ -140,7 +142,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """A vector of length 1 per text, as ``dimensions`` little-endian float32 values."""
+    """One unit vector per text, as ``dimensions`` little-endian float32 values."""
 
     vectors: tuple[bytes, ...]
     dimensions: int
@@ -149,9 +151,9 @@ class Embeddings:
 
 @dataclass(frozen=True, slots=True)
 class TensorValue:
-    """A tensor in flight: Open Inference Protocol datatype, shape, row-major bytes.
+    """A tensor in wire form: Open Inference Protocol datatype, shape, row-major bytes.
 
-    An engine's inputs may be views of memory that is theirs for this call alone.
+    The data of an engine's inputs may be views of memory that is valid only during the call.
     """
 
     name: str
@@ -180,9 +182,10 @@ class Generation(Protocol):
     def __next__(self) -> Piece: ...
 
     def poll(self) -> Piece | None:
-        """The next piece, or None when a bounded share of work did not bring it yet.
+        """Do one bounded share of work; return a piece if that completed one.
 
-        Raises StopIteration after the last. Whoever serves several generations polls them in turn.
+        Raises StopIteration after the last piece. A caller with several generations polls them in
+        turn.
         """
 
     def close(self) -> None:
@@ -190,37 +193,38 @@ class Generation(Protocol):
 
 
 class Engine(Protocol):
-    """A loaded model. One call at a time; the worker process around it keeps the queue.
+    """A loaded model. It accepts one call at a time; the worker process owns the queue.
 
-    Up to ``parallel`` generations and other steps may be under way at once; generations may be read
-    from different threads. Methods that do not fit the model's task raise UnsupportedModelError,
-    bad arguments raise InvalidInputError, both perhaps with the first step.
+    Up to ``parallel`` generations and other steps may be in progress at once; generations may be
+    read from different threads. Methods that do not fit the model's task raise
+    UnsupportedModelError, bad arguments raise InvalidInputError; both may be raised by the first
+    step instead of the call.
     """
 
     @property
     def parallel(self) -> int:
-        """How many may be under way at once; one more generation may end an earlier one."""
+        """The number of generations in progress at once; one more may end the earliest."""
 
     def generate(self, prompt: str, sampling: Sampling) -> Generation: ...
 
     def render_chat(self, messages: Sequence[dict[str, str]]) -> str:
-        """The prompt of a conversation (role, content), by the model's own template."""
+        """Render a conversation (role, content) with the model's own chat template."""
 
     def score(self, text: str) -> Steps[Score]:
-        """The likelihood of a text. Generations may stand still until it is over."""
+        """Compute the likelihood of a text. Generations may pause until it is done."""
 
     def embed(self, texts: Sequence[str]) -> Steps[Embeddings]: ...
 
     def infer(
         self, inputs: Sequence[TensorValue], on_cancel: OnCancel | None = None
     ) -> list[TensorValue]:
-        """One call; ended early it raises."""
+        """Run the model once; raise RuntimeFault if the call was ended early."""
 
     def tensors(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        """Declared inputs and outputs; empty for text generation."""
+        """Return the declared inputs and outputs; empty for text generation."""
 
     def memory_bytes(self) -> int:
-        """Weights, KV cache and compute buffers as loaded, as well as the runtime can tell."""
+        """Return the bytes of weights, KV cache and compute buffers, as the runtime counts them."""
 
     def close(self) -> None: ...
 
@@ -229,16 +233,16 @@ class Inspector(Protocol):
     """Bounded, safe reading of a model file."""
 
     def inspect(self, path: Path) -> Inspection:
-        """Raises UnsafeFileError; reads the header, never the weights."""
+        """Read the header, never the weights; raise UnsafeFileError for a malformed file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """How a variant is made of its source; a runtime refuses the options that it does not know.
+    """Recipe for making a variant from its source. Runtimes refuse options that they lack.
 
-    ``calibration`` is what the model usually reads, a text or an .npz of inputs, from which a
-    scheme learns what matters. ``prune_layers`` leaves whole layers out, ``sparsity`` sets that
-    fraction of each matrix to zero, its smallest values. ``block_size`` values share a scale.
+    ``calibration`` is typical input (a text, or an .npz of inputs) from which the scheme measures
+    which weights matter. ``prune_layers`` removes whole layers. ``sparsity`` is the fraction of
+    each matrix, its smallest values, that is set to zero. ``block_size`` values share a scale.
     """
 
     name: str
@@ -249,49 +253,49 @@ class Scheme:
 
 
 class Quantizer(Protocol):
-    """Makes variants from a source file."""
+    """Converter from a source file to variants."""
 
     @property
     def schemes(self) -> tuple[str, ...]:
-        """Names of schemes, from about the largest variants to the smallest."""
+        """Names of schemes, roughly from the largest variants to the smallest."""
 
     def calibrates(self, scheme: str) -> bool:
-        """Whether a scheme of this name can use calibration data."""
+        """Return True if the scheme can use calibration data."""
 
     def quantize(self, source: Path, scheme: Scheme, destination: Path, progress: Progress) -> None:
-        """Writes ``destination`` whole or not at all; raises QuantizeError."""
+        """Write ``destination`` completely or not at all; raise QuantizeError."""
 
     def predict_size(self, source: Path, scheme: Scheme) -> int:
-        """About how many bytes that would have; 0: only making it tells. Raises QuantizeError."""
+        """Return the approximate bytes of the result, 0 if unpredictable; raise QuantizeError."""
 
 
 class Runtime(Protocol):
-    """What an entry point gives. Attributes must be cheap: the engine is imported on ``load``."""
+    """Object that an entry point loads. Attributes are cheap: only ``load`` imports the engine."""
 
     name: str
     # File ending (without the dot) of the main file, for instance gguf.
     format: str
-    # Names of the small files beside the main one that the engine reads too.
+    # Names of the small files beside the main one that the engine also reads.
     side_files: tuple[str, ...]
 
     def version(self) -> str | None:
-        """The installed engine's version, or None when this box cannot load it."""
+        """Return the installed engine's version, or None if this device cannot load it."""
 
     def inspector(self) -> Inspector: ...
 
     def quantizer(self) -> Quantizer: ...
 
     def prepare(self) -> None:
-        """Imports the engine's code, so that what comes after is a model's own memory."""
+        """Import the engine's code, so that memory measured afterwards belongs to the model."""
 
     def load(self, spec: LoadSpec) -> Engine:
-        """Raises LoadError, or UnsafeFileError for files that the engine's code must not see."""
+        """Load a model; raise LoadError, or UnsafeFileError before native code reads the files."""
 
     def check_adapter(self, adapter: Inspection, base: Inspection) -> None:
-        """Raises UnsupportedModelError unless the adapter fits the base."""
+        """Raise UnsupportedModelError unless the adapter fits the base."""
 
     def estimate_memory(self, inspection: Inspection, size_bytes: int, context_length: int) -> int:
-        """Predicted peak bytes: weights, KV cache at the context length, compute buffers."""
+        """Predict peak bytes: weights, KV cache at the context length, compute buffers."""
 
     def decode_bytes(self, inspection: Inspection) -> dict[str, int]:
-        """Bytes of weights that one generated token reads, by type; empty: it cannot be told."""
+        """Return the bytes of weights read per generated token, by type; empty if unknown."""

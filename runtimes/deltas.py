@@ -1,7 +1,7 @@
-"""``python -m runtimes.deltas BASE TARGET DESTINATION``: a delta, made in a process of its own.
+"""``python -m runtimes.deltas BASE TARGET DESTINATION``: make a delta in a separate process.
 
-Both files come from publishers, so whoever starts this may bound and kill it. It prints the delta's
-size; files that no runtime can read are compared as bytes.
+Both files come from publishers, so the caller can limit and kill this process. It prints the
+delta's size in bytes. Files that no runtime can read are compared as bytes.
 """
 
 import contextlib
@@ -20,19 +20,19 @@ from runtimes.errors import UnsafeFileError
 # Two segments, their tables, and the headers of two files.
 MAX_DATA_BYTES: Final = 1 << 30
 NICENESS: Final = 10
-# If nobody is left to end it.
+# A bound in case the process outlives its caller.
 MAX_CPU_SECONDS: Final = 3600
 
 
 def side(path: Path) -> Side:
-    """A file with its digest and with the tensors that lie in it."""
+    """Return a file with its digest and the tensors that it contains."""
     with path.open("rb") as source:
         digest = hashlib.file_digest(source, "sha256").digest()
     return Side(path, digest, _tensors(path))
 
 
 def _tensors(path: Path) -> list[Tensor]:
-    """As the first runtime that can read the file finds them."""
+    """Return the tensors of a file as found by the first runtime that can read it."""
     for name in registry.names():
         try:
             inspection = registry.find(name).inspector().inspect(path)

@@ -1,10 +1,10 @@
-"""How a process ended, in words."""
+"""Describe how a process ended."""
 
 import signal
 
 
 def ending_of(return_code: int) -> str:
-    """Of what subprocess gives; real-time signals have a number and no name."""
+    """Describe a return code of ``subprocess``; real-time signals have a number but no name."""
     if return_code >= 0:
         return f"exited with code {return_code}"
     try:

@@ -1,11 +1,11 @@
-"""Every error that a runtime raises; each says what was wrong and what to do next."""
+"""Every error that a runtime raises, each with a message and advice on what to do next."""
 
 
 class RuntimeFault(Exception):  # noqa: N818 - RuntimeError is taken, and these are its kin
-    """Something a runtime could not or would not do.
+    """A runtime failed or refused to do something.
 
-    ``advice`` is the next step in one sentence; ``retryable`` tells whether the same call may
-    succeed later.
+    ``advice`` is the next step in one sentence; ``retryable`` is true if the same call may succeed
+    later.
     """
 
     retryable = False
@@ -16,15 +16,15 @@ class RuntimeFault(Exception):  # noqa: N818 - RuntimeError is taken, and these 
 
 
 class UnsafeFileError(RuntimeFault):
-    """A file is not what its name says, is malformed, or asks for more than is allowed."""
+    """A file is malformed, is not of the kind its name claims, or exceeds a limit."""
 
 
 class InspectionDiedError(UnsafeFileError):
-    """Reading a file hung, took too much memory, or crashed: its process is gone."""
+    """The inspecting process hung, exceeded its memory, or crashed, and has ended."""
 
 
 class UnsupportedModelError(RuntimeFault):
-    """The file is sound, but this runtime cannot run it or not in this way."""
+    """The file is valid, but this runtime cannot run it, or not in this way."""
 
 
 class QuantizeError(RuntimeFault):
@@ -32,15 +32,15 @@ class QuantizeError(RuntimeFault):
 
 
 class BuildError(RuntimeFault):
-    """A model version cannot be built as asked."""
+    """A model version cannot be built as requested."""
 
 
 class VariantFailedError(BuildError):
-    """A variant was made, and cannot be run as its source can."""
+    """A variant was made, but does not run as its source does."""
 
 
 class NotANumberError(BuildError):
-    """A model predicts what no figure of quality can be made of: NaN, or the impossible."""
+    """A model predicts NaN or infinity, from which no quality can be computed."""
 
 
 class LoadError(RuntimeFault):
@@ -48,8 +48,8 @@ class LoadError(RuntimeFault):
 
 
 class InvalidInputError(RuntimeFault):
-    """A request the model cannot answer: too long, wrong shape, wrong type, unknown name."""
+    """The model cannot answer the request: too long, wrong shape, wrong type, unknown name."""
 
 
 class ContextExceededError(InvalidInputError):
-    """A prompt or text that the model's context does not hold."""
+    """A prompt or text is longer than the model's context."""

@@ -1,4 +1,4 @@
-"""What a model predicts, where that is known: a text's next tokens, a classifier's rows."""
+"""Predictions of a model on known data: next tokens of a text, or rows of a classifier."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ from typing import Any, Protocol, runtime_checkable
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """Rows of logits or scores (float32), a row for each of ``targets`` (int64): what was right.
+    """Rows of logits or scores (float32), one for each correct answer in ``targets`` (int64).
 
-    They hold until the next ones are asked for: at most some dozen rows are in memory at once.
-    ``done`` is the part of the data that is behind them, 0 to 1.
+    They are valid until the next ones are requested, so that only a few dozen rows are in memory at
+    once. ``done`` is the fraction of the data processed so far, 0 to 1.
     """
 
     targets: Any
@@ -20,7 +20,7 @@ class Predictions:
 
 @runtime_checkable
 class PredictsText(Protocol):
-    """An engine that shows its predictions, as engines of text do."""
+    """An engine that exposes its predictions, as text engines do."""
 
     def predictions(self, text: str) -> Iterator[Predictions]:
-        """One for each token of a text but the first; raises InvalidInputError."""
+        """Yield a row for each token of a text except the first; raise InvalidInputError."""

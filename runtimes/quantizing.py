@@ -1,4 +1,4 @@
-"""What every quantizer does alike: it checks what is asked, and writes whole files or none."""
+"""Checks and file handling shared by the quantizers of all runtimes."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class _TextLine(Struct, frozen=True):
-    """What else a line says does not matter."""
+    """A line of a calibration file; other fields are ignored."""
 
     text: str
 
@@ -27,7 +27,7 @@ class _TextLine(Struct, frozen=True):
 def check_scheme(
     runtime: str, scheme: Scheme, schemes: Collection[str], options: Collection[str] = ()
 ) -> None:
-    """QuantizeError for a scheme that the runtime lacks, or an option that it does not know."""
+    """Raise QuantizeError if the runtime lacks the scheme or one of its options."""
     if scheme.name not in schemes:
         raise QuantizeError(
             f"{runtime} has no scheme {scheme.name!r}",
@@ -42,19 +42,19 @@ def check_scheme(
     unknown = [option for option, is_given in given.items() if is_given and option not in options]
     if unknown:
         raise QuantizeError(
-            f"{runtime} knows no {unknown[0]} for {scheme.name}",
-            advice=f"It knows: {', '.join(sorted(options)) or 'no options'}.",
+            f"{runtime} does not support {unknown[0]} with {scheme.name}",
+            advice=f"Supported options: {', '.join(sorted(options)) or 'none'}.",
         )
     if not 0 <= scheme.sparsity < 1:
         raise QuantizeError(
-            f"a sparsity of {scheme.sparsity} leaves no model",
-            advice="Give the fraction of values to drop, from 0 to below 1.",
+            f"the sparsity is {scheme.sparsity}; it must be at least 0 and below 1",
+            advice="Give the fraction of values to set to zero.",
         )
 
 
 @contextlib.contextmanager
-def making(scheme: Scheme, destination: Path, progress: Progress) -> Iterator[Path]:
-    """A path to write to, which takes the destination's place once it is whole and on the disk."""
+def atomic_output(scheme: Scheme, destination: Path, progress: Progress) -> Iterator[Path]:
+    """Yield a temporary path; sync it to disk and rename it to ``destination`` on success."""
     what = f"quantizing to {scheme.name}"
     half_made = destination.with_name(f".{destination.name}.part")
     progress(what, 0.0)
@@ -69,22 +69,22 @@ def making(scheme: Scheme, destination: Path, progress: Progress) -> Iterator[Pa
 
 
 def read_calibration(path: Path) -> bytes:
-    """The file, bounded; QuantizeError."""
+    """Read a calibration file; raise QuantizeError if it is missing, empty or too large."""
     if not path.is_file() or not 0 < path.stat().st_size <= MAX_CALIBRATION_BYTES:
         raise QuantizeError(
-            f"{path} is not a file of 1 to {MAX_CALIBRATION_BYTES} bytes",
-            advice="Give a text for a language model, an .npz of inputs for another.",
+            f"the calibration data {path} is not a file of 1 to {MAX_CALIBRATION_BYTES:,} bytes",
+            advice="Give a text for a language model, an .npz of inputs for other models.",
         )
     return path.read_bytes()
 
 
 def read_text(path: Path) -> str:
-    """A calibration text, or the ``text`` of every line of a .jsonl file; QuantizeError."""
+    """Read a calibration text, or the ``text`` of each line of a .jsonl; raise QuantizeError."""
     try:
         text = read_calibration(path).decode()
     except UnicodeDecodeError as error:
         raise QuantizeError(
-            f"{path} is not UTF-8 text", advice="A language model is calibrated on text."
+            f"{path} is not UTF-8 text", advice="Give UTF-8 text to calibrate a language model."
         ) from error
     if path.suffix != JSON_LINES:
         return text
@@ -92,11 +92,11 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path, text: str | bytes, kind: type[T]) -> list[T]:
-    """Every line of a .jsonl file as what it should be; QuantizeError."""
+    """Decode every line of a .jsonl file as ``kind``; raise QuantizeError."""
     try:
         return msgspec.json.Decoder(kind).decode_lines(text)
     except msgspec.MsgspecError as error:
         raise QuantizeError(
-            f"a line of {path} is not as expected: {error}",
-            advice='Texts are lines of {"text": "..."}, inputs of {"INPUT": [...], ...}.',
+            f"a line of {path} has an unexpected form: {error}",
+            advice='Write texts as {"text": "..."} and inputs as {"INPUT": [...], ...}.',
         ) from error

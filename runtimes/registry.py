@@ -1,6 +1,6 @@
-"""Which runtimes there are, found by the entry point group ``flotilla.runtimes``.
+"""Installed runtimes, found by the entry point group ``flotilla.runtimes``.
 
-Nothing here imports an engine: the agent's daemon asks what a box could load and stays small.
+This module imports no engine, because the agent's daemon uses it and must stay small.
 """
 
 from functools import cache
@@ -27,22 +27,22 @@ def _locations() -> dict[str, str]:
 
 
 def names() -> tuple[str, ...]:
-    """Every runtime that is installed, loadable here or not."""
+    """Return the names of all installed runtimes, loadable on this device or not."""
     return tuple(_runtimes())
 
 
 def advised() -> tuple[str, ...]:
-    """Those to tell people of: the fake one is for tests, and only where it is switched on."""
+    """Return the runtimes to mention in messages; the fake one only if it is switched on."""
     return tuple(name for name, runtime in _runtimes().items() if name != FAKE or runtime.version())
 
 
 def advised_endings() -> str:
-    """The endings of their files, as a sentence names them."""
+    """Return the file endings of the advised runtimes as a comma-separated list."""
     return ", ".join(sorted(f".{_runtimes()[name].format}" for name in advised()))
 
 
 def find(name: str) -> Runtime:
-    """The runtime of this name; UnsupportedModelError when there is none."""
+    """Return the runtime of this name; raise UnsupportedModelError if it is not installed."""
     try:
         return _runtimes()[name]
     except KeyError:
@@ -52,12 +52,12 @@ def find(name: str) -> Runtime:
 
 
 def location(name: str) -> str:
-    """Where a runtime is imported from, as MODULE:ATTRIBUTE; for another process."""
+    """Return the import path of a runtime, MODULE:ATTRIBUTE, for use in another process."""
     return _locations()[find(name).name]
 
 
 def find_by_format(ending: str) -> Runtime:
-    """The runtime whose files end so (no dot); UnsupportedModelError when there is none."""
+    """Return the runtime for a file ending (without the dot); raise UnsupportedModelError."""
     for runtime in _runtimes().values():
         if runtime.format == ending:
             return runtime
@@ -68,6 +68,6 @@ def find_by_format(ending: str) -> Runtime:
 
 
 def available() -> dict[str, str]:
-    """Name and version of every runtime that this box can load."""
+    """Return name and version of every runtime that this device can load."""
     versions = {name: runtime.version() for name, runtime in _runtimes().items()}
     return {name: version for name, version in versions.items() if version is not None}

@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol: their datatypes and whether they are whole.
+"""Tensors of the Open Inference Protocol: datatypes, and checks of inputs.
 
 https://github.com/open-inference/open-inference-protocol, "Tensor Data Types".
 """
@@ -30,12 +30,13 @@ DATATYPE_BYTES: Final = {
 
 
 def check_inputs(inputs: Sequence[TensorValue], declared: Sequence[TensorSpec]) -> None:
-    """InvalidInputError unless the inputs are exactly those that the model declares."""
+    """Raise InvalidInputError unless the inputs are exactly those that the model declares."""
     names = [value.name for value in inputs]
     expected = {spec.name: spec for spec in declared}
     if sorted(names) != sorted(expected):
         raise InvalidInputError(
-            f"the inputs are {_listed(names)}", advice=f"Send exactly {_listed(list(expected))}."
+            f"the request has the inputs {_listed(names)}",
+            advice=f"Send exactly {_listed(list(expected))}.",
         )
     for value in inputs:
         _check_input(value, expected[value.name])
@@ -59,9 +60,9 @@ def _check_input(value: TensorValue, spec: TensorSpec) -> None:
     size = math.prod(value.shape) * DATATYPE_BYTES[spec.datatype]
     if size > MAX_TENSOR_BYTES or len(value.data) != size:
         raise InvalidInputError(
-            f"input {spec.name!r} has {len(value.data)} bytes, its shape {list(value.shape)} "
-            f"needs {size}",
-            advice=f"Send row-major data of at most {MAX_TENSOR_BYTES} bytes.",
+            f"input {spec.name!r} has {len(value.data):,} bytes; its shape {list(value.shape)} "
+            f"needs {size:,}",
+            advice=f"Send row-major data of at most {MAX_TENSOR_BYTES:,} bytes.",
         )
 
 

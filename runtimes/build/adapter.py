@@ -1,4 +1,4 @@
-"""From a LoRA file to an adapter that releases name: ``adapter.json``, and the file beside it."""
+"""Build an adapter from a LoRA file: ``adapter.json``, and the file beside it."""
 
 import shutil
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ ADAPTER_FILE: Final = "adapter.json"
 
 @dataclass(frozen=True, slots=True)
 class AdapterRequest:
-    """``label`` is what requests choose it by; ``base`` a folder with a built model."""
+    """An adapter to build. Requests choose it by ``label``; ``base`` is a built model's folder."""
 
     source: Path
     base: Path
@@ -33,7 +33,10 @@ class AdapterRequest:
 
 
 def build_adapter(request: AdapterRequest) -> Adapter:
-    """Binds an adapter to every variant of the base that it fits; BuildError, UnsafeFileError."""
+    """Bind an adapter to every variant of the base that it fits.
+
+    Raises BuildError or UnsafeFileError.
+    """
     source = open_source(request.source)
     bases = _fitting(source.runtime, source.inspection, request.base)
     _check_destination(request)
@@ -52,8 +55,8 @@ def build_adapter(request: AdapterRequest) -> Adapter:
             adapter = msgspec.json.decode(msgspec.json.encode(adapter), type=Adapter)
         except msgspec.ValidationError as error:
             raise BuildError(
-                f"this is not a sound adapter: {error}",
-                advice="Names are lower-case publisher/name; labels have at most 63 characters.",
+                f"the adapter's description is invalid: {error}",
+                advice="Write names as lower-case publisher/name, labels in at most 63 characters.",
             ) from error
         document = msgspec.json.format(msgspec.json.encode(adapter), indent=1)
         (folder / ADAPTER_FILE).write_bytes(document)
@@ -64,7 +67,7 @@ def build_adapter(request: AdapterRequest) -> Adapter:
 
 
 def _fitting(runtime: Runtime, adapter: Inspection, base: Path) -> list[str]:
-    """Digests of the base's files that the adapter fits."""
+    """Return the digests of the base's files that the adapter fits."""
     model = read_model(base)
     if model is None:
         raise BuildError(
@@ -87,7 +90,7 @@ def _fitting(runtime: Runtime, adapter: Inspection, base: Path) -> list[str]:
             else:
                 digests.append(file.sha256)
     if not digests:
-        reason = misfits[0] if misfits else f"it has none for {runtime.name}"
+        reason = misfits[0] if misfits else f"the base has no variant for {runtime.name}"
         raise BuildError(
             f"the adapter fits no variant of {model.reference}; {reason}",
             advice="Give the base that it was trained on.",
@@ -102,6 +105,6 @@ def _check_destination(request: AdapterRequest) -> None:
     is_adapter = (out / ADAPTER_FILE).is_file()
     if not out.is_dir() or (any(out.iterdir()) and not (is_adapter and request.force)):
         raise BuildError(
-            f"{out} is there already",
+            f"{out} exists already",
             advice="Give --out a new folder, or --force to replace an adapter.",
         )

@@ -1,4 +1,4 @@
-"""Chunk indexes of a variant's files, cut where its runtime says that tensors lie."""
+"""Chunk indexes of a variant's files, cut at tensor boundaries."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +11,10 @@ from runtimes.registry import location
 
 
 def index_files(runtime: Runtime, paths: Mapping[str, Path]) -> dict[str, ChunkIndex]:
-    """The index of every file of a variant, by its name in the manifest.
+    """Index every file of a variant; return the indexes by the files' names in the manifest.
 
-    Whoever builds a model and whoever checks it must use this: the cut is part of what is signed.
-    Models are inspected in a process of their own; UnsafeFileError for one that is refused there.
+    The cut is part of the signed manifest, so building and checking must both call this function.
+    Models are inspected in a separate process; raises UnsafeFileError if that refuses one.
     """
     spans: dict[str, list[Span]] = {name: [] for name in paths}
     for name, path in paths.items():

@@ -1,4 +1,4 @@
-"""The manifest of a model version, checked by its own schema and rules."""
+"""Write the manifest of a model version, checked against its schema and rules."""
 
 import contextlib
 import hashlib
@@ -18,7 +18,7 @@ from runtimes.evaluation.quality import dataset_name
 
 
 def described(request: BuildRequest, task: Task, variants: Sequence[Variant]) -> ModelVersion:
-    """A sound model version, or BuildError."""
+    """Return a valid model version; raise BuildError."""
     model = ModelVersion(
         name=request.name,
         version=request.version,
@@ -35,17 +35,19 @@ def described(request: BuildRequest, task: Task, variants: Sequence[Variant]) ->
         raise BuildError(str(error), advice=error.advice) from error
     except msgspec.ValidationError as error:
         raise BuildError(
-            f"this is not a sound model version: {error}",
-            advice="Names are lower-case publisher/name; labels have at most 63 characters.",
+            f"the model version's description is invalid: {error}",
+            advice="Write names as lower-case publisher/name, labels in at most 63 characters.",
         ) from error
     return model
 
 
 def check_names(request: BuildRequest) -> None:
-    """Refuses early what ``described`` would refuse after hours of work."""
+    """Raise early the errors that ``described`` would raise after hours of work."""
     names = [variant.name for variant in request.variants]
     if len(set(names)) != len(names) or not (names or request.search):
-        raise BuildError(f"the variants are {names}", advice="Give each its own name.")
+        raise BuildError(
+            f"the variants are {names}", advice="Give at least one, each with its own name."
+        )
     described(request, request.task or Task.TENSOR, [_probe(name) for name in names or ["x"]])
 
 
@@ -63,9 +65,10 @@ def described_files(runtime: Runtime, paths: Sequence[Path]) -> tuple[File, ...]
 
 
 def context_bytes(runtime: Runtime, inspection: Inspection, size: int, context_length: int) -> int:
-    """What each token of context takes at least, so that a shorter one never saves less.
+    """Return the least bytes per token of context: the slope that a smaller context always saves.
 
-    The estimate is no straight line: buffers grow with the context up to a pass, and less beyond.
+    The estimate is not linear, because buffers grow with the context only up to one pass, so the
+    smallest slope to several shorter contexts is taken.
     """
     whole = runtime.estimate_memory(inspection, size, context_length)
     return min(
@@ -80,18 +83,18 @@ def context_bytes(runtime: Runtime, inspection: Inspection, size: int, context_l
 
 
 def recipe_of(scheme: Scheme) -> str:
-    """A scheme's options in words; empty when it has none."""
-    said = []
+    """Describe a scheme's options; return an empty string if it has none."""
+    parts = []
     if scheme.calibration is not None:
         with contextlib.suppress(OSError):
-            said.append(f"calibrated on {dataset_name(scheme.calibration)}")
+            parts.append(f"calibrated on {dataset_name(scheme.calibration)}")
     if scheme.prune_layers:
-        said.append(f"without layers {', '.join(map(str, sorted(scheme.prune_layers)))}"[:500])
+        parts.append(f"without layers {', '.join(map(str, sorted(scheme.prune_layers)))}"[:500])
     if scheme.sparsity:
-        said.append(f"sparsity {scheme.sparsity:g}")
+        parts.append(f"sparsity {scheme.sparsity:g}")
     if scheme.block_size:
-        said.append(f"blocks of {scheme.block_size}")
-    return "; ".join(said)
+        parts.append(f"blocks of {scheme.block_size}")
+    return "; ".join(parts)
 
 
 def _probe(name: str) -> Variant:

@@ -1,4 +1,4 @@
-"""What an embedding model's source says of some texts: what a release expects of its variants."""
+"""Expected vectors of an embedding model: its source's answers, for a release's checks."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -13,27 +13,27 @@ from runtimes.evaluation.quality import Evaluation, texts_of
 from runtimes.predictions import Predictions
 
 MAX_TEXTS: Final = 8
-# In characters; a passage says as much of an encoder as a book does.
+# In characters: a short passage tests an encoder as well as a long one.
 _LONGEST_TEXT: Final = 1024
-# Far finer than what any variant keeps, and half as long to write as all digits.
+# Finer than the precision of any variant, and half as long to write as all digits.
 _DIGITS: Final = 6
 
 
 class Expected(Struct, frozen=True):
-    """The file: what a check of embeddings in release.yaml reads."""
+    """Contents of the file that a check of embeddings in release.yaml reads."""
 
     expected: tuple[Embedding, ...]
 
 
-def write_expected(path: Path, evaluation: Evaluation, said: Iterable[Predictions]) -> None:
-    """The first texts with what was said of them; no file when nothing was, or all are long."""
-    expected = tuple(islice(_embeddings(texts_of(evaluation), said), MAX_TEXTS))
+def write_expected(path: Path, evaluation: Evaluation, predictions: Iterable[Predictions]) -> None:
+    """Write the first texts with their vectors; write no file if there is none short enough."""
+    expected = tuple(islice(_embeddings(texts_of(evaluation), predictions), MAX_TEXTS))
     if expected:
         path.write_bytes(msgspec.json.format(msgspec.json.encode(Expected(expected)), indent=0))
 
 
-def _embeddings(texts: list[str], said: Iterable[Predictions]) -> Iterator[Embedding]:
-    for some in said:
+def _embeddings(texts: list[str], predictions: Iterable[Predictions]) -> Iterator[Embedding]:
+    for some in predictions:
         for number, row in zip(some.targets, some.rows, strict=True):
             text = texts[int(number)]
             if len(text) <= _LONGEST_TEXT:

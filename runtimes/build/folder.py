@@ -1,4 +1,4 @@
-"""The folder of a built model: whole, or what was there before."""
+"""The folder of a built model, replaced as a whole or not at all."""
 
 import contextlib
 import hashlib
@@ -16,9 +16,9 @@ from runtimes.build.request import BuildRequest
 from runtimes.errors import BuildError
 
 MODEL_FILE: Final = "model.json"
-# What was tried, and the digest of all that it was tried with; beside models built by recipe.
+# The attempts and the digest of their inputs; written only for models built by recipe.
 REPORT_FILE: Final = "report.json"
-# What a release may expect of an embedding model; beside those that were measured.
+# Reference vectors for a release's checks; written only for embedding models that were compared.
 EXPECTED_FILE: Final = "expected.json"
 
 
@@ -27,25 +27,26 @@ class _Report(Struct, frozen=True):
 
 
 def check_destination(request: BuildRequest) -> None:
-    """Refuses early what ``put_in_place`` would refuse."""
+    """Raise early the BuildError that ``put_in_place`` would raise."""
     out = request.out
     if not out.exists():
         return
     if not out.is_dir() or (any(out.iterdir()) and not (out / MODEL_FILE).is_file()):
         raise BuildError(
-            f"{out} is there, and is no built model", advice="Give --out a new folder."
+            f"{out} exists and is not the folder of a built model",
+            advice="Give --out a new folder.",
         )
-    there = read_model(out)
-    held = there.reference if there else "an unreadable model"
+    model = read_model(out)
+    existing = model.reference if model else "an unreadable model"
     is_built = (out / MODEL_FILE).is_file()
-    if not request.force and is_built and held != f"{request.name}@{request.version}":
+    if not request.force and is_built and existing != f"{request.name}@{request.version}":
         raise BuildError(
-            f"{out} holds {held} already", advice="Give --out a new folder, or --force."
+            f"{out} already contains {existing}", advice="Give --out a new folder, or --force."
         )
 
 
 def read_model(out: Path) -> ModelVersion | None:
-    """The model that a folder holds; None when that cannot be told."""
+    """Return the model in a folder, or None if there is no readable one."""
     try:
         return msgspec.json.decode((out / MODEL_FILE).read_bytes(), type=ModelVersion)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
@@ -53,7 +54,7 @@ def read_model(out: Path) -> ModelVersion | None:
 
 
 def made_of(out: Path, inputs: str) -> bool:
-    """Whether the folder was made of just these inputs."""
+    """Return True if the folder was built from exactly these inputs."""
     try:
         report = msgspec.json.decode((out / REPORT_FILE).read_bytes(), type=_Report)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
@@ -62,15 +63,15 @@ def made_of(out: Path, inputs: str) -> bool:
 
 
 def is_whole(out: Path, model: ModelVersion) -> bool:
-    """Whether every file of the model lies there, byte for byte."""
+    """Return True if every file of the model is there with the right digest."""
     return all(
-        _is(out / variant.name / file.name, file)
+        _is_intact(out / variant.name / file.name, file)
         for variant in model.variants
         for file in variant.files
     )
 
 
-def _is(path: Path, file: File) -> bool:
+def _is_intact(path: Path, file: File) -> bool:
     if not path.is_file() or path.stat().st_size != file.size:
         return False
     with path.open("rb") as stream:
@@ -83,16 +84,18 @@ def same_model(out: Path, data: bytes) -> bool:
 
 
 def put_in_place(folder: Path, request: BuildRequest, *, replace: bool) -> None:
-    """Moves a finished folder to its place; BuildError unless it may replace what is there."""
+    """Move a finished folder to its destination; raise BuildError if that must not be replaced."""
     out = request.out
     if not out.exists() or not any(out.iterdir()):
         folder.replace(out)
         return
     if not replace:
         raise BuildError(
-            f"{out} holds another build of {request.name}@{request.version}",
+            f"{out} contains another build of {request.name}@{request.version}",
             advice="A version is immutable once published: give a new --version, or --force.",
         )
+    # Two renames, as rename(2) does not replace a folder that has files. After a crash between
+    # them, the old build is in the .old folder.
     old = folder.with_suffix(".old")
     out.replace(old)
     folder.replace(out)
@@ -101,11 +104,12 @@ def put_in_place(folder: Path, request: BuildRequest, *, replace: bool) -> None:
 
 @contextlib.contextmanager
 def half_made(out: Path) -> Iterator[Path]:
-    """A folder beside the destination, which is gone afterwards unless it was moved there."""
+    """Yield a folder beside the destination; remove it at the end unless it was moved there."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    for left_behind in out.parent.glob(f".{out.name}.*.part"):
-        if not Path(f"/proc/{left_behind.name.split('.')[-2]}").exists():
-            shutil.rmtree(left_behind, ignore_errors=True)
+    # The process id in the name shows whether the build that made the folder still runs.
+    for abandoned in out.parent.glob(f".{out.name}.*.part"):
+        if not Path(f"/proc/{abandoned.name.split('.')[-2]}").exists():
+            shutil.rmtree(abandoned, ignore_errors=True)
     folder = out.parent / f".{out.name}.{os.getpid()}.part"
     folder.mkdir()
     try:

@@ -1,4 +1,4 @@
-"""What a variant must be to be kept: how small, and how near to its source."""
+"""Goals that a variant must meet: limits of size, memory and degradation."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,12 +9,12 @@ from artifact.manifest import Variant
 from artifact.sizes import in_bytes
 from runtimes.evaluation.comparison import Comparison
 
-# Tells a near miss from its limit.
-_told: Final = partial(in_bytes, decimals=2)
+# Two decimals, so that a near miss prints differently from its limit.
+_formatted: Final = partial(in_bytes, decimals=2)
 
 
 class Metric(StrEnum):
-    """What can be worse in a variant than in its source."""
+    """Metrics by which a variant is compared with its source."""
 
     PERPLEXITY = "perplexity"
     ACCURACY = "accuracy"
@@ -25,7 +25,7 @@ class Metric(StrEnum):
 
 
 class Prioritize(StrEnum):
-    """What a search wants most of: it starts at that end."""
+    """The end of the candidates, best or smallest, at which a search starts."""
 
     QUALITY = "quality"
     SIZE = "size"
@@ -33,7 +33,7 @@ class Prioritize(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Degradation:
-    """How much worse a metric may be than the source's: as a fraction of that, or plainly."""
+    """Limit of how much worse a metric may be: a fraction of the source's value, or absolute."""
 
     metric: Metric
     relative: float | None = None
@@ -42,7 +42,10 @@ class Degradation:
 
 @dataclass(frozen=True, slots=True)
 class Goals:
-    """All of them must be met; 0 is no limit. Memory is the larger of predicted and measured."""
+    """Limits that a variant must all meet; 0 is no limit.
+
+    Memory is the larger of predicted and measured bytes.
+    """
 
     max_degradation: tuple[Degradation, ...] = ()
     max_size_bytes: int = 0
@@ -51,26 +54,31 @@ class Goals:
 
     @property
     def smallest_first(self) -> bool:
-        """By itself a search for what is good enough begins small, one for what fits large."""
+        """True if the search starts with the smallest candidate.
+
+        Without ``prioritize``, a search with a degradation limit starts small, because the first
+        variant that is good enough is then the smallest; a search with only size limits starts
+        large.
+        """
         if self.prioritize is None:
             return bool(self.max_degradation)
         return self.prioritize is Prioritize.SIZE
 
 
 def miss_of_size(goals: Goals, size_bytes: int, memory_bytes: int = 0) -> str:
-    """What is too large; empty when nothing is."""
+    """Describe which limit of size or memory is exceeded; return an empty string if none is."""
     if goals.max_size_bytes and size_bytes > goals.max_size_bytes:
-        return f"{_told(size_bytes)} is more than max-size {_told(goals.max_size_bytes)}"
+        return f"{_formatted(size_bytes)} is more than max-size {_formatted(goals.max_size_bytes)}"
     if goals.max_memory_bytes and memory_bytes > goals.max_memory_bytes:
         return (
-            f"it needs {_told(memory_bytes)} of memory, more than max-memory "
-            f"{_told(goals.max_memory_bytes)}"
+            f"it needs {_formatted(memory_bytes)} of memory, more than max-memory "
+            f"{_formatted(goals.max_memory_bytes)}"
         )
     return ""
 
 
 def miss_of_quality(goals: Goals, variant: Variant, comparison: Comparison) -> str:
-    """What is too bad, or was not measured; empty when nothing is."""
+    """Describe the first goal that is missed or unmeasurable; return an empty string if all met."""
     if missed := miss_of_size(goals, variant.size_bytes, variant.measured_memory_bytes):
         return missed
     for goal in goals.max_degradation:
@@ -92,7 +100,7 @@ def miss_of_quality(goals: Goals, variant: Variant, comparison: Comparison) -> s
 
 
 def _values(metric: Metric, comparison: Comparison) -> tuple[float, float, float] | None:
-    """By how much it is worse, the source's value, the variant's."""
+    """Return the degradation, the source's value and the variant's, or None if not measured."""
     divergence = comparison.divergence
     if metric in {Metric.MEAN_KL, Metric.DISAGREEMENT}:
         if divergence is None:

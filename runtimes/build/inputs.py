@@ -1,4 +1,4 @@
-"""The digest of everything that a build depends on: the same digest, the same build."""
+"""Digest of everything that a build depends on; equal digests mean equal builds."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ from runtimes.build.source import Source
 def digest_of_inputs(
     request: BuildRequest, sources: Sequence[Source], variants: Sequence[VariantRequest]
 ) -> str:
-    """SHA-256 over files, request, and the engines' versions."""
+    """Return the SHA-256 over the files, the request and the engines' versions."""
     document = {
         "flotilla": version("flotilla"),
         "sources": [

@@ -38,7 +38,11 @@ from runtimes.evaluation.quality import read_evaluation
 
 
 def build(request: BuildRequest, report: Report) -> BuildResult:
-    """Builds a model version; BuildError, QuantizeError, UnsafeFileError, LoadError."""
+    """Build a model version.
+
+    Raises BuildError, QuantizeError, UnsafeFileError or LoadError; the destination is unchanged
+    then.
+    """
     check_names(request)
     check_search(request)
     check_destination(request)
@@ -47,7 +51,7 @@ def build(request: BuildRequest, report: Report) -> BuildResult:
     candidates = [VariantCandidate(one, _choose_source(one, sources)) for one in request.variants]
     if not candidates:
         candidates = list(all_schemes(sources, request))
-    # Vectors are neither good nor bad but beside those of the source.
+    # Embeddings have no quality by themselves: it is their cosine to the source's.
     compares = request.compare or (request.evaluation and task is Task.EMBEDDING)
     if request.goals or compares:
         return _build_by_recipe(request, task, sources, candidates, report)
@@ -67,20 +71,21 @@ def _build_by_recipe(
     candidates: Sequence[VariantCandidate],
     report: Report,
 ) -> BuildResult:
-    """Nothing is made again that lies there whole, of the same inputs."""
+    """Try candidates against goals; return the existing model if its inputs are the same."""
     inputs = digest_of_inputs(request, sources, [candidate.request for candidate in candidates])
     again = made_of(request.out, inputs)
-    held = read_model(request.out)
-    if again and held and not request.force and is_whole(request.out, held):
-        return BuildResult(held, request.out, unchanged=True)
+    existing = read_model(request.out)
+    if again and existing and not request.force and is_whole(request.out, existing):
+        return BuildResult(existing, request.out, unchanged=True)
     evaluation = read_evaluation(request.evaluation, task) if request.evaluation else None
     with half_made(request.out) as folder:
         maker = VariantMaker(folder, task, request.context_length, evaluation, report)
-        with tempfile.TemporaryDirectory(prefix=".", dir=folder) as spare:
-            search = Search(maker, request, Path(spare))
+        # Beside the result, because predictions of a source may exceed a small /tmp.
+        with tempfile.TemporaryDirectory(prefix=".", dir=folder) as scratch:
+            search = Search(maker, request, Path(scratch))
             kept = search.run(candidates)
             if evaluation is not None and task is Task.EMBEDDING:
-                write_expected(folder / EXPECTED_FILE, evaluation, maker.said())
+                write_expected(folder / EXPECTED_FILE, evaluation, maker.source_predictions())
         if not kept:
             raise GoalsMissedError(tuple(search.attempts))
         _write_report(folder, inputs, search.attempts)
@@ -96,6 +101,7 @@ def _finish(
     *,
     again: bool = False,
 ) -> BuildResult:
+    """Write the manifest and move the folder to its destination, unless the same model is there."""
     model = described(request, task, variants)
     data = msgspec.json.format(msgspec.json.encode(model), indent=1)
     (folder / MODEL_FILE).write_bytes(data)
@@ -115,8 +121,8 @@ def _common_task(sources: Sequence[Source]) -> Task:
     tasks = {source.inspection.task for source in sources}
     if len(tasks) != 1:
         raise BuildError(
-            f"the sources do different things: {', '.join(sorted(tasks))}",
-            advice="Give sources of the same weights, or say which with --task.",
+            f"the sources have different tasks: {', '.join(sorted(tasks))}",
+            advice="Give sources of the same weights, or choose a task with --task.",
         )
     return tasks.pop()
 

@@ -1,4 +1,4 @@
-"""What is asked of a build, and what is told of it."""
+"""Request and result of a build."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from runtimes.build.goals import Goals
 from runtimes.errors import BuildError
 
 Report = Callable[[str, str, float], None]
-"""Called with the variant, what is being done to it, and how much of that is done, 0 to 1."""
+"""Called with the variant, the name of the current step, and the fraction of it done, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class VariantRequest:
-    """A variant to make. Without a runtime, the only source whose runtime knows the scheme."""
+    """A variant to make. If ``runtime`` is empty, exactly one source's runtime has the scheme."""
 
     name: str
     scheme: str | Scheme
@@ -24,18 +24,18 @@ class VariantRequest:
 
     @property
     def how(self) -> Scheme:
-        """The scheme with its options; its name alone means none."""
+        """The scheme as a record; a bare name becomes a scheme without options."""
         return self.scheme if isinstance(self.scheme, Scheme) else Scheme(self.scheme)
 
 
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
-    """What to build. ``task`` and ``context_length`` are the sources' own when not given.
+    """A model version to build. ``task`` and ``context_length`` default to those of the sources.
 
     With ``compare``, every variant is compared with its source on the evaluation data, and its
-    memory measured. Only variants that meet the ``goals`` are kept; with ``search``, the first of
-    each source that does, tried from the end that the goals name. A search without variants tries
-    every scheme, with ``calibration`` where that applies.
+    memory is measured. Only variants that meet the ``goals`` are kept. With ``search``, candidates
+    of each source are tried in the order that the goals give until one meets them. A search without
+    variants tries every scheme, with ``calibration`` where that applies.
     """
 
     sources: tuple[Path, ...]
@@ -57,7 +57,7 @@ class BuildRequest:
 
 
 class AttemptOutcome(StrEnum):
-    """How trying a variant ended."""
+    """Outcome of trying a variant."""
 
     KEPT = "kept"
     MISSED = "missed"
@@ -68,7 +68,7 @@ class AttemptOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A variant that was tried, or left out: with the reason, and what was found of it by then."""
+    """A variant that was tried or skipped, the reason, and its description if it was made."""
 
     name: str
     runtime: str
@@ -80,7 +80,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class BuildResult:
-    """The model as it lies in the folder; ``unchanged`` when the same one was there already."""
+    """The model in the folder; ``unchanged`` if the same one was there before the build."""
 
     model: ModelVersion
     directory: Path
@@ -89,7 +89,7 @@ class BuildResult:
 
 
 class GoalsMissedError(BuildError):
-    """No variant meets the goals; ``attempts`` says what each lacked."""
+    """No variant meets the goals; ``attempts`` has the reason for each."""
 
     def __init__(self, attempts: tuple[Attempt, ...]) -> None:
         tried = [attempt for attempt in attempts if attempt.reason]

@@ -1,4 +1,4 @@
-"""Trying variants against goals, in the order that reaches them soonest."""
+"""Try variants against goals, in the order that reaches the goals soonest."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,44 +12,44 @@ from runtimes.build.source import Source
 from runtimes.build.variants import VariantMaker
 from runtimes.errors import BuildError, QuantizeError, VariantFailedError
 
-# A dry run rounds sizes: only what is clearly too large is not even made.
+# Predicted sizes are rounded: a candidate is skipped only if it is clearly too large.
 _PREDICTION_ERROR = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class VariantCandidate:
-    """A variant to try, and what it is made of."""
+    """A variant to try, and the source to make it from."""
 
     request: VariantRequest
     source: Source
 
 
 def check_search(request: BuildRequest) -> None:
-    """BuildError when the goals cannot steer, or cannot be judged."""
+    """Raise BuildError if the goals set no limit, or cannot be measured."""
     goals = request.goals
     if goals is None:
         if request.search:
             raise BuildError(
-                "a search needs goals to stop at",
+                "a search needs goals, and none were given",
                 advice="Give max-degradation, max-size or max-memory.",
             )
         return
     if not (goals.max_degradation or goals.max_size_bytes or goals.max_memory_bytes):
-        raise BuildError("the goals say nothing", advice="Give at least one limit.")
+        raise BuildError("the goals set no limit", advice="Give at least one limit.")
     if request.search and goals.smallest_first and not goals.max_degradation:
         raise BuildError(
-            "a search for the smallest variant would take any, however bad",
+            "a search for the smallest variant needs a limit of quality, and has none",
             advice="Give max-degradation, or prioritize quality.",
         )
     if request.evaluation is None and (goals.max_degradation or request.compare):
         raise BuildError(
-            "there is nothing to compare variants on",
-            advice="Give evaluation data: a text, or an .npz with labels.",
+            "comparing variants needs evaluation data, and none were given",
+            advice="Give a text, or an .npz with labels.",
         )
 
 
 def all_schemes(sources: Sequence[Source], request: BuildRequest) -> Iterator[VariantCandidate]:
-    """Every scheme that a source's runtime knows, calibrated where that applies."""
+    """Yield a candidate for each scheme of each source's runtime, calibrated where that applies."""
     for source in sources:
         quantizer = source.runtime.quantizer()
         for name in quantizer.schemes:
@@ -59,18 +59,18 @@ def all_schemes(sources: Sequence[Source], request: BuildRequest) -> Iterator[Va
 
 
 class Search:
-    """Tries candidates and remembers how each ended."""
+    """Loop over candidates that records the outcome of each."""
 
-    def __init__(self, maker: VariantMaker, request: BuildRequest, spare: Path) -> None:
-        """``spare`` is a folder for what is needed only meanwhile."""
+    def __init__(self, maker: VariantMaker, request: BuildRequest, scratch: Path) -> None:
+        """Take ``scratch`` as the folder for temporary files."""
         self._maker = maker
         self._request = request
-        self._spare = spare
+        self._scratch = scratch
         self._goals = request.goals or Goals()
         self.attempts: list[Attempt] = []
 
     def run(self, candidates: Sequence[VariantCandidate]) -> list[Variant]:
-        """The variants to keep; with ``search`` the first per source, else all that meet."""
+        """Return the variants that meet the goals; with ``search``, the first per source."""
         kept: list[Variant] = []
         done: dict[str, str] = {}
         for candidate in self._in_order(candidates) if self._request.search else candidates:
@@ -88,7 +88,7 @@ class Search:
         return kept
 
     def _in_order(self, candidates: Sequence[VariantCandidate]) -> list[VariantCandidate]:
-        """From the end that the goals name, source by source."""
+        """Sort each source's candidates by size, from the end at which the goals start."""
         ordered: list[VariantCandidate] = []
         for source in dict.fromkeys(str(candidate.source.path) for candidate in candidates):
             of_source = [one for one in candidates if str(one.source.path) == source]
@@ -103,7 +103,10 @@ class Search:
         return ordered
 
     def _predicted_size(self, candidate: VariantCandidate) -> int:
-        """Bytes; one byte for what its source does not allow, which trying it will say."""
+        """Return predicted bytes, 0 if unknown.
+
+        A scheme that does not apply counts as one byte: trying it records the reason.
+        """
         quantizer = self._maker.quantizer(candidate.source)
         try:
             return quantizer.predict_size(candidate.source.path, candidate.request.how)
@@ -127,7 +130,7 @@ class Search:
         missed = miss_of_size(goals, variant.size_bytes, variant.memory_bytes)
         if not missed and self._request.evaluation is not None:
             try:
-                found = maker.compared(variant, candidate.source, self._spare)
+                found = maker.compared(variant, candidate.source, self._scratch)
             except VariantFailedError as error:
                 maker.drop(variant.name)
                 if not self._request.search:

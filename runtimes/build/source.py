@@ -1,4 +1,4 @@
-"""What a model is built from: a file or a folder, and the runtime that reads it."""
+"""Sources of a build: a file or a folder, and the runtime that reads it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +11,9 @@ from runtimes.inspection.process import inspect_apart
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A model's main file, the small files that belong to it, and what was found in it.
+    """A model's main file, the small files that belong to it, and its inspection.
 
-    ``confinement`` says how the process was confined that found it (runtimes.confinement).
+    ``confinement`` describes how the inspecting process was confined (runtimes.confinement).
     """
 
     runtime: Runtime
@@ -24,24 +24,24 @@ class Source:
 
     @property
     def files(self) -> dict[str, Path]:
-        """All its files by name: the main one, those beside it, and what holds its weights."""
+        """All files by name: the main file, its side files, and files with external weights."""
         outside = {tensor.file for tensor in self.inspection.tensors if tensor.file}
         paths = (self.path, *self.side_files, *(self.path.with_name(name) for name in outside))
         return {path.name: path for path in sorted(paths)}
 
 
 def open_source(path: Path) -> Source:
-    """Finds and inspects the model at a path.
+    """Find and inspect the model at a path.
 
-    A folder holds one model file, or several of which one is called ``model``; as Hugging Face's
-    ONNX community does it, that may lie in ``onnx/`` below. A file stands alone.
-    Raises BuildError, UnsupportedModelError or UnsafeFileError.
+    A folder contains one model file, or several of which one is called ``model``. The model file
+    may be in the subfolder ``onnx/``, as in the repositories of Hugging Face's ONNX community. A
+    path to a file takes no side files. Raises BuildError, UnsupportedModelError or UnsafeFileError.
     """
     main = _main_file(path) if path.is_dir() else path
     if not main.is_file():
-        raise BuildError(f"there is no file {main}", advice="Check the path.")
+        raise BuildError(f"{main} does not exist or is not a file", advice="Check the path.")
     runtime = registry.find_by_format(main.suffix.removeprefix("."))
-    # The inner folder's files win over those above it.
+    # Sorted, the inner folder comes last, and its files replace those of the outer one.
     folders = {path, main.parent} if path.is_dir() else set()
     beside = {
         name: folder / name
@@ -65,9 +65,10 @@ def _main_file(folder: Path) -> Path:
         if models:
             names = ", ".join(path.name for path in models[:8])
             raise BuildError(
-                f"{inner} holds {len(models)} model files: {names}", advice="Name the one you mean."
+                f"{inner} contains {len(models)} model files: {names}",
+                advice="Give the path of one of them.",
             )
     raise BuildError(
-        f"{folder} holds no model file",
-        advice=f"Looked for: {registry.advised_endings()}.",
+        f"{folder} contains no model file",
+        advice=f"Expected a file that ends in one of: {registry.advised_endings()}.",
     )

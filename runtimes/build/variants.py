@@ -1,4 +1,4 @@
-"""Making one variant after the other in a folder: quantized, inspected, measured, described."""
+"""Make variants in a folder, one after the other: quantize, inspect, measure, describe."""
 
 import shutil
 from collections.abc import Iterator
@@ -24,14 +24,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A variant with what was measured, and its comparison with the source."""
+    """A variant with its measurements, and its comparison with the source."""
 
     variant: Variant
     comparison: Comparison
 
 
 class VariantMaker:
-    """Keeps a quantizer per source: what one learns for a scheme serves the next."""
+    """Maker of variants in a folder.
+
+    It keeps one quantizer per source, so that calibration data are computed once for all schemes.
+    """
 
     def __init__(
         self,
@@ -55,7 +58,7 @@ class VariantMaker:
         return self._quantizers[source.path]
 
     def make(self, request: VariantRequest, source: Source) -> Variant:
-        """Quantizes, inspects and describes; nothing is measured yet."""
+        """Quantize, inspect and describe a variant, without measuring it."""
         runtime = source.runtime
         folder = self._folder / request.name
         folder.mkdir()
@@ -84,11 +87,11 @@ class VariantMaker:
         )
 
     def drop(self, name: str) -> None:
-        """Takes a variant away again."""
+        """Delete a variant's folder."""
         shutil.rmtree(self._folder / name, ignore_errors=True)
 
     def measured(self, variant: Variant, source: Source) -> Variant:
-        """The variant with its quality, when there is something to measure it on."""
+        """Return the variant with its quality, if there are evaluation data."""
         if self._evaluation is None:
             return variant
         progress = self._progress(variant.name)
@@ -102,10 +105,11 @@ class VariantMaker:
         progress("measuring", 1.0)
         return msgspec.structs.replace(variant, quality=quality)
 
-    def compared(self, variant: Variant, source: Source, spare: Path) -> Compared:
-        """The variant with its quality, its divergence and its memory; BuildError without data.
+    def compared(self, variant: Variant, source: Source, scratch: Path) -> Compared:
+        """Compare a variant with its source; return it with quality, divergence and memory.
 
-        What the source says is kept in the folder ``spare``.
+        The source's predictions are kept in the folder ``scratch`` for the next variant. Raises
+        BuildError if there are no evaluation data.
         """
         from runtimes.evaluation.compare import compare
         from runtimes.evaluation.frames import EvaluationJob
@@ -113,7 +117,8 @@ class VariantMaker:
         evaluation = self._evaluation
         if evaluation is None:
             raise BuildError(
-                "there is nothing to compare variants on", advice="Give evaluation data."
+                "comparing variants needs evaluation data, and none were given",
+                advice="Give evaluation data.",
             )
 
         def job(files: dict[str, Path]) -> EvaluationJob:
@@ -130,7 +135,7 @@ class VariantMaker:
             job(self._files(variant)),
             evaluation,
             self._progress(variant.name),
-            self._tape(source, spare),
+            self._tape(source, scratch),
         )
         with_figures = msgspec.structs.replace(
             variant,
@@ -140,18 +145,18 @@ class VariantMaker:
         )
         return Compared(with_figures, found)
 
-    def said(self) -> Iterator[Predictions]:
-        """What a source said of the evaluation data, when that was compared with and kept."""
+    def source_predictions(self) -> Iterator[Predictions]:
+        """Replay the predictions of the first source whose tape is complete."""
         for tape in self._tapes.values():
-            if tape.whole:
+            if tape.complete:
                 return tape.replayed()
         return iter(())
 
-    def _tape(self, source: Source, spare: Path) -> "Tape":
+    def _tape(self, source: Source, scratch: Path) -> "Tape":
         from runtimes.evaluation.tape import Tape
 
         if source.path not in self._tapes:
-            self._tapes[source.path] = Tape(spare / f"{len(self._tapes)}.tape")
+            self._tapes[source.path] = Tape(scratch / f"{len(self._tapes)}.tape")
         return self._tapes[source.path]
 
     def _files(self, variant: Variant) -> dict[str, Path]:
@@ -167,8 +172,8 @@ class VariantMaker:
         context_length = self._context_length or trained
         if not 0 < context_length <= (trained or context_length):
             raise BuildError(
-                f"a context of {context_length} tokens is not within the {trained} that the model "
-                "was trained for",
-                advice="Give --context-length within that.",
+                f"the context length is {context_length} tokens; the model was trained for "
+                f"{trained}",
+                advice=f"Give a --context-length of at most {trained}.",
             )
         return context_length

@@ -1,10 +1,10 @@
-"""What a process gives up for good before it reads a stranger's file.
+"""Confine the current process, irrevocably, before it reads an untrusted file.
 
-``confine_reader`` is for one that only reads a file and says what is in it. One that runs a model
-takes two steps: ``confine_files`` before it imports the engine, ``confine_calls`` before it loads
-the model. ``granted`` words what the kernel took part in, as ``seccomp+landlock``, or ``limits``
-where it knows neither. ``seccomp (one thread)`` holds for the thread that asked and those that it
-starts: threads from before may call as they like.
+A process that only inspects a file calls ``confine_reader``. A process that runs a model takes two
+steps: ``confine_files`` before it imports the engine, and ``confine_calls`` before it loads the
+model. ``granted`` describes what the kernel enforces: ``seccomp+landlock``, one of them, or
+``limits`` for neither. ``seccomp (one thread)`` covers the calling thread and threads that it
+starts later; threads that existed before are not restricted.
 """
 
 import os
@@ -16,7 +16,7 @@ from typing import Final
 from runtimes.confinement import landlock, profiles, seccomp
 
 LIMITS_ONLY: Final = "limits"
-# Libraries, and what the kernel tells of processors, memory and time.
+# Libraries, and the kernel's files on processors, memory and time.
 _MACHINE: Final = (
     *("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime"),
     *("/proc", "/sys", "/dev/urandom"),
@@ -24,18 +24,18 @@ _MACHINE: Final = (
 
 
 def confine_reader(readable: Iterable[Path]) -> str:
-    """From now on only these files and folders are read, and what is open already is written.
+    """Allow reading only these files and folders, and writing only to open descriptors.
 
-    No compiled module that is not yet imported can be imported afterwards.
+    Compiled modules can no longer be imported afterwards. Returns what the kernel granted.
     """
     locked = landlock.restrict(readable, ())
     return granted(calls=seccomp.install(profiles.reader()), landlock=locked)
 
 
 def confine_files(files: Iterable[Path]) -> bool:
-    """From now on, in this thread and those that it starts, only code and these files are read.
+    """Allow this thread and threads that it starts to open only code and these files.
 
-    Nothing is written but /dev/null, which an engine opens when it is imported.
+    Only /dev/null can be opened for writing, because engines open it when they are imported.
     """
     places = (*_MACHINE, sys.prefix, sys.base_prefix, *sys.path)
     readable = (*(Path(place).resolve() for place in places), *files)
@@ -43,14 +43,14 @@ def confine_files(files: Iterable[Path]) -> bool:
 
 
 def confine_calls() -> seccomp.Reach:
-    """From now on no thread of this process opens a file for writing, connects or executes.
+    """Forbid all threads to open files for writing, to connect and to execute programs.
 
-    Files are read and mapped as before, threads start, and sockets that are open stay open. Where
-    the kernel takes it for this thread alone, that is what is returned.
+    Reading, mapping, starting threads and using open sockets remain possible. Returns whether the
+    kernel applied this to all threads or to the calling thread only.
     """
     return seccomp.install(profiles.engine())
 
 
 def granted(*, calls: seccomp.Reach, landlock: bool) -> str:
-    """In words, what the kernel granted."""
+    """Describe what the kernel granted."""
     return "+".join(filter(None, (calls, "landlock" if landlock else ""))) or LIMITS_ONLY

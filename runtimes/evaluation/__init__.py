@@ -1,5 +1,5 @@
-"""A variant beside its source: both read the same data, each in a process of its own.
+"""Compare a variant with its source on the same data, each in a separate process.
 
-The processes hand over their predictions some rows at a time, so that neither model's are ever
-held whole, and at their end say how much memory that took.
+The processes send their predictions a few rows at a time, so that neither model's predictions are
+in memory as a whole, and report their peak memory at the end.
 """

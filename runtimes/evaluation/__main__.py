@@ -26,7 +26,7 @@ from runtimes.evaluation.quality import predict, read_evaluation
 
 def main() -> int:
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=EvaluationJob)
-    # Whatever a runtime prints must not come between the frames.
+    # Runtimes may print to standard output, which would corrupt the frames: that goes to stderr.
     with os.fdopen(os.dup(1), "wb") as pipe:
         os.dup2(2, 1)
         try:
@@ -34,7 +34,7 @@ def main() -> int:
         except RuntimeFault as error:
             write_end(pipe, Failed(str(error)[:MAX_WORDS], error.advice[:MAX_WORDS]))
         except MemoryError:
-            write_end(pipe, Failed("there is not enough memory to evaluate the model", ""))
+            write_end(pipe, Failed("evaluating the model ran out of memory", ""))
     return 0
 
 
@@ -42,7 +42,7 @@ def _evaluate(job: EvaluationJob, pipe: BinaryIO) -> None:
     runtime = registry.find(job.runtime)
     evaluation = read_evaluation(Path(job.evaluation), job.task)
     runtime.prepare()
-    # These are the reader's, not the model's.
+    # Imported before counting, so that NumPy does not count as the model's memory.
     importlib.import_module("runtimes.arrays")
     before = _begin_counting()
     spec = LoadSpec(
@@ -60,9 +60,9 @@ def _evaluate(job: EvaluationJob, pipe: BinaryIO) -> None:
 
 
 def _begin_counting() -> int:
-    """Resident bytes now, from which the peak is counted on; 0 where the kernel does not tell."""
+    """Reset the peak of resident memory and return the present bytes; 0 if the kernel cannot."""
     try:
-        # Forgets the peak that importing the engine had (proc(5)).
+        # Writing 5 resets VmHWM, the peak that importing the engine had (proc(5)).
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         return _status("VmRSS")
     except OSError:

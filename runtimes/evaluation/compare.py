@@ -1,4 +1,4 @@
-"""What a variant has lost against its source: both read the same data, in step."""
+"""Compare a variant's predictions with its source's on the same data, in step."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -19,13 +19,13 @@ from runtimes.evaluation.quality import Evaluation, QualityMeter, classes, refus
 from runtimes.evaluation.tape import Tape
 from runtimes.predictions import Predictions
 
-# How far from 1 the values of a row may add up, for it to be one of probabilities.
-_ABOUT_ONE: Final = 1e-2
-# Under it, a probability is rounding.
-_LEAST: Final = 1e-12
-# About the least whose exponential is a float.
-_LEAST_LOGARITHM: Final = -700.0
-_WHAT: Final = "comparing with the source"
+# A row is taken for probabilities if its sum is this close to 1.
+_SUM_TOLERANCE: Final = 1e-2
+# Smaller probabilities are rounding errors.
+_MIN_PROBABILITY: Final = 1e-12
+# About the smallest number whose exponential is not 0 in float64.
+_MIN_LOG_PROBABILITY: Final = -700.0
+_STEP_NAME: Final = "comparing with the source"
 
 
 def compare(
@@ -35,25 +35,25 @@ def compare(
     progress: Progress,
     tape: Tape,
 ) -> Comparison:
-    """Evaluates both; BuildError when they do not read the same, or the source cannot be evaluated.
+    """Evaluate both; once ``tape`` is complete, it replaces evaluating the source.
 
-    VariantFailedError when the variant cannot.
-
-    Of the source the tape tells, once it was recorded.
+    Raises BuildError if the source cannot be evaluated or the two tokenize differently, and
+    VariantFailedError if the variant cannot be evaluated.
     """
-    progress(_WHAT, 0.0)
-    with _said(source, tape) as left, evaluating(variant, "the variant") as right:
-        found = compare_predictions(left, _said_by_variant(right), evaluation, progress)
+    progress(_STEP_NAME, 0.0)
+    with _source_predictions(source, tape) as left, evaluating(variant, "the variant") as right:
+        found = compare_predictions(left, _variant_predictions(right), evaluation, progress)
     return replace(found, memory_bytes=right.memory_bytes)
 
 
-def _said_by_variant(live: Iterable[Predictions]) -> Iterator[Predictions]:
+def _variant_predictions(live: Iterable[Predictions]) -> Iterator[Predictions]:
     with _faults_of_variant():
         yield from live
 
 
 @contextlib.contextmanager
 def _faults_of_variant() -> Iterator[None]:
+    """Turn BuildError into VariantFailedError: a search skips those and stops at the others."""
     try:
         yield
     except BuildError as error:
@@ -61,8 +61,8 @@ def _faults_of_variant() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _said(source: EvaluationJob, tape: Tape) -> Iterator[Iterable[Predictions]]:
-    if tape.whole:
+def _source_predictions(source: EvaluationJob, tape: Tape) -> Iterator[Iterable[Predictions]]:
+    if tape.complete:
         yield tape.replayed()
         return
     with evaluating(source, "the source") as live:
@@ -75,27 +75,27 @@ def compare_predictions(
     evaluation: Evaluation,
     progress: Progress,
 ) -> Comparison:
-    """Of what the source says and what the variant says; memory is not known here."""
+    """Compare two streams of predictions; the result has no memory figure."""
     loss = _LossOfVectors(evaluation) if evaluation.task is Task.EMBEDDING else _Loss(evaluation)
     for expected, found in zip_longest(left, right):
-        if expected is None or found is None or not _read_alike(expected, found):
+        if expected is None or found is None or not _is_comparable(expected, found):
             raise BuildError(
-                "the variant and its source do not read the evaluation data alike",
+                "the variant and its source read the evaluation data as different tokens or rows",
                 advice="Give sources of the same weights and vocabulary.",
             )
         loss.add(expected, found)
-        progress(_WHAT, found.done)
+        progress(_STEP_NAME, found.done)
     return loss.comparison()
 
 
-def _read_alike(expected: Predictions, found: Predictions) -> bool:
+def _is_comparable(expected: Predictions, found: Predictions) -> bool:
     return np.array_equal(expected.targets, found.targets) and (
         expected.rows.shape == found.rows.shape
     )
 
 
 class _Loss:
-    """Of what predicts tokens or classes."""
+    """Loss of models that predict tokens or classes."""
 
     def __init__(self, evaluation: Evaluation) -> None:
         self._of_source, self._of_variant = QualityMeter(evaluation), QualityMeter(evaluation)
@@ -115,7 +115,7 @@ class _Loss:
 
 
 class _LossOfVectors:
-    """Adds up cosines between vectors of length 1."""
+    """Mean cosine between unit vectors of source and variant."""
 
     def __init__(self, evaluation: Evaluation) -> None:
         self._evaluation = evaluation
@@ -140,7 +140,7 @@ class _LossOfVectors:
 
 
 class _Distance:
-    """Adds up Kullback-Leibler divergences and equal tops."""
+    """Mean Kullback-Leibler divergence, and the fraction of equal top predictions."""
 
     def __init__(self, evaluation: Evaluation) -> None:
         self._evaluation = evaluation
@@ -153,13 +153,13 @@ class _Distance:
         self._same += int((classes(expected.rows) == classes(found.rows)).sum())
         self._count += len(expected.targets)
         self._columns = expected.rows.shape[1]
-        # Row by row: a large vocabulary in float64 takes megabytes per row.
+        # Row by row, because a large vocabulary in float64 takes megabytes per row.
         for p, q in zip(expected.rows, found.rows, strict=True):
             log_p, log_q = _log_probabilities(p), _log_probabilities(q)
             self._nats += max(0.0, float((np.exp(log_p) * (log_p - log_q)).sum()))
 
     def divergence(self) -> Divergence:
-        # A single column names the class, or is no distribution at all.
+        # A single column names the class; it is not a distribution.
         is_distribution = self._columns > 1
         return Divergence(
             same_top=round(self._same / self._count, 6),
@@ -170,11 +170,11 @@ class _Distance:
 
 
 def _log_probabilities(row: Any) -> Any:
-    """Of logits, or of what are probabilities already, as some classifiers give them."""
+    """Return log probabilities of logits, or of probabilities, which some classifiers return."""
     wide = row.astype(np.float64)
-    if wide.min() >= 0 and abs(wide.sum() - 1) < _ABOUT_ONE:
-        wide = np.log(np.maximum(wide, _LEAST))
+    if wide.min() >= 0 and abs(wide.sum() - 1) < _SUM_TOLERANCE:
+        wide = np.log(np.maximum(wide, _MIN_PROBABILITY))
     else:
-        # A model may rule a token out, and its logarithm stays a number.
-        wide = np.maximum(wide - wide.max(), _LEAST_LOGARITHM)
+        # Logits of -inf mean "never"; clamped, the divergence stays finite.
+        wide = np.maximum(wide - wide.max(), _MIN_LOG_PROBABILITY)
     return wide - np.log(np.exp(wide).sum())

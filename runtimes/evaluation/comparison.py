@@ -1,4 +1,4 @@
-"""What a comparison finds; apart from how, which needs more than a command line should import."""
+"""Result of a comparison, in a module that does not import NumPy: the CLI reads it at start."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,10 @@ from artifact.manifest import Divergence, Quality
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What was found of a variant, and of its source on the same data.
+    """Quality of a variant and of its source on the same data, and how far they diverge.
 
-    Vectors have no ``divergence`` but their cosine, which is the variant's quality.
-    ``memory_bytes`` is the variant's peak while loading and reading; 0 where that cannot be told.
+    ``divergence`` is None for embeddings, whose quality is the cosine to the source's vectors.
+    ``memory_bytes`` is the variant's peak while loading and evaluating, 0 if unknown.
     """
 
     quality: Quality

@@ -1,4 +1,4 @@
-"""How an evaluating process tells what it predicts, on a pipe."""
+"""Frames on the pipe from an evaluating process: rows of predictions, then one ending."""
 
 import struct
 from typing import Annotated, BinaryIO, Final
@@ -10,7 +10,7 @@ from msgspec import Meta, Struct
 from artifact.manifest import Task
 from runtimes.predictions import Predictions
 
-# Of one frame: some dozen rows of the largest vocabularies have 40 MB.
+# A frame has a few dozen rows; with the largest vocabularies they take 40 MB.
 MAX_FRAME_BYTES: Final = 1 << 30
 MAX_WORDS: Final = 4096
 
@@ -20,7 +20,7 @@ _END: Final = b"E"
 
 
 class EvaluationJob(Struct, frozen=True):
-    """What a process is to evaluate: files of a variant by name, and the data to read."""
+    """Work for an evaluating process: files of a variant by name, and the data to evaluate on."""
 
     runtime: str
     files: dict[str, str]
@@ -30,13 +30,13 @@ class EvaluationJob(Struct, frozen=True):
 
 
 class Ended(Struct, frozen=True, tag=True):
-    """All was read. ``memory_bytes``: the peak while loading and reading; 0: not to be told."""
+    """Evaluation is complete. ``memory_bytes`` is the peak of it, 0 if unknown."""
 
     memory_bytes: Annotated[int, Meta(ge=0)]
 
 
 class Failed(Struct, frozen=True, tag=True):
-    """The model or the data refused."""
+    """Evaluation failed because of the model or the data."""
 
     message: Annotated[str, Meta(max_length=MAX_WORDS)]
     advice: Annotated[str, Meta(max_length=MAX_WORDS)]
@@ -61,7 +61,7 @@ def write_end(pipe: BinaryIO, ending: Ending) -> None:
 
 
 def read(pipe: BinaryIO) -> Predictions | Ending:
-    """The next frame; EOFError when the pipe ends within it, ValueError for none of ours."""
+    """Read the next frame; raise EOFError if the pipe ends within it, ValueError if malformed."""
     kind, done, count, columns = _HEADER.unpack(_exactly(pipe, _HEADER.size))
     if kind == _END:
         return _ending.decode(_exactly(pipe, count))
@@ -74,7 +74,7 @@ def read(pipe: BinaryIO) -> Predictions | Ending:
 
 def _exactly(pipe: BinaryIO, length: int) -> bytes:
     if length > MAX_FRAME_BYTES:
-        raise ValueError(f"a frame of {length} bytes, more than {MAX_FRAME_BYTES}")
+        raise ValueError(f"the frame is {length:,} bytes; the maximum is {MAX_FRAME_BYTES:,}")
     data = pipe.read(length)
     if len(data) != length:
         raise EOFError

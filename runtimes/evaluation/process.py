@@ -1,4 +1,4 @@
-"""The side that asks: starts evaluating processes, and reads what they predict."""
+"""Start evaluating processes and read their predictions."""
 
 import contextlib
 import subprocess
@@ -19,7 +19,7 @@ _MAX_COMPLAINT_BYTES: Final = 4096
 
 
 class Evaluating:
-    """A process under way: to be iterated to its end, then it has ``memory_bytes``."""
+    """Predictions of a running process; ``memory_bytes`` is set once they are exhausted."""
 
     def __init__(self, process: subprocess.Popen[bytes], complaints: IO[bytes], what: str) -> None:
         self._process = process
@@ -48,13 +48,13 @@ class Evaluating:
         how = ending_of(code)
         return BuildError(
             f"{self._what}: the process that evaluated it {how}: {last[-500:]!a} {error}",
-            advice="Look whether memory ran out; evaluate with less context, or a smaller model.",
+            advice="Check whether memory ran out; evaluate with less context or a smaller model.",
         )
 
 
 @contextlib.contextmanager
 def evaluating(job: EvaluationJob, what: str) -> Iterator[Evaluating]:
-    """Starts a process; it is gone when this ends, in any case."""
+    """Start an evaluating process and kill it at the end of the context."""
     with (
         tempfile.TemporaryFile() as complaints,
         subprocess.Popen(

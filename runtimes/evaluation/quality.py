@@ -1,7 +1,6 @@
-"""How good a variant is: perplexity on a text, accuracy on labelled tensors.
+"""Measure quality: perplexity on a text, accuracy on labelled tensors.
 
-What an embedding model says of a text is neither right nor wrong: it is only compared with what its
-source says (runtimes.evaluation).
+Embeddings have no correct answers: they are only compared with the source's (runtimes.evaluation).
 """
 
 import hashlib
@@ -22,16 +21,16 @@ MAX_EVALUATION_BYTES: Final = 64 << 20
 LABELS: Final = "labels"
 _BATCH_ROWS: Final = 256
 _BATCH_TEXTS: Final = 32
-# Of the largest float.
+# Above it, math.exp overflows.
 _LARGEST_LOG: Final = math.log(sys.float_info.max)
-_OVERFLOWS: Final = "Its values overflow, most likely: use another scheme."
+_OVERFLOWS: Final = "Its values probably overflow: use another scheme."
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """A file to measure on: text (UTF-8), or an .npz of the inputs by name and ``labels``.
+    """A file to measure on: UTF-8 text, or an .npz of the inputs by name and ``labels``.
 
-    Of a text an embedding model reads every line by itself.
+    An embedding model reads each line of the text separately.
     """
 
     path: Path
@@ -40,12 +39,12 @@ class Evaluation:
 
     @property
     def dataset(self) -> str:
-        """File name and the beginning of its SHA-256."""
+        """File name and the first digits of its SHA-256."""
         return _named(self.path, hashlib.sha256(self.data).hexdigest())
 
 
 def dataset_name(path: Path) -> str:
-    """How a manifest names a file of data, such as calibration data."""
+    """Return the name by which a manifest refers to a data file, such as calibration data."""
     with path.open("rb") as file:
         return _named(path, hashlib.file_digest(file, "sha256").hexdigest())
 
@@ -55,21 +54,21 @@ def _named(path: Path, digest: str) -> str:
 
 
 def read_evaluation(path: Path, task: Task) -> Evaluation:
-    """The file, read once; BuildError when it cannot serve."""
+    """Read the file; raise BuildError if it is missing, empty or too large."""
     if not path.is_file() or not 0 < path.stat().st_size <= MAX_EVALUATION_BYTES:
         raise BuildError(
-            f"{path} is not a file of 1 to {MAX_EVALUATION_BYTES} bytes",
+            f"the evaluation data {path} are not a file of 1 to {MAX_EVALUATION_BYTES:,} bytes",
             advice="Give a text for a language model, an .npz with labels for a classifier.",
         )
     return Evaluation(path, task, path.read_bytes())
 
 
 def measure(engine: Engine, evaluation: Evaluation) -> Quality:
-    """The quality of a loaded model by itself; BuildError when the file does not fit its task."""
+    """Measure the quality of a loaded model; raise BuildError if the file does not fit its task."""
     if evaluation.task is Task.EMBEDDING:
         raise BuildError(
-            "an embedding model is only measured beside its source",
-            advice="Compare variants with it instead.",
+            "an embedding model has no quality by itself",
+            advice="Compare variants with their source instead.",
         )
     meter = QualityMeter(evaluation)
     for some in predict(engine, evaluation):
@@ -78,7 +77,7 @@ def measure(engine: Engine, evaluation: Evaluation) -> Quality:
 
 
 def predict(engine: Engine, evaluation: Evaluation) -> Iterator[Predictions]:
-    """What a loaded model says of the file, piece by piece; BuildError when it does not fit."""
+    """Yield a loaded model's predictions on the file; raise BuildError if it does not fit."""
     if evaluation.task is Task.TEXT_GENERATION:
         return _predict_text(engine, evaluation)
     if evaluation.task is Task.EMBEDDING:
@@ -87,7 +86,7 @@ def predict(engine: Engine, evaluation: Evaluation) -> Iterator[Predictions]:
 
 
 class QualityMeter:
-    """Adds up predictions."""
+    """Running perplexity or accuracy over predictions."""
 
     def __init__(self, evaluation: Evaluation) -> None:
         self._evaluation = evaluation
@@ -96,7 +95,7 @@ class QualityMeter:
         self._count = 0
 
     def add(self, some: Predictions) -> None:
-        """Counts them in; NotANumberError."""
+        """Count the predictions; raise NotANumberError if one is not finite."""
         from runtimes.text.sampling import negative_log_likelihood
 
         refuse_no_numbers(some)
@@ -107,11 +106,11 @@ class QualityMeter:
             self._sum += float((classes(some.rows) == some.targets).sum())
 
     def quality(self) -> Quality:
-        """Of what was added, which is something; NotANumberError."""
+        """Return the quality of the predictions so far; raise NotANumberError on overflow."""
         mean = self._sum / self._count
         if self._is_text and mean > _LARGEST_LOG:
             raise NotANumberError(
-                f"the model's perplexity is exp({mean:.6g}), more than can be told",
+                f"the model's perplexity is exp({mean:.6g}), which overflows",
                 advice=_OVERFLOWS,
             )
         return Quality(
@@ -123,18 +122,16 @@ class QualityMeter:
 
 
 def refuse_no_numbers(some: Predictions) -> None:
-    """NotANumberError: compared with any goal, or with each other, NaN would pass for equal."""
+    """Raise NotANumberError for NaN or infinity, which comparisons with goals would let pass."""
     import numpy as np
 
-    # Minus infinity beside numbers is how a model says never.
+    # The maximum of a row, because single logits of -inf are legitimate: they rule a token out.
     if not np.isfinite(some.rows.max(axis=-1)).all():
-        raise NotANumberError(
-            "the model predicts what is no number (NaN or infinite)", advice=_OVERFLOWS
-        )
+        raise NotANumberError("the model predicts NaN or infinity", advice=_OVERFLOWS)
 
 
 def classes(rows: Any) -> Any:
-    """The class that each row of scores names; a single column is the class itself."""
+    """Return the class of each row of scores; a single column is the class itself."""
     return rows[:, 0] if rows.shape[1] == 1 else rows.argmax(axis=-1)
 
 
@@ -144,7 +141,8 @@ def _predict_text(engine: Engine, evaluation: Evaluation) -> Iterator[Prediction
     text = _text_of(evaluation)
     if not isinstance(engine, PredictsText):
         raise BuildError(
-            f"{type(engine).__name__} shows no predictions", advice="Build without an evaluation."
+            f"{type(engine).__name__} exposes no predictions",
+            advice="Build without an evaluation.",
         )
     for some in engine.predictions(text):
         targets = np.asarray(some.targets, dtype=np.int64)
@@ -152,7 +150,7 @@ def _predict_text(engine: Engine, evaluation: Evaluation) -> Iterator[Prediction
 
 
 def _predict_vectors(engine: Engine, evaluation: Evaluation) -> Iterator[Predictions]:
-    """A vector for each line; its target is its number, as no vector is the right one."""
+    """Yield a vector for each line; its target is the line's number, as none is correct."""
     import numpy as np
 
     texts = texts_of(evaluation)
@@ -165,17 +163,17 @@ def _predict_vectors(engine: Engine, evaluation: Evaluation) -> Iterator[Predict
             raise BuildError(
                 f"one of the texts {start + 1} to {end} of {evaluation.path} cannot be embedded: "
                 f"{error}",
-                advice="Write one per line, each within the model's context.",
+                advice="Write one text per line, each within the model's context.",
             ) from error
         rows = np.frombuffer(b"".join(vectors), "<f4").reshape(len(some), -1)
         yield Predictions(np.arange(start, end), rows, end / len(texts))
 
 
 def texts_of(evaluation: Evaluation) -> list[str]:
-    """The lines that an embedding model reads, each by itself; BuildError when there are none."""
+    """Return the lines that are not blank; raise BuildError if there is none."""
     texts = [line for line in _text_of(evaluation).splitlines() if line.strip()]
     if not texts:
-        raise BuildError(f"{evaluation.path} has no text", advice="Write one per line.")
+        raise BuildError(f"{evaluation.path} has no text", advice="Write one text per line.")
     return texts
 
 
@@ -185,7 +183,7 @@ def _text_of(evaluation: Evaluation) -> str:
     except UnicodeDecodeError as error:
         raise BuildError(
             f"{evaluation.path} is not UTF-8 text",
-            advice="Models of text are measured on text.",
+            advice="Give UTF-8 text to measure a text model.",
         ) from error
 
 

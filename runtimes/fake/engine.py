@@ -1,4 +1,4 @@
-"""The engine: it does what the model's file says, and keeps its time."""
+"""Engine that behaves as its model file describes, including delays and faults."""
 
 import array
 import math
@@ -30,13 +30,13 @@ from runtimes.text.sampling_bounds import refuse_adapter, refuse_grammar
 END = 0
 EMBEDDING_DIMENSIONS = 16
 PERPLEXITY_OF_NONSENSE = 1e6
-# Of every token that is generated.
+# The same for every generated token.
 LOGPROB = -0.5
 TOKENS_PER_STEP = 64
 
 
 class FakeTokens:
-    """The token model: bytes of the reply, from a beginning that the seed chooses."""
+    """Token model that repeats the bytes of the reply, from a position that the seed chooses."""
 
     def __init__(
         self, model: FakeModel, context_length: int, sleep: Callable[[float], None]
@@ -87,7 +87,7 @@ class FakeTokens:
 
 
 class FakeEngine:
-    """Behaves as its file says."""
+    """Engine for text, embeddings and tensors, by the task in its file."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class FakeEngine:
         return Score(tokens * math.log(perplexity), tokens)
 
     def predictions(self, text: str) -> Iterator[Predictions]:
-        """The right byte as likely as the perplexity says, all others alike."""
+        """Yield rows that give the right byte the likelihood of the perplexity, others the rest."""
         score = self._score(text)
         perplexity = math.exp(score.negative_log_likelihood / score.tokens)
         right, wrong = -math.log(perplexity), math.log((1 - 1 / perplexity or 1e-9) / 255)
@@ -158,7 +158,7 @@ class FakeEngine:
             yield Predictions(list(some), rows, (start + len(some)) / len(targets))
 
     def embed(self, texts: Sequence[str]) -> Steps[Embeddings]:
-        """Texts of the same letters are alike: counts of bytes, by their last bits."""
+        """Embed texts as counts of bytes by their last bits: equal letters give equal vectors."""
         self._require(Task.EMBEDDING)
         check_texts(texts)
         vectors: list[bytes] = []
@@ -184,7 +184,7 @@ class FakeEngine:
         if on_cancel is not None:
             on_cancel(cancelled.set)
         if cancelled.wait(self._model.row_seconds * inputs[0].shape[0]):
-            raise RuntimeFault("nobody wants these outputs any more")
+            raise RuntimeFault("the call was cancelled")
         values = array.array("f")
         values.frombytes(inputs[0].data)
         factor = -2 if self._model.faults.wrong_outputs else 2
@@ -211,13 +211,13 @@ class FakeEngine:
             raise UnsupportedModelError("the model is closed", advice="Load it again.")
         if self._model.task is not task:
             raise UnsupportedModelError(
-                f"this model does {self._model.task}, not {task}",
-                advice="Call it through its own endpoint.",
+                f"this model's task is {self._model.task}, not {task}",
+                advice="Call the endpoint for that task.",
             )
 
 
 def _touched(size: int) -> bytearray:
-    """Memory that is resident, not only reserved."""
+    """Return memory that is resident, not only reserved, by writing to each page."""
     held = bytearray(size)
     held[::4096] = b"\x01" * len(held[::4096])
     return held

@@ -1,4 +1,4 @@
-"""The file of a fake model: what it does, and what goes wrong."""
+"""File format of fake models: behaviour and staged faults."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,19 +16,19 @@ Seconds = Annotated[float, Meta(ge=0, le=3600)]
 
 
 class Faults(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """What goes wrong. ``crash`` ends the process at once, as a segfault would."""
+    """Staged faults. ``crash`` ends the process at once, as a segfault would."""
 
     on_load: Literal["", "error", "crash", "hang", "out_of_memory"] = ""
-    # During a generation, after so many tokens of it; 0 is never.
+    # Counted within one generation; 0 is never.
     crash_after_tokens: Count = 0
     fail_after_tokens: Count = 0
     hang_after_tokens: Count = 0
-    # Text with a perplexity of nonsense, tensors negated.
+    # Text with a huge perplexity, tensors negated.
     wrong_outputs: bool = False
 
 
 class FakeModel(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """The file. ``padding`` gives it a size; ``allocate_bytes`` are really taken on load."""
+    """Contents of the file. ``padding`` sets its size; ``allocate_bytes`` are taken on load."""
 
     fake: Literal[1] = 1
     task: Task = Task.TEXT_GENERATION
@@ -38,14 +38,14 @@ class FakeModel(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
     memory_bytes: Count = 1 << 20
     allocate_bytes: Count = 0
     load_seconds: Seconds = 0
-    # Of each token that is generated, and each text that is embedded.
+    # For each generated token and each embedded text.
     token_seconds: Seconds = 0
-    # Of each row of a tensor; a cancellation ends the wait for all of them.
+    # For each row of a tensor; a cancellation ends the wait for all rows.
     row_seconds: Seconds = 0
-    # Requests that it takes on at once.
+    # Concurrent requests.
     parallel: Annotated[int, Meta(ge=1, le=256)] = 1
     reply: Annotated[str, Meta(min_length=1, max_length=65536)] = "All ships answer: grüß Gott. "
-    # The model ends its text after so many tokens; 0 is never.
+    # The model emits its end token after this many tokens; 0 is never.
     end_after_tokens: Count = 0
     perplexity: Annotated[float, Meta(ge=1)] = 8.0
     width: Annotated[int, Meta(ge=1, le=4096)] = 4
@@ -54,16 +54,19 @@ class FakeModel(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
 
 
 def write_model(path: Path, model: FakeModel) -> Path:
-    """Writes a model file; gives back its path."""
+    """Write a model file and return its path."""
     path.write_bytes(msgspec.json.encode(model))
     return path
 
 
 def read_model(path: Path) -> FakeModel:
-    """Reads a model file; UnsafeFileError for anything else."""
+    """Read a model file; raise UnsafeFileError for anything else."""
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
-        raise UnsafeFileError(f"{path.name} has {size} bytes, more than {MAX_FILE_BYTES}")
+        raise UnsafeFileError(
+            f"{path.name} is {size:,} bytes; the maximum is {MAX_FILE_BYTES:,}",
+            advice="Write a smaller model with runtimes.fake.write_model.",
+        )
     try:
         return msgspec.json.decode(path.read_bytes(), type=FakeModel)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -35,7 +35,7 @@ class FakeRuntime:
         return FakeQuantizer()
 
     def prepare(self) -> None:
-        """It has no engine beside itself."""
+        """Do nothing: the fake engine imports no native code."""
 
     def load(self, spec: LoadSpec) -> FakeEngine:
         files = [path for path in spec.files.values() if path.is_file()]

@@ -1,4 +1,4 @@
-"""Reading fake models, and making smaller ones of them."""
+"""Inspect fake models, and make smaller variants of them."""
 
 import math
 from pathlib import Path
@@ -8,7 +8,7 @@ import msgspec
 from artifact.manifest import Task
 from runtimes.base import Inspection, Progress, Scheme
 from runtimes.fake.model import read_model, write_model
-from runtimes.quantizing import check_scheme, making
+from runtimes.quantizing import atomic_output, check_scheme
 
 SCHEMES = {"full": 1.0, "half": 0.5, "quarter": 0.25}
 
@@ -29,7 +29,7 @@ class FakeInspector:
 
 
 class FakeQuantizer:
-    """Schemes are fractions of the size; each halving costs a tenth of the perplexity."""
+    """Quantizer whose schemes are fractions of the size; each halving adds 10 % perplexity."""
 
     @property
     def schemes(self) -> tuple[str, ...]:
@@ -51,7 +51,7 @@ class FakeQuantizer:
             padding=model.padding[: int(len(model.padding) * fraction)],
             perplexity=model.perplexity * (1 + 0.1 * math.log2(1 / fraction)),
         )
-        with making(scheme, destination, progress) as half_made:
+        with atomic_output(scheme, destination, progress) as half_made:
             write_model(half_made, smaller)
 
     def predict_size(self, source: Path, scheme: Scheme) -> int:

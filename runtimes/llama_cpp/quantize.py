@@ -12,7 +12,7 @@ from artifact.manifest import Task
 from runtimes.base import Inspection, Progress, Scheme, TensorInfo
 from runtimes.errors import QuantizeError
 from runtimes.llama_cpp.inspect import GgufInspector
-from runtimes.quantizing import check_scheme, making
+from runtimes.quantizing import atomic_output, check_scheme
 
 # Mean squares per column (arrays), by the weight's name.
 Importance = dict[str, Any]
@@ -78,7 +78,7 @@ class LlamaCppQuantizer:
     def quantize(self, source: Path, scheme: Scheme, destination: Path, progress: Progress) -> None:
         inspection = self._check(source, scheme)
         importance = self._importance_of(source, scheme, progress)
-        with making(scheme, destination, progress) as half_made:
+        with atomic_output(scheme, destination, progress) as half_made:
             if inspection.quantization == scheme.name and not scheme.prune_layers:
                 shutil.copyfile(source, half_made)
                 return

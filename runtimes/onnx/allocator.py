@@ -1,9 +1,9 @@
-"""What the C library keeps of the memory that loading a model frees.
+"""Make glibc return the memory that loading a model frees.
 
-ONNX Runtime packs each weight for the processor and frees the original. glibc maps a large piece by
-itself and returns it when it is freed; but after the first it takes pieces of that size from its
-heap, where those that are freed lie between others and stay resident. Measured, a model of 140 MB
-that needs 141 took 156 to 230.
+ONNX Runtime packs each weight for the processor and frees the original. glibc maps a large block
+separately and unmaps it when it is freed; but after the first such free it raises its threshold and
+takes blocks of that size from its heap, where freed blocks between used ones stay resident.
+Measured, a model of 140 MB that needs 141 MB took 156 to 230 MB.
 """
 
 import contextlib
@@ -11,9 +11,9 @@ import ctypes
 from collections.abc import Iterator
 from typing import Final
 
-# While loading, weights are mapped each by itself: smaller pieces are not worth a mapping.
+# While loading, each weight gets its own mapping; smaller blocks are not worth one.
 _MAPPED_BYTES: Final = 128 << 10
-# What glibc comes to by itself once large pieces were freed: arrays of a run stay at hand.
+# The threshold that glibc reaches by itself, so that arrays of repeated runs are not remapped.
 _MAPPED_LATER_BYTES: Final = 32 << 20
 _KEPT_LATER_BYTES: Final = 64 << 20
 # mallopt(3).
@@ -23,9 +23,9 @@ _M_MMAP_THRESHOLD: Final = -3
 
 @contextlib.contextmanager
 def returning_freed() -> Iterator[None]:
-    """While it lasts, and at its end, the kernel gets back what is freed.
+    """Return freed memory to the kernel during the context and at its end.
 
-    Other C libraries than glibc have no such options, or say with 0 that they do not know them.
+    C libraries other than glibc lack ``mallopt``, or ignore these options.
     """
     library = ctypes.CDLL(None)
     option = getattr(library, "mallopt", None)

@@ -1,7 +1,7 @@
 """4- or 8-bit weights in blocks: MatMul with a constant matrix becomes com.microsoft.MatMulNBits.
 
-ONNX Runtime's own tool for it needs a package more and configures logging on import, so this is the
-format by its specification:
+ONNX Runtime's own tool needs another package and configures logging on import, so this module
+implements the format from its specification:
 https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits
 """
 
@@ -14,9 +14,9 @@ from onnx import helper, numpy_helper
 
 # Values that share one scale; 32 is what llama.cpp's 4-bit formats use too.
 BLOCK_VALUES: Final = 32
-# What the operator allows: powers of two.
+# The sizes that the operator allows.
 BLOCK_SIZES: Final = (16, 32, 64, 128, 256)
-# Scales tried per block, as parts of the one that reaches its largest value.
+# Scales tried per block, as fractions of the scale that represents its largest value exactly.
 _SCALE_PARTS: Final = (1.0, 0.95, 0.9, 0.85, 0.8)
 # MatMulNBits computes in int8 instead of float32 (its accuracy_level).
 _INT8_ARITHMETIC: Final = 4
@@ -25,7 +25,7 @@ _INT8_ARITHMETIC: Final = 4
 def quantize_matrices(
     model: onnx.ModelProto, bits: int = 4, block_values: int = BLOCK_VALUES
 ) -> int:
-    """Replaces the model's constant float32 matrices in place; how many there were."""
+    """Replace the model's constant float32 matrices in place; return their number."""
     graph = model.graph
     matrices = {
         tensor.name: tensor
@@ -49,10 +49,11 @@ def quantize_matrices(
 def pack_blocks(
     matrix: NDArray[np.float32], bits: int = 4, block_values: int = BLOCK_VALUES
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """A matrix (inputs, outputs) as quants (outputs, blocks, bytes) and scales (outputs, blocks).
+    """Quantize a matrix (inputs, outputs).
 
-    Quants are stored about a zero of half their range. Of a few scales per block, the one with the
-    least squared error is taken.
+    Returns quants (outputs, blocks, bytes), whose zero point is half their range, and scales
+    (outputs, blocks). For each block, a few scales are tried, and the one with the least squared
+    error is kept.
     """
     zero, highest = 1 << (bits - 1), (1 << bits) - 1
     inputs, outputs = matrix.shape
@@ -107,7 +108,7 @@ def _packed_node(
 
 
 def _drop_unused(graph: Any, names: set[str]) -> None:
-    """Drops those of these matrices that nothing reads any more."""
+    """Remove those of these matrices that no node reads any more."""
     used = {name for node in graph.node for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name not in names - used]
     del graph.initializer[:]

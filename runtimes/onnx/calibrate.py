@@ -1,7 +1,7 @@
-"""Static quantization: activations get fixed int8 ranges, found by letting the model read data.
+"""Static quantization: fixed int8 ranges of activations, measured by running the model on data.
 
-Faster than dynamic int8 where the ranges hold; worse where real inputs leave them, so the data
-should look like what the model will get.
+It is faster than dynamic int8 and loses accuracy when inputs leave the measured ranges, so the data
+must resemble real inputs.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from runtimes.onnx.inspect import PAST
 from runtimes.onnx.tokens import TextTokenizer
 from runtimes.quantizing import JSON_LINES, read_calibration, read_lines, read_text
 
-# More changes ranges little: they are minima and maxima.
+# Ranges are minima and maxima, which more data changes little.
 MAX_WINDOWS: Final = 64
 WINDOW_TOKENS: Final = 128
 MAX_ROWS: Final = 2048
@@ -32,7 +32,7 @@ Feed = dict[str, NDArray[Any]]
 def quantize_calibrated(
     model: onnx.ModelProto, source: Path, calibration: Path, destination: Path, progress: Progress
 ) -> None:
-    """Writes ``destination`` with int8 weights and activations (QDQ); QuantizeError."""
+    """Write ``destination`` with int8 weights and activations (QDQ); raise QuantizeError."""
     feeds = list(_feeds(model, source, calibration))
     reader = _Reader(feeds, progress)
     try:
@@ -44,7 +44,7 @@ def quantize_calibrated(
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
             op_types_to_quantize=["MatMul", "Gemm", "Conv"],
-            # Products of two activations, as in attention, stay as they are.
+            # Products of two activations, as in attention, stay in float32.
             extra_options={"MatMulConstBOnly": True},
         )
     except RuntimeFault:
@@ -52,7 +52,7 @@ def quantize_calibrated(
     except Exception as error:
         raise QuantizeError(
             f"{source.name} cannot be calibrated on {calibration.name}: {str(error)[:500]}",
-            advice="Check that the data are this model's inputs, or use int8, which needs none.",
+            advice="Give inputs of this model, or use int8, which needs no data.",
         ) from error
 
 
@@ -78,14 +78,14 @@ def _feeds(model: onnx.ModelProto, source: Path, calibration: Path) -> Iterator[
 
 
 def _text_feeds(inputs: dict[str, Any], source: Path, calibration: Path) -> Iterator[Feed]:
-    """Windows of a text, each from an empty cache."""
+    """Yield windows of a text, each with an empty cache."""
     files = {path.name: path for path in source.parent.iterdir() if path.is_file()}
     tokens = np.array(TextTokenizer(files).encode(read_text(calibration)), dtype=np.int64)
     starts = range(0, len(tokens) - WINDOW_TOKENS + 1, WINDOW_TOKENS)
     if not starts:
         raise QuantizeError(
-            f"{calibration} has {len(tokens)} tokens, too few to calibrate on",
-            advice=f"Give a text of at least {WINDOW_TOKENS}.",
+            f"{calibration} has {len(tokens)} tokens; calibrating needs {WINDOW_TOKENS}",
+            advice="Give a longer text.",
         )
     empty = {
         name: np.zeros((1, _dims(value)[1].dim_value, 0, _dims(value)[3].dim_value), _dtype(value))
@@ -103,15 +103,15 @@ def _text_feeds(inputs: dict[str, Any], source: Path, calibration: Path) -> Iter
 
 
 def _array_feeds(inputs: dict[str, Any], calibration: Path) -> Iterator[Feed]:
-    """Rows of inputs by name, in batches where the model allows any number."""
+    """Yield rows of inputs by name, in batches of the size that the model fixes, else of 32."""
     arrays = _arrays(calibration)
     rows = min((len(arrays[name]) for name in inputs if name in arrays), default=0)
     if set(inputs) - set(arrays) or rows == 0:
         raise QuantizeError(
-            f"{calibration} has {', '.join(sorted(arrays)) or 'nothing'}",
-            advice=f"It needs rows of {', '.join(sorted(inputs))}.",
+            f"{calibration} has the arrays {', '.join(sorted(arrays)) or 'none'}",
+            advice=f"Give rows of {', '.join(sorted(inputs))}.",
         )
-    # 0: any number of rows at once.
+    # 0: the first dimension is free.
     fixed = max((_dims(value)[0].dim_value for value in inputs.values() if _dims(value)), default=0)
     step = fixed or min(rows, _BATCH_ROWS)
     for start in range(0, min(rows, MAX_ROWS) - step + 1, step):
@@ -122,7 +122,7 @@ def _array_feeds(inputs: dict[str, Any], calibration: Path) -> Iterator[Feed]:
 
 
 def _arrays(calibration: Path) -> Feed:
-    """Of an .npz, or of lines of JSON with one row of every input each."""
+    """Read an .npz, or lines of JSON with one row of every input each."""
     data = read_calibration(calibration)
     if calibration.suffix != JSON_LINES:
         return read_arrays(calibration, data, QuantizeError)
@@ -131,7 +131,7 @@ def _arrays(calibration: Path) -> Feed:
         return {name: np.array([line[name] for line in lines], np.float32) for name in lines[0]}
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise QuantizeError(
-            f"the lines of {calibration} are not alike: {error!r}",
+            f"the lines of {calibration} differ in their inputs or shapes: {error!r}",
             advice="Give every line the same inputs, as lists of numbers of one shape.",
         ) from error
 

@@ -1,8 +1,8 @@
-"""Text embeddings by ONNX Runtime, for encoders as sentence-transformers and Optimum export them.
+"""Text embeddings by ONNX Runtime, for encoders that sentence-transformers and Optimum export.
 
-A graph that pools by itself has the output ``sentence_embedding``; of ``last_hidden_state`` (or
-``token_embeddings``) the rows of the real tokens are pooled here. Every vector has length 1, as
-OpenAI's have, so that a dot product is the cosine.
+A graph that pools has the output ``sentence_embedding``. Otherwise the rows of
+``last_hidden_state`` (or ``token_embeddings``) that belong to real tokens are pooled here. Every
+vector has length 1, like OpenAI's, so that a dot product is the cosine.
 """
 
 from collections.abc import Iterator, Sequence
@@ -86,7 +86,7 @@ class OnnxEmbeddingEngine:
         return tokens
 
     def _run(self, batch: list[list[int]]) -> Floats:
-        """Unit vectors, a row for each text."""
+        """Return unit vectors, a row for each text."""
         if self._session is None:
             raise UnsupportedModelError("the model is closed", advice="Load it again.")
         width = max(map(len, batch))
@@ -130,7 +130,7 @@ class OnnxEmbeddingEngine:
         return (), ()
 
     def memory_bytes(self) -> int:
-        """As loaded, and the pass that is still to come."""
+        """Return the bytes as loaded plus those of one full pass."""
         return self._memory_bytes
 
     def close(self) -> None:
@@ -138,7 +138,7 @@ class OnnxEmbeddingEngine:
 
 
 def _batches(tokens: list[list[int]]) -> Iterator[list[int]]:
-    """Positions of texts of like length, so that little is padding; each batch fits a pass."""
+    """Yield batches of positions, by length so that little is padding; each batch fits a pass."""
     batch: list[int] = []
     for at in sorted(range(len(tokens)), key=lambda at: len(tokens[at])):
         if batch and len(tokens[at]) * (len(batch) + 1) > PASS_TOKENS:
@@ -149,7 +149,7 @@ def _batches(tokens: list[list[int]]) -> Iterator[list[int]]:
 
 
 def _pool(values: Floats, mask: NDArray[np.int64], pooling: str) -> Floats:
-    """(texts, tokens, width) to (texts, width), over real tokens only."""
+    """Reduce (texts, tokens, width) to (texts, width), over real tokens only."""
     real = mask[:, :, None].astype(np.float32)
     pooled: Floats
     match pooling:
@@ -170,6 +170,6 @@ def _typed(array: NDArray[np.int64], value: Any) -> NDArray[Any]:
 
 def _only_embeds(sent: str) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"this model does {Task.EMBEDDING}; {sent} came",
+        f"this model's task is {Task.EMBEDDING}; the request has {sent}",
         advice="Call the embeddings endpoint.",
     )

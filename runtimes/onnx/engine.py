@@ -1,4 +1,4 @@
-"""Loads an ONNX model as what its task says."""
+"""Choose the engine for an ONNX model by its task."""
 
 from artifact.manifest import Task
 from runtimes.base import Engine, LoadSpec
@@ -8,7 +8,7 @@ from runtimes.onnx.text import OnnxTextEngine
 
 
 def load(spec: LoadSpec) -> Engine:
-    """An engine for the task; LoadError, UnsafeFileError."""
+    """Load the engine for the task; raise LoadError or UnsafeFileError."""
     match spec.task:
         case Task.TEXT_GENERATION:
             return OnnxTextEngine(spec)

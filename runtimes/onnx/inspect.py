@@ -1,4 +1,4 @@
-"""What an ONNX model is, told from its file and the configuration beside it."""
+"""Inspect an ONNX model: its file and the configuration beside it."""
 
 import math
 from collections import Counter
@@ -14,7 +14,7 @@ from runtimes.onnx.model_file import ModelFile, read_model
 from runtimes.onnx.side_files import ModelConfig, read_config
 
 PAST: Final = "past_key_values."
-# Whole numbers of these widths are shapes and axes, not weights.
+# Tensors of these types are shapes, axes and labels, not weights.
 _NO_WEIGHTS: Final = frozenset({"int64", "int32", "bool", "string"})
 
 
@@ -38,24 +38,24 @@ class OnnxInspector:
 
 
 def is_text_generation(inputs: list[TensorSpec], outputs: list[TensorSpec]) -> bool:
-    """Whether this is a decoder in Optimum's layout."""
+    """Return True for a decoder in Optimum's layout."""
     names = {spec.name for spec in inputs}
     caches = any(name.startswith(PAST) for name in names)
     return caches and "input_ids" in names and any(spec.name == "logits" for spec in outputs)
 
 
 def check_external(model: ModelFile, path: Path, places: Mapping[str, Path]) -> None:
-    """Weights outside the model are in files that belong to it, and are all there."""
+    """Raise UnsafeFileError unless every file with external weights is present and complete."""
     for name, needed in model.external.items():
         place = places.get(name)
         if place is None or place.is_symlink() or not place.is_file():
             raise UnsafeFileError(
-                f"{path.name} keeps weights in {name}, which is no file beside it",
+                f"{path.name} keeps weights in {name}, which is not a file beside it",
                 advice="Give the whole folder of the export.",
             )
         if needed > place.stat().st_size:
             raise UnsafeFileError(
-                f"{name} is cut off: weights end at byte {needed}",
+                f"{name} is {place.stat().st_size:,} bytes; the weights need {needed:,}",
                 advice="Fetch or export the folder again.",
             )
 
@@ -79,7 +79,7 @@ def _parameters(model: ModelFile) -> int:
 
 
 def _quantization(model: ModelFile) -> str:
-    """By its operators, else by the type that most bytes of its weights have."""
+    """Name the scheme by the graph's operators, else by the type of most bytes of its weights."""
     if model.packed:
         bits = min(bits for _, _, bits in model.packed)
         return "int8_weights" if bits == 8 else f"int{bits}"  # noqa: PLR2004 - int8 is the dynamic one
@@ -97,7 +97,7 @@ def _quantization(model: ModelFile) -> str:
 
 
 def _metadata(model: ModelFile, config: ModelConfig) -> dict[str, str]:
-    """Inputs and outputs as text, and what the memory estimate needs."""
+    """Return inputs and outputs as text, and the figures that the memory estimate needs."""
     caches = [spec for spec in model.inputs if spec.name.startswith(PAST)]
     logits = [spec for spec in model.outputs if spec.name == "logits"]
     return {

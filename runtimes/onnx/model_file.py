@@ -1,8 +1,8 @@
-"""What an ONNX file says, walked over with bounds: graph, weights, operators.
+"""Walk an ONNX file within bounds: graph, weights, operators.
 
 Field numbers are those of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto. The file may be
-hostile. Refused are: weights outside the model's own folder, execution-provider contexts (which
-name further files), operators of unknown domains, and whatever breaks a bound.
+hostile. The walk refuses weights outside the model's own folder, execution-provider contexts (which
+name further files), operators of unknown domains, and anything beyond a bound.
 """
 
 import math
@@ -22,7 +22,7 @@ from runtimes.onnx.wire import Field, WireReader
 MAX_MODEL_BYTES: Final = (1 << 31) - 1
 MAX_NAME_BYTES: Final = 4096
 MAX_DIMENSIONS: Final = 16
-# Of all tensors together; shapes whose bytes are not there may claim any number.
+# Over all tensors: a shape without data may claim any number of values.
 MAX_TENSOR_VALUES: Final = 1 << 48
 MAX_TENSORS: Final = 1 << 16
 MAX_NODES: Final = 1 << 18
@@ -55,9 +55,9 @@ DATA_TYPES: Final = {
 
 @dataclass(slots=True)
 class ModelFile:
-    """The findings.
+    """Contents of an ONNX file.
 
-    ``external`` names the files beside the model that hold weights, and how many bytes they need.
+    ``external`` maps the names of files with external weights to the bytes that they must have.
     """
 
     inputs: list[TensorSpec] = field(default_factory=list)
@@ -66,22 +66,22 @@ class ModelFile:
     operators: dict[str, int] = field(default_factory=dict)
     properties: dict[str, str] = field(default_factory=dict)
     external: dict[str, int] = field(default_factory=dict)
-    # (output width, input width, bits) of every MatMulNBits, whose weights are packed.
+    # (output width, input width, bits) of every MatMulNBits node, whose weights are packed.
     packed: list[tuple[int, int, int]] = field(default_factory=list)
     packed_names: set[str] = field(default_factory=set)
 
 
 def read_model(path: Path) -> ModelFile:
-    """Walks a file; UnsafeFileError."""
+    """Walk a file; raise UnsafeFileError if it is malformed or exceeds a bound."""
     refuse_disguise(path)
     with path.open("rb") as file:
         size = path.stat().st_size
         if not 0 < size <= MAX_MODEL_BYTES:
             raise UnsafeFileError(
-                f"{path.name} has {size} bytes; an ONNX file has 1 to {MAX_MODEL_BYTES}",
+                f"{path.name} is {size:,} bytes; an ONNX file has 1 to {MAX_MODEL_BYTES:,}",
                 advice="Keep larger weights in external data beside it.",
             )
-        # Only what is touched is read, and that is not the weights.
+        # Mapped, so that only the pages that the walk visits are read: it skips the weights.
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Walk(WireReader(data, path.name)).model(size)
 
@@ -108,7 +108,7 @@ class _Walk:
                 case 14:
                     self._property(part, self._found.properties)
                 case 20:
-                    raise self._wire.unsafe("it carries what training it takes, not inference")
+                    raise self._wire.unsafe("it contains training information")
                 case 25:
                     self._function(part)
         if graphs != 1 or not opsets or not self._nodes:
@@ -162,7 +162,7 @@ class _Walk:
                 case 7:
                     self._check_domain(self._text(part))
         if kind == "EPContext":
-            raise self._wire.unsafe("it has an EPContext, which would load code from elsewhere")
+            raise self._wire.unsafe("it has an EPContext node, which loads code from other files")
         self._found.operators[kind] = self._found.operators.get(kind, 0) + 1
         if kind == "MatMulNBits":
             shape = (numbers.get("N", 0), numbers.get("K", 0), numbers.get("bits", 4))
@@ -212,14 +212,14 @@ class _Walk:
         offset, size = (data.start, data.end - data.start) if data else (message.start, 0)
         type_name, needed = self._needs(name, kind, dims)
         if raw and size != needed:
-            raise self._wire.unsafe(f"tensor {name!a} has {size} bytes, {dims} needs {needed}")
+            raise self._wire.unsafe(f"tensor {name!a} has {size} bytes; {dims} needs {needed}")
         if not external:
             return TensorInfo(name, type_name, tuple(dims), offset, size)
         location, offset = self._external(name, external, needed)
         return TensorInfo(name, type_name, tuple(dims), offset, needed, file=location)
 
     def _needs(self, name: str, kind: int, dims: list[int]) -> tuple[str, int]:
-        """A type's name, and the bytes that so many values of it take."""
+        """Return the type's name, and the bytes that a tensor of this shape takes."""
         if kind not in DATA_TYPES or min(dims, default=0) < 0:
             raise self._wire.unsafe(f"tensor {name!a} has the type {kind} and the shape {dims}")
         values = math.prod(dims)
@@ -230,18 +230,25 @@ class _Walk:
     def _count_values(self, name: str, count: int) -> None:
         self._values += count
         if self._values > MAX_TENSOR_VALUES:
-            raise self._wire.unsafe(f"with {name!a} it claims {self._values} values")
+            raise self._wire.unsafe(
+                f"its tensors up to {name!a} claim {self._values} values; the maximum is "
+                f"{MAX_TENSOR_VALUES}"
+            )
 
     def _external(self, name: str, entries: dict[str, str], needed: int) -> tuple[str, int]:
-        """The file beside the model, and the offset there."""
+        """Return the file beside the model, and the offset of the tensor in it."""
         location = entries.get("location", "")
         if not PLAIN_NAME.fullmatch(location):
-            raise self._wire.unsafe(f"tensor {name!a} lies in {location!a}, not beside the model")
+            raise self._wire.unsafe(
+                f"tensor {name!a} is in {location!a}, which is not a plain name beside the model"
+            )
         for key in ("offset", "length"):
             if not _NUMBER.fullmatch(entries.get(key, "0")):
                 raise self._wire.unsafe(f"tensor {name!a} has the {key} {entries[key]!a}")
         if int(entries.get("length", needed)) != needed:
-            raise self._wire.unsafe(f"tensor {name!a} has {entries['length']} bytes outside")
+            raise self._wire.unsafe(
+                f"tensor {name!a} has {entries['length']} external bytes; its shape needs {needed}"
+            )
         offset = int(entries.get("offset", 0))
         self._found.external[location] = max(offset + needed, self._found.external.get(location, 0))
         return location, offset
@@ -263,7 +270,7 @@ class _Walk:
         into.append(self._value(message))
 
     def _value(self, message: Field) -> TensorSpec:
-        """A ValueInfoProto; what is no tensor has no datatype."""
+        """Read a ValueInfoProto; a value that is not a tensor has no datatype."""
         name, kind = "", 0
         dims: list[int] = []
         for part in self._wire.fields(message.start, message.end):

@@ -1,4 +1,4 @@
-"""Smaller variants of an ONNX model: half precision, int8, weights in blocks, sparse weights."""
+"""Make smaller variants of an ONNX model: half precision, int8, weights in blocks, sparse."""
 
 import shutil
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from runtimes.base import Progress, Scheme
 from runtimes.errors import QuantizeError
 from runtimes.onnx.inspect import OnnxInspector
 from runtimes.onnx.model_file import MAX_MODEL_BYTES, read_model
-from runtimes.quantizing import check_scheme, making
+from runtimes.quantizing import atomic_output, check_scheme
 
 COPY: Final = "fp32"
 CALIBRATED: Final = "int8_static"
@@ -18,10 +18,10 @@ _WEIGHT_BITS: Final = {"int8_weights": 8, "int4": 4}
 
 
 class OnnxQuantizer:
-    """The source is a float32 file; ``fp32`` copies it with the weights beside it.
+    """Quantizer of float32 files; ``fp32`` copies the file and its external weights.
 
-    ``calibration`` (of int8_static) is a text for a language model in Optimum's layout, an .npz of
-    inputs by name for others.
+    ``calibration`` (for int8_static) is a text for a language model in Optimum's layout, and an
+    .npz of inputs by name for other models.
     """
 
     @property
@@ -33,7 +33,7 @@ class OnnxQuantizer:
 
     def quantize(self, source: Path, scheme: Scheme, destination: Path, progress: Progress) -> None:
         _check(source, scheme)
-        with making(scheme, destination, progress) as half_made:
+        with atomic_output(scheme, destination, progress) as half_made:
             if scheme.name == COPY and not scheme.sparsity:
                 _copy(source, half_made)
                 return
@@ -48,7 +48,7 @@ class OnnxQuantizer:
             _SCHEMES[scheme.name](model, _Conversion(source, scheme, half_made, progress))
 
     def predict_size(self, source: Path, scheme: Scheme) -> int:
-        """Only known of the copy: which matrices a scheme applies to, the graph decides."""
+        """Return the bytes of a copy; 0 for other schemes, whose result depends on the graph."""
         _check(source, scheme)
         beside = sorted(read_model(source).external) if scheme.name == COPY else []
         paths = [source, *(source.with_name(name) for name in beside)]
@@ -57,7 +57,7 @@ class OnnxQuantizer:
 
 @dataclass(frozen=True, slots=True)
 class _Conversion:
-    """What is to be made, and where."""
+    """Source, scheme and destination of one conversion."""
 
     source: Path
     scheme: Scheme
@@ -75,13 +75,13 @@ def _check(source: Path, scheme: Scheme) -> None:
     found = OnnxInspector().inspect(source).quantization
     if found != COPY:
         raise QuantizeError(
-            f"{source.name} is {found} already, so {scheme.name} cannot be made of it",
+            f"{source.name} is {found}; {scheme.name} needs fp32",
             advice="Start from the float32 export.",
         )
     if scheme.name == CALIBRATED and scheme.calibration is None:
         raise QuantizeError(
-            "int8_static needs data to find the activations' ranges on",
-            advice="Give calibration data, or use int8, which finds them as it runs.",
+            "int8_static needs data to measure the ranges of activations",
+            advice="Give calibration data, or use int8, which measures them at run time.",
         )
 
 
@@ -91,62 +91,68 @@ def _copy(source: Path, destination: Path) -> None:
     shutil.copyfile(source, destination)
 
 
-def _to_fp32(model: Any, job: _Conversion) -> None:
-    _save(model, job.destination)
+def _to_fp32(model: Any, conversion: _Conversion) -> None:
+    _save(model, conversion.destination)
 
 
-def _to_fp16(model: Any, job: _Conversion) -> None:
-    """Weights and arithmetic in float16; inputs and outputs stay what programs send and read.
+def _to_fp16(model: Any, conversion: _Conversion) -> None:
+    """Convert weights and arithmetic to float16; inputs and outputs keep their types.
 
-    A processor without float16 arithmetic computes in float32 all the same, from a smaller file.
+    A processor without float16 arithmetic still computes in float32, from a smaller file.
     """
     import warnings
 
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     with warnings.catch_warnings():
-        # It says which constants, such as a mask's -3e38, become float16's largest.
+        # It warns of constants, such as a mask's -3e38, that it clips to float16's range.
         warnings.simplefilter("ignore")
         half = convert_float_to_float16(model, keep_io_types=True)
-    _save(half, job.destination)
-    if OnnxInspector().inspect(job.destination).quantization != "fp16":
-        raise _nothing_to_do(job.source, "fp16")
+    _save(half, conversion.destination)
+    if OnnxInspector().inspect(conversion.destination).quantization != "fp16":
+        raise _nothing_to_do(conversion.source, "fp16")
 
 
-def _to_int8(model: Any, job: _Conversion) -> None:
-    """Dynamic quantization: int8 weights per channel, activations as they come."""
+def _to_int8(model: Any, conversion: _Conversion) -> None:
+    """Quantize dynamically: int8 weights per channel; activations are scaled at run time."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    _say_prepared(model)
-    quantize_dynamic(model, job.destination, weight_type=QuantType.QInt8, per_channel=True)
-    if not any("Integer" in kind for kind in read_model(job.destination).operators):
-        raise _nothing_to_do(job.source, "int8")
+    _mark_prepared(model)
+    quantize_dynamic(model, conversion.destination, weight_type=QuantType.QInt8, per_channel=True)
+    if not any("Integer" in kind for kind in read_model(conversion.destination).operators):
+        raise _nothing_to_do(conversion.source, "int8")
 
 
-def _to_int8_static(model: Any, job: _Conversion) -> None:
-    if job.scheme.calibration is None:
-        raise ValueError(f"{job.scheme} was not checked")
+def _to_int8_static(model: Any, conversion: _Conversion) -> None:
+    if conversion.scheme.calibration is None:
+        raise ValueError(f"{conversion.scheme} was not checked")
     from runtimes.onnx.calibrate import quantize_calibrated
 
-    _say_prepared(model)
-    quantize_calibrated(model, job.source, job.scheme.calibration, job.destination, job.progress)
-    if "QuantizeLinear" not in read_model(job.destination).operators:
-        raise _nothing_to_do(job.source, "int8_static")
+    _mark_prepared(model)
+    quantize_calibrated(
+        model,
+        conversion.source,
+        conversion.scheme.calibration,
+        conversion.destination,
+        conversion.progress,
+    )
+    if "QuantizeLinear" not in read_model(conversion.destination).operators:
+        raise _nothing_to_do(conversion.source, "int8_static")
 
 
-def _to_blocks(model: Any, job: _Conversion) -> None:
-    """Weight-only: every constant matrix as 4- or 8-bit blocks, with a scale each."""
+def _to_blocks(model: Any, conversion: _Conversion) -> None:
+    """Quantize weights only: every constant matrix becomes 4- or 8-bit blocks with a scale each."""
     from runtimes.onnx.blocks import BLOCK_SIZES, BLOCK_VALUES, quantize_matrices
 
-    block_values = job.scheme.block_size or BLOCK_VALUES
+    block_values = conversion.scheme.block_size or BLOCK_VALUES
     if block_values not in BLOCK_SIZES:
         raise QuantizeError(
-            f"{job.scheme.name} has no blocks of {block_values} values",
+            f"the block size is {block_values}, which {conversion.scheme.name} does not allow",
             advice=f"Use one of: {', '.join(map(str, BLOCK_SIZES))}.",
         )
-    if quantize_matrices(model, _WEIGHT_BITS[job.scheme.name], block_values) == 0:
-        raise _nothing_to_do(job.source, job.scheme.name)
-    _save(model, job.destination)
+    if quantize_matrices(model, _WEIGHT_BITS[conversion.scheme.name], block_values) == 0:
+        raise _nothing_to_do(conversion.source, conversion.scheme.name)
+    _save(model, conversion.destination)
 
 
 _Maker = Callable[[Any, _Conversion], None]
@@ -160,8 +166,8 @@ _SCHEMES: Final[dict[str, _Maker]] = {
 }
 
 
-def _say_prepared(model: Any) -> None:
-    """Says that shapes are inferred, or else the tools advise on the root logger to do so first."""
+def _mark_prepared(model: Any) -> None:
+    """Mark shapes as inferred, or else the tools log advice on the root logger."""
     from onnx import helper
 
     properties = {entry.key: entry.value for entry in model.metadata_props}
@@ -177,7 +183,8 @@ def _nothing_to_do(source: Path, scheme: str) -> QuantizeError:
 def _save(model: Any, destination: Path) -> None:
     if model.ByteSize() > MAX_MODEL_BYTES:
         raise QuantizeError(
-            f"the quantized model has {model.ByteSize()} bytes, more than one ONNX file can hold",
-            advice="Deploy it as GGUF.",
+            f"the quantized model is {model.ByteSize():,} bytes; the maximum of an ONNX file is "
+            f"{MAX_MODEL_BYTES:,}",
+            advice="Use a smaller scheme, or deploy the model as GGUF.",
         )
     destination.write_bytes(model.SerializeToString(deterministic=True))

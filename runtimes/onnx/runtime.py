@@ -5,8 +5,8 @@ import os
 
 from runtimes.base import Engine, Inspection, Inspector, LoadSpec, Quantizer
 
-# Read when its library is loaded: without it the wheel names the device in the user's cache folder
-# and reports events to its vendor.
+# Read when the library is loaded. Without it, the wheel writes a device id to the user's cache
+# folder and reports events to its vendor.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
@@ -55,7 +55,7 @@ class OnnxRuntime:
         from runtimes.errors import UnsupportedModelError
 
         raise UnsupportedModelError(
-            f"ONNX models ({base.architecture[:64]!a}) take no adapters ({adapter.format})",
+            f"ONNX models ({base.architecture[:64]!a}) cannot take adapters ({adapter.format})",
             advice="Merge the adapter into its base, or deploy a GGUF variant.",
         )
 

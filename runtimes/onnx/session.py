@@ -1,4 +1,4 @@
-"""Opening an ONNX Runtime session: explicit provider, bounded threads, checked files."""
+"""Open an ONNX Runtime session: explicit provider, bounded threads, checked files."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ _SMALLEST_MODEL = bytes.fromhex(
     "080162130a0179120e0a0c080112080a0208010a02080142040a00100d"
 )
 _ERRORS_ONLY = 3
-# "tensor(float)" and so on, as ONNX Runtime names types.
+# ONNX Runtime's names of element types, as in "tensor(float)".
 _DATATYPES = {
     "bool": "BOOL",
     "uint8": "UINT8",
@@ -40,7 +40,7 @@ _DATATYPES = {
 
 
 def main_file(spec: LoadSpec) -> Path:
-    """The model among a variant's files; LoadError unless there is one."""
+    """Return the model among a variant's files; raise LoadError unless there is exactly one."""
     models = [path for name, path in spec.files.items() if name.endswith(".onnx")]
     if len(models) != 1:
         raise LoadError(
@@ -51,22 +51,22 @@ def main_file(spec: LoadSpec) -> Path:
 
 
 def warm_up() -> None:
-    """Opens a smallest session.
+    """Open a session with a minimal model.
 
-    The first of a process also brings in ONNX Runtime itself, about 8 MiB, which is no part of the
-    model after it.
+    The first session of a process also initializes ONNX Runtime, about 8 MiB, which must not count
+    as memory of the real model.
     """
     onnxruntime.InferenceSession(_SMALLEST_MODEL, providers=["CPUExecutionProvider"])
 
 
 def open_session(spec: LoadSpec) -> tuple[Any, Loaded]:
-    """An InferenceSession on the CPU, and the memory that it took; LoadError."""
+    """Return an InferenceSession on the CPU and the memory that it took; raise LoadError."""
     warm_up()
     return measured(spec, lambda: _open_session(spec))
 
 
 def _open_session(spec: LoadSpec) -> Any:
-    """The file is walked over before it is loaded."""
+    """Open the session after the bounded reader has accepted the file."""
     path = main_file(spec)
     model = read_model(path)
     check_external(model, path, spec.files)
@@ -74,11 +74,11 @@ def _open_session(spec: LoadSpec) -> Any:
     options.intra_op_num_threads = spec.threads or len(os.sched_getaffinity(0))
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
-    # For passes of one shape it would plan a block, beside the memory that the first one took: of
-    # an encoder, hundreds of megabytes.
+    # The memory pattern plans one block per shape, beside the memory that the first run took: with
+    # an encoder's many shapes, hundreds of megabytes.
     options.enable_mem_pattern = spec.task is not Task.EMBEDDING
-    # Threads that still spin after a run take the cores from whoever is to carry its outputs away:
-    # on two busy cores a third of all requests a second.
+    # Threads that still spin after a run take the cores from the threads that send its outputs: on
+    # two busy cores that cost a third of the requests per second.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     with returning_freed(), contextlib.ExitStack() as stack:
         _add_external(options, sorted(model.external), spec, stack)
@@ -96,9 +96,9 @@ def _open_session(spec: LoadSpec) -> Any:
 def _add_external(
     options: Any, names: Sequence[str], spec: LoadSpec, stack: contextlib.ExitStack
 ) -> None:
-    """Weights beside the model are given as bytes: the store names files by digest, not as it.
+    """Pass external weights as buffers, because the store names files by digest.
 
-    ONNX Runtime copies them, until the session is open: so long the stack keeps them.
+    ONNX Runtime copies them while it opens the session; ``stack`` keeps them mapped until then.
     """
     import mmap
 
@@ -114,12 +114,12 @@ def _add_external(
 
 
 def specs(values: Sequence[Any]) -> tuple[TensorSpec, ...]:
-    """What a session says of its inputs or outputs."""
+    """Return the specs of a session's inputs or outputs."""
     return tuple(TensorSpec(value.name, datatype(value.type), _shape(value)) for value in values)
 
 
 def datatype(onnx_type: str) -> str:
-    """tensor(float) -> FP32; LoadError for what no tensor endpoint can carry."""
+    """Translate a type, as tensor(float) to FP32; raise LoadError if the protocol lacks it."""
     name = onnx_type.removeprefix("tensor(").removesuffix(")")
     if name not in _DATATYPES:
         known = sorted({known for _, _, known in DATA_TYPES.values() if known})

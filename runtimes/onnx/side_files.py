@@ -1,4 +1,4 @@
-"""The small JSON files beside an ONNX language model, as Optimum writes them; bounded."""
+"""Read the small JSON files beside an ONNX language model, as Optimum writes them, bounded."""
 
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -9,24 +9,24 @@ from msgspec import Meta, Struct
 from runtimes.errors import UnsafeFileError
 
 MAX_CONFIG_BYTES = 1 << 20
-# The largest vocabularies' tokenizer.json have about 35 MB.
+# The tokenizer.json of the largest vocabularies is about 35 MB.
 MAX_TOKENIZER_BYTES = 128 << 20
 
 POOLING = "pooling.json"
 
-# A list where stages of a model of images differ.
+# A list if the stages of an image model differ.
 Heads = Annotated[int, Meta(ge=0, le=1 << 16)] | list[int] | None
 TokenId = Annotated[int, Meta(ge=0, lt=1 << 24)]
 S = TypeVar("S", bound=Struct)
 
 
 class ModelConfig(Struct, frozen=True):
-    """config.json and generation_config.json, as far as they matter here."""
+    """The fields of config.json and generation_config.json that the engine uses."""
 
     model_type: Annotated[str, Meta(max_length=64)] = ""
     max_position_embeddings: Annotated[int, Meta(ge=0, le=1 << 24)] = 0
     num_attention_heads: Heads = None
-    # The same in DistilBERT and XLM, and in GPT-2.
+    # The names of the same field in DistilBERT and XLM, and in GPT-2.
     n_heads: Heads = None
     n_head: Heads = None
     bos_token_id: TokenId | None = None
@@ -34,9 +34,9 @@ class ModelConfig(Struct, frozen=True):
 
     @property
     def heads(self) -> int:
-        """Attention heads; 0 where it does not say."""
-        said = (self.num_attention_heads, self.n_heads, self.n_head)
-        return next((each for each in said if isinstance(each, int)), 0)
+        """Attention heads; 0 if unknown."""
+        names = (self.num_attention_heads, self.n_heads, self.n_head)
+        return next((heads for heads in names if isinstance(heads, int)), 0)
 
     @property
     def end_tokens(self) -> frozenset[int]:
@@ -49,13 +49,13 @@ class ModelConfig(Struct, frozen=True):
 
 
 class SpecialToken(Struct, frozen=True):
-    """A token that tokenizer_config.json spells out."""
+    """A special token that tokenizer_config.json gives as an object."""
 
     content: str
 
 
 class TokenizerConfig(Struct, frozen=True):
-    """tokenizer_config.json, as far as it matters here."""
+    """The fields of tokenizer_config.json that the engine uses."""
 
     add_bos_token: bool | None = None
     bos_token: str | SpecialToken | None = None
@@ -72,7 +72,7 @@ class TokenizerConfig(Struct, frozen=True):
 
     @property
     def template(self) -> str:
-        """The chat template; of several, the one called default."""
+        """The chat template; if there are several, the one named ``default``."""
         if isinstance(self.chat_template, list):
             named = {entry.get("name"): entry.get("template", "") for entry in self.chat_template}
             return named.get("default", "")
@@ -80,7 +80,7 @@ class TokenizerConfig(Struct, frozen=True):
 
 
 class PoolingConfig(Struct, frozen=True):
-    """1_Pooling/config.json of sentence-transformers, lying beside the model as pooling.json."""
+    """1_Pooling/config.json of sentence-transformers, stored beside the model as pooling.json."""
 
     pooling_mode_cls_token: bool = False
     pooling_mode_max_tokens: bool = False
@@ -102,42 +102,42 @@ def _content(token: str | SpecialToken | None) -> str:
 
 
 def read_config(path: Path) -> ModelConfig:
-    """config.json or generation_config.json; all defaults when it is not there."""
+    """Read config.json or generation_config.json; return defaults if it is missing."""
     return _read(path, ModelConfig)
 
 
 def read_tokenizer_config(path: Path) -> TokenizerConfig:
-    """tokenizer_config.json; all defaults when it is not there."""
+    """Read tokenizer_config.json; return defaults if it is missing."""
     return _read(path, TokenizerConfig)
 
 
 def read_heads(files: dict[str, Path]) -> int:
-    """Attention heads by config.json; 0 where it is not there or does not say."""
+    """Read the number of attention heads from config.json; return 0 if it is unknown."""
     path = files.get("config.json")
     return read_config(path).heads if path is not None else 0
 
 
 def read_pooling(files: dict[str, Path]) -> str:
-    """How token embeddings become one: mean where pooling.json does not say otherwise."""
+    """Read how token embeddings are pooled; return ``mean`` without pooling.json."""
     path = files.get(POOLING)
     return _read(path, PoolingConfig).mode if path is not None else "mean"
 
 
 def read_chat_template(path: Path) -> str:
-    """chat_template.jinja, where newer exports keep it; empty when it is not there."""
+    """Read chat_template.jinja, which newer exports write; return "" if it is missing."""
     if not path.is_file():
         return ""
     return read_bounded(path, MAX_CONFIG_BYTES).decode(errors="replace")
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """The bytes of a small file; UnsafeFileError when it is not small."""
+    """Read a file of at most ``limit`` bytes; raise UnsafeFileError if it is larger."""
     with path.open("rb") as file:
         data = file.read(limit + 1)
     if len(data) > limit:
         raise UnsafeFileError(
-            f"{path.name} has more than {limit} bytes",
-            advice="Export the model again; no tokenizer or configuration is that large.",
+            f"{path.name} has more than {limit:,} bytes, the maximum for such a file",
+            advice="Export the model again.",
         )
     return data
 
@@ -149,6 +149,6 @@ def _read(path: Path, kind: type[S]) -> S:
         return msgspec.json.decode(read_bounded(path, MAX_CONFIG_BYTES), type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UnsafeFileError(
-            f"{path.name} is not the configuration of a model: {error}",
+            f"{path.name} is not a valid model configuration: {error}",
             advice="Export the model again.",
         ) from error

@@ -1,7 +1,7 @@
-"""Magnitude pruning: the smallest weights of each matrix become zero.
+"""Magnitude pruning: set the smallest weights of each matrix to zero.
 
-Unstructured, so the file keeps its size and ONNX Runtime computes as much as before: what is gained
-is that the file compresses better, and a start for fine-tuning a sparse model.
+Pruning is unstructured: the file keeps its size and ONNX Runtime computes as much as before. The
+gains are a file that compresses better, and a start for fine-tuning a sparse model.
 """
 
 from typing import Any, Final
@@ -14,11 +14,11 @@ _WITH_WEIGHTS: Final = frozenset({"Conv", "Gemm", "MatMul"})
 
 
 def drop_smallest(model: onnx.ModelProto, sparsity: float) -> int:
-    """Zeroes this fraction of every float32 matrix in place; how many matrices there were."""
+    """Set this fraction of every float32 matrix to zero in place; return the matrices' number."""
     matrices = _matrices(model.graph)
     for tensor in matrices:
         values = numpy_helper.to_array(tensor).flatten()
-        # Of equal ones the first: the same source gives the same bytes.
+        # A stable sort, so that the same source gives the same bytes.
         order = np.argsort(np.abs(values), kind="stable")
         values[order[: int(len(values) * sparsity)]] = 0
         shaped = values.reshape(tuple(tensor.dims))

@@ -1,4 +1,4 @@
-"""Tensors in, tensors out: any ONNX model as the Open Inference Protocol sees it."""
+"""Engine for tensors: any ONNX model, through the Open Inference Protocol."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -42,12 +42,12 @@ class OnnxTensorEngine:
         feed = {value.name: to_array(value) for value in inputs}
         options = RunOptions()
         if on_cancel is not None:
-            # ONNX Runtime looks at it between two nodes of the graph.
+            # ONNX Runtime reads the flag between two nodes of the graph.
             on_cancel(partial(setattr, options, "terminate", True))
         try:
             outputs = self._session.run(None, feed, options)
         except Exception as error:
-            # Shapes that only the graph can judge; the session stays sound.
+            # Only the graph knows which sizes of free dimensions work; the session stays usable.
             raise InvalidInputError(
                 f"the model refuses these inputs: {str(error)[:500]}",
                 advice="Check the sizes of the free dimensions.",
@@ -82,6 +82,7 @@ class OnnxTensorEngine:
 
     def _no_text(self, sent: str) -> UnsupportedModelError:
         return UnsupportedModelError(
-            f"this model does {self._task}, not {Task.TEXT_GENERATION}; {sent} came",
+            f"this model's task is {self._task}, not {Task.TEXT_GENERATION}; the request has "
+            f"{sent}",
             advice="Send tensors to its infer endpoint.",
         )

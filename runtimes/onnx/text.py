@@ -1,4 +1,4 @@
-"""Text generation by ONNX Runtime, for decoders in the layout that Optimum publishes.
+"""Text generation by ONNX Runtime, for decoders in Optimum's layout.
 
 Keys and values stay in ONNX Runtime's own memory between steps: each step's ``present`` tensors are
 bound as the next step's ``past_key_values``.
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
+from artifact.manifest import Task
 from runtimes.arrays import DTYPES
 from runtimes.base import (
     Embeddings,
@@ -86,7 +87,7 @@ class OnnxTextEngine:
         return score_of(self.predictions(text))
 
     def predictions(self, text: str) -> Generator[Predictions, None, None]:
-        """What the model says of each token of a text but the first (runtimes.predictions)."""
+        """Yield the logits for each token of a text except the first (runtimes.predictions)."""
         self._stop_generating()
         tokens = np.array(self._encode(text), dtype=np.int64)
         check_scorable(tokens)
@@ -100,7 +101,8 @@ class OnnxTextEngine:
 
     def embed(self, texts: Sequence[str]) -> Steps[Embeddings]:
         raise UnsupportedModelError(
-            f"a language model makes no embeddings; {len(texts)} texts came",
+            f"this model's task is {Task.TEXT_GENERATION}; the request has {len(texts)} texts to "
+            "embed",
             advice="Deploy an encoder for them.",
         )
 
@@ -109,7 +111,7 @@ class OnnxTextEngine:
     ) -> list[TensorValue]:
         del on_cancel
         raise UnsupportedModelError(
-            f"a language model takes no tensors; {len(inputs)} came",
+            f"this model's task is {Task.TEXT_GENERATION}; the request has {len(inputs)} tensors",
             advice="Call the completions endpoint.",
         )
 
@@ -117,7 +119,7 @@ class OnnxTextEngine:
         return (), ()
 
     def memory_bytes(self) -> int:
-        """As loaded, and what filling the context is still to take."""
+        """Return the bytes as loaded plus those that a full context still needs."""
         return self._memory_bytes
 
     def close(self) -> None:
@@ -126,7 +128,7 @@ class OnnxTextEngine:
             self._decoder.close()
             self._closed = True
 
-    # What TokenGeneration asks of a token model.
+    # The methods below implement the token model that TokenGeneration drives.
 
     def start(self, tokens: Sequence[int], sampling: Sampling) -> Steps[Chosen]:
         self._sampler = Sampler(sampling)
@@ -159,7 +161,7 @@ class OnnxTextEngine:
 
 
 class Decoder:
-    """The session and its cache: tokens in, logits out."""
+    """A session with its cache of keys and values: tokens in, logits out."""
 
     def __init__(self, session: Any) -> None:
         self._session = session
@@ -177,24 +179,25 @@ class Decoder:
                 f"the decoder's inputs and outputs are not Optimum's: {', '.join(unknown)[:500]}",
                 advice="Export it with `optimum-cli export onnx --task text-generation-with-past`.",
             )
-        # 0: the graph leaves it open.
+        # 0: the graph declares a free dimension.
         columns = outputs["logits"][-1] if outputs["logits"] else 0
         self.vocabulary = columns if isinstance(columns, int) else 0
-        # Kept per token, of keys and values.
+        # Elements of keys and values per token.
         self.cache_values = sum(
             value.shape()[1] * value.shape()[3] for value in self._empty_past.values()
         )
 
     def forget(self) -> None:
-        """Empties the cache."""
+        """Empty the cache."""
         self._past = dict(self._empty_past)
         self._length = 0
 
     def run(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Processes tokens after those before; logits, a row for each."""
+        """Append tokens to the cached ones; return logits, a row for each."""
         if self.vocabulary and (highest := int(tokens.max())) >= self.vocabulary:
             raise InvalidInputError(
-                f"the tokenizer gave the token {highest}, and the model knows {self.vocabulary}",
+                f"the tokenizer produced token {highest}; the model's vocabulary has "
+                f"{self.vocabulary}",
                 advice="Deploy the tokenizer.json that the model was exported with.",
             )
         total = self._length + len(tokens)
@@ -225,7 +228,7 @@ class Decoder:
 
 
 def _empty(value: Any) -> OrtValue:
-    """Keys or values of no tokens yet: (1, heads, 0, width)."""
+    """Return empty keys or values: (1, heads, 0, width)."""
     _, heads, _, width = value.shape if len(value.shape) == 4 else (0, None, 0, None)  # noqa: PLR2004
     if not isinstance(heads, int) or not isinstance(width, int):
         raise LoadError(

@@ -1,4 +1,4 @@
-"""The tokenizer of an ONNX language model: tokenizer.json and what its configuration adds."""
+"""Tokenizer of an ONNX language model: tokenizer.json and settings of its configuration."""
 
 from pathlib import Path
 from typing import Final
@@ -20,7 +20,7 @@ REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
 
 
 def _byte_of_character() -> dict[str, int]:
-    """GPT-2's spelling of bytes as printable characters, backwards."""
+    """Invert GPT-2's spelling of bytes as printable characters."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in plain]
     spelled = {chr(byte): byte for byte in plain}
@@ -31,7 +31,7 @@ _BYTES: Final = _byte_of_character()
 
 
 class TextTokenizer:
-    """Text to tokens, and tokens to the bytes of text."""
+    """Converter from text to tokens, and from tokens to the bytes of text."""
 
     def __init__(self, files: dict[str, Path]) -> None:
         if TOKENIZER not in files:
@@ -64,12 +64,15 @@ class TextTokenizer:
         self._begin = self._tokenizer.token_to_id(self.texts.begin) if self.texts.begin else None
 
     def encode(self, text: str) -> list[int]:
-        """Tokens, begun as the model wants it; special tokens are parsed."""
+        """Encode a text, with the begin token if the model expects one.
+
+        Special tokens in the text are parsed.
+        """
         tokens: list[int] = self._tokenizer.encode(text).ids
         begin = self._begin
         if begin is None:
             return tokens
-        # A chat template that writes the begin token itself must not get a second one.
+        # A chat template may write the begin token that the tokenizer also adds: keep one.
         if tokens[:2] == [begin, begin]:
             return tokens[1:]
         if self.texts.add_bos_token and tokens[:1] != [begin]:
@@ -77,7 +80,7 @@ class TextTokenizer:
         return tokens
 
     def piece(self, token: int) -> bytes:
-        """The UTF-8 bytes of a token; empty for special ones."""
+        """Return the UTF-8 bytes of a token; empty for special tokens."""
         if token in self._special:
             return b""
         if token in self._added:
@@ -87,7 +90,7 @@ class TextTokenizer:
             return bytes(_BYTES[character] for character in spelled)
         if len(spelled) == 6 and spelled.startswith("<0x"):  # noqa: PLR2004 - <0xE2>
             return bytes([int(spelled[3:5], 16)])
-        # SentencePiece marks a blank so.
+        # SentencePiece writes a space as this character.
         return spelled.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
 
     def _end_tokens(self, config: ModelConfig, generation: ModelConfig) -> frozenset[int]:

@@ -1,7 +1,7 @@
-"""A bounded reader of protobuf's wire format, enough to walk an ONNX file without loading it.
+"""Bounded reader of protobuf's wire format, enough to walk an ONNX file without loading it.
 
-https://protobuf.dev/programming-guides/encoding/. A message is a range of the file; lengths and
-nesting are checked against the range around it, and the fields of a whole file are counted.
+Source: https://protobuf.dev/programming-guides/encoding/. A message is a range of the file; lengths
+and nesting are checked against the enclosing range, and the fields of a whole file are counted.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from typing import Final
 from runtimes.errors import UnsafeFileError
 
 MAX_FIELDS: Final = 4_000_000
-# Over all names and values: what is kept of a file is made of them.
+# Over all names and values, because the reader keeps them in memory.
 MAX_TEXT_BYTES: Final = 64 << 20
 _MAX_VARINT_BYTES: Final = 10
 _MAX_FIELD_NUMBER: Final = (1 << 29) - 1
@@ -26,7 +26,7 @@ _FIXED_BYTES: Final = {FIXED64: 8, FIXED32: 4}
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A field: its number, its varint value, and the range where its bytes lie."""
+    """A field: its number, its varint value, and the range of its bytes."""
 
     number: int
     wire: int
@@ -36,7 +36,7 @@ class Field:
 
 
 class WireReader:
-    """Walks messages of one file; UnsafeFileError for anything that is not protobuf."""
+    """Reader of one file's messages; raises UnsafeFileError for anything that is not protobuf."""
 
     def __init__(self, data: mmap | bytes, name: str) -> None:
         self._data = data
@@ -45,7 +45,7 @@ class WireReader:
         self._text_bytes = 0
 
     def fields(self, start: int, end: int) -> Iterator[Field]:
-        """The fields of the message in this range."""
+        """Yield the fields of the message in this range."""
         position = start
         while position < end:
             self._fields += 1
@@ -67,11 +67,11 @@ class WireReader:
             else:
                 raise self.unsafe(f"it has the wire type {wire} at byte {position}")
             if position > end:
-                raise self.unsafe(f"a field at byte {begin} reaches beyond byte {end}")
+                raise self.unsafe(f"the field at byte {begin} extends beyond byte {end}")
             yield Field(number, wire, value, begin, position)
 
     def varint(self, position: int, end: int) -> tuple[int, int]:
-        """An unsigned varint and the position after it."""
+        """Return an unsigned varint and the position after it."""
         value = 0
         for shift in range(_MAX_VARINT_BYTES):
             if position >= end:
@@ -84,7 +84,7 @@ class WireReader:
         raise self.unsafe(f"a number at byte {position} is cut off or too long")
 
     def text(self, field: Field, limit: int) -> str:
-        """A string field of at most so many bytes."""
+        """Return a string field of at most ``limit`` bytes."""
         if field.wire != LENGTH or field.end - field.start > limit:
             raise self.unsafe(f"a name at byte {field.start} is not text of at most {limit} bytes")
         self._text_bytes += field.end - field.start
@@ -96,7 +96,7 @@ class WireReader:
             raise self.unsafe(f"a name at byte {field.start} is not UTF-8") from error
 
     def integers(self, field: Field, limit: int) -> list[int]:
-        """A repeated int64 field, packed or not; at most so many values."""
+        """Return a repeated int64 field, packed or not, of at most ``limit`` values."""
         if field.wire == VARINT:
             return [_signed(field.value)]
         values = []
@@ -110,7 +110,7 @@ class WireReader:
 
     def unsafe(self, reason: str) -> UnsafeFileError:
         return UnsafeFileError(
-            f"{self._name} is not a sound ONNX file: {reason}",
+            f"{self._name} is not a valid ONNX file: {reason}",
             advice="Fetch or export it again; do not load it with anything else.",
         )
 

@@ -1,4 +1,4 @@
-"""One engine of each runtime; the contract tests run over all of them."""
+"""Fixtures with one engine of each runtime: the contract tests run on all of them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ CONTEXT = 128
 
 
 def load(runtime: str, task: Task, folder: Path, context_length: int = CONTEXT) -> Engine:
-    """Every file of a folder, as an installed variant."""
+    """Return every file of a folder by name, like those of an installed variant."""
     files = {path.name: path for path in sorted(folder.iterdir())}
     return registry.find(runtime).load(LoadSpec(files, task, context_length, threads=1))
 

@@ -1,4 +1,4 @@
-"""What every engine that embeds texts promises."""
+"""Contract of engines that embed texts."""
 
 import math
 import struct

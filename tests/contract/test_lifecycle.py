@@ -1,4 +1,4 @@
-"""How every engine is loaded and closed."""
+"""Contract of loading and closing engines."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def test_a_closed_engine_stays_closed(runtime: str, files: dict[str, Path]) -> N
 def test_files_of_any_name_in_any_folder_load(
     runtime: str, files: dict[str, Path], tmp_path: Path
 ) -> None:
-    """The box keeps files by digest: names are what the manifest says, not what the disk says."""
+    """Load from paths named by digest, as devices store them, with names from the manifest."""
     stored = {}
     for position, (name, path) in enumerate(files.items()):
         stored[name] = tmp_path / f"{position:064x}"
@@ -53,7 +53,7 @@ def test_files_of_any_name_in_any_folder_load(
 
 
 def test_a_context_is_the_models_own_and_never_more(runtime: str, files: dict[str, Path]) -> None:
-    """More would take gigabytes before it failed, and give nonsense."""
+    """Refuse a longer context, which would take gigabytes and generate nonsense."""
     with pytest.raises(LoadError, match="1073741824 tokens is more than the 512"):
         registry.find(runtime).load(LoadSpec(files, Task.TEXT_GENERATION, 1 << 30, threads=1))
     engine = registry.find(runtime).load(LoadSpec(files, Task.TEXT_GENERATION, threads=1))

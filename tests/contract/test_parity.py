@@ -1,9 +1,9 @@
 """The same weights in GGUF f16 and ONNX fp32 are the same model.
 
 llama.cpp rounds activations, keys and values to f16, ONNX Runtime computes in f32: their logits
-differ by a few thousandths. So greedy texts are equal until two tokens are that close. On this
-model, with f32 weights and cache in llama.cpp instead, 200 of 200 prompts gave the same 64 tokens,
-with f16 193; the 20 here are among the equal ones.
+differ by a few thousandths. Greedy texts are therefore equal until two tokens are that close. On
+this model, 200 of 200 prompts gave the same 64 tokens with f32 weights and cache in llama.cpp, and
+193 with f16; the 20 prompts here are among the equal ones.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,7 +39,7 @@ def engines(demo_models: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def prompts(count: int) -> list[str]:
-    """Evenly spread over the text that the model never saw."""
+    """Return prompts spread evenly over text that the model was not trained on."""
     text = HELDOUT.read_text(encoding="utf-8")
     step = (len(text) - 100) // count
     return [text[n * step :][:PROMPT_CHARACTERS] for n in range(count)]

@@ -1,4 +1,4 @@
-"""What engines of text predict of a given text: the same figures that its score is made of."""
+"""Contract of predictions: they give the same figures as the score of a text."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What every runtime's quantizer promises: whole files, the same ones again, or a refusal."""
+"""Contract of quantizers: complete files, reproducible bytes, or a refusal."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from runtimes.fake import FakeModel, write_model
 
 @dataclass(frozen=True)
 class Case:
-    """A source, its runtime, and a scheme that makes it smaller."""
+    """Source, its runtime, and a scheme that makes it smaller."""
 
     runtime: str
     source: Path
@@ -48,7 +48,7 @@ def silent(what: str, done: float) -> None:
 
 @pytest.fixture
 def made(tmp_path: Path) -> Callable[[Case, Scheme], Path]:
-    """Makes a file in a folder of its own."""
+    """Return a function that makes a variant in a new folder."""
 
     def make(case: Case, scheme: Scheme) -> Path:
         folder = tmp_path / f"made-{len(list(tmp_path.iterdir()))}"
@@ -118,7 +118,7 @@ def test_what_is_not_known_is_refused_before_anything_is_written(
 def test_a_failure_leaves_what_was_there(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last step of making fails, as on a full disk."""
+    """Fail at the last step, as a full disk does."""
     there = tmp_path / "made"
     there.write_text("what was there before")
 

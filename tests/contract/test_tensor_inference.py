@@ -1,4 +1,4 @@
-"""What every tensor engine promises, whichever runtime it is of."""
+"""Contract of tensor engines."""
 
 import array
 from dataclasses import replace
@@ -11,7 +11,7 @@ from runtimes.text.steps import whole
 
 
 def rows(engine: Engine, count: int) -> TensorValue:
-    """So many rows of what the engine's only input wants."""
+    """Return ``count`` rows for the engine's only input."""
     (spec,), _ = engine.tensors()
     width = spec.shape[1]
     values = array.array("f", [n % 7 / 7 for n in range(count * width)])

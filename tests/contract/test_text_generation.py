@@ -1,4 +1,4 @@
-"""What every text engine promises, whichever runtime it is of."""
+"""Contract of text engines."""
 
 import math
 
@@ -78,7 +78,7 @@ def test_text_held_back_for_a_stop_string_that_never_comes_is_given_at_the_end(
 
 
 def test_several_at_once_give_what_each_gives_alone(text_engine: Engine) -> None:
-    """On these models; in general two tokens that are nearly equal may change places."""
+    """Compare on these models; in general, two nearly equal tokens may change places."""
     count = min(text_engine.parallel, 3)
     prompts = [f"{PROMPT} number {n}" for n in range(count)]
     alone = [generate(text_engine, prompt, Sampling(max_tokens=12))[1] for prompt in prompts]
@@ -204,5 +204,5 @@ def test_tensors_are_not_what_a_text_model_takes(text_engine: Engine) -> None:
         text_engine.infer([TensorValue("x", "FP32", (1,), b"\0\0\0\0")])
 
 
-def test_memory_is_told(text_engine: Engine) -> None:
+def test_memory_is_reported(text_engine: Engine) -> None:
     assert text_engine.memory_bytes() > 1 << 19

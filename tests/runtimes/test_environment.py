@@ -1,4 +1,4 @@
-"""What the environment makes of a process is asked of real ones."""
+"""Environment of engine processes, checked in real processes."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ import pytest
 from runtimes.environment import LARGE_PAGES, engine_environment
 
 SWITCH = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-# Takes 64 MiB from the C library, writes to them, and prints how much of it lies in large pages.
+# Allocate 64 MiB, write to them, and print how many bytes are in large pages.
 TAKING = """
 import ctypes
 malloc = ctypes.CDLL(None).malloc

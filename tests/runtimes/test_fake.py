@@ -1,4 +1,4 @@
-"""The faults that a fake model stages; its good behaviour is in tests/contract."""
+"""Faults that a fake model stages; tests/contract covers its normal behaviour."""
 
 import subprocess
 import sys

@@ -1,9 +1,9 @@
-"""Predicted memory against what a fresh process really took with a full context.
+"""Predicted memory against the measured memory of a fresh process with a full context.
 
-What a model's own weights, cache and buffers take is predicted; what a runtime takes once for
-itself (pages of its libraries, kernels, thread pools) is not, and these small models let it show:
-measured on x86-64, 6 MiB for llama.cpp and 13 to 23 MiB for ONNX Runtime. A prediction must not be
-above the measurement by more than a tenth, nor below it by more than that constant and a tenth.
+The prediction covers a model's weights, cache and buffers, but not a runtime's constant share
+(pages of its libraries, kernels, thread pools), which shows with these small models: measured on
+x86-64, 6 MiB for llama.cpp and 13 to 23 MiB for ONNX Runtime. A prediction may exceed the
+measurement by a tenth, and fall below it by that constant and a tenth.
 """
 
 import json
@@ -52,8 +52,8 @@ def check(runtime_name: str, main: Path, files: list[Path], context: int = CONTE
     taken = measure(runtime_name, inspection.task, files, context)
     assert predicted * 0.9 <= taken["peak_bytes"]
     assert taken["peak_bytes"] <= predicted * 1.1 + OWN_BYTES[runtime_name]
-    # What the engine itself reports, before it runs, knows nothing of that constant; and what it
-    # reports is believed from then on, so that it may not leave out what running takes.
+    # The engine's report excludes that constant, but must include the memory of running, because
+    # the agent uses the report once the model is loaded.
     assert predicted * 0.9 <= taken["reported_bytes"] <= predicted * 1.1
 
 
@@ -71,14 +71,14 @@ def test_a_small_onnx_model_takes_what_was_predicted(variant: str, built_models:
 
 
 def test_an_encoder_takes_what_was_predicted(demo_models: Path) -> None:
-    """Several passes of as many tokens as one may have, which take one pass's memory."""
+    """Run several full passes, which together take the memory of one."""
     folder = demo_models / "embed-onnx"
     check("onnx", folder / "model.onnx", sorted(folder.iterdir()))
 
 
 @pytest.fixture(scope="module")
 def larger_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a decoder of random weights, of 38 MiB in float32."""
+    """Return the folder of a decoder with random weights, 38 MiB in float32."""
     folder = tmp_path_factory.mktemp("larger") / "source"
     shape = Shape(dim=512, layers=3, hidden=1536)
     random = np.random.default_rng(0)
@@ -97,14 +97,14 @@ def larger_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (Scheme("fp16"), CONTEXT),
         (Scheme("int8"), CONTEXT),
         (Scheme("int4"), CONTEXT),
-        # Many scales, and little else.
+        # Mostly scales.
         (Scheme("int4", block_size=16), 32),
     ],
 )
 def test_a_larger_onnx_model_takes_what_was_predicted(
     scheme: Scheme, context: int, larger_onnx: Path, tmp_path: Path
 ) -> None:
-    """What ONNX Runtime frees when it has packed a weight goes back to the kernel."""
+    """Check that memory which ONNX Runtime frees after packing a weight returns to the kernel."""
     made = tmp_path / "model.onnx"
     quantizer = registry.find("onnx").quantizer()
     quantizer.quantize(larger_onnx / "model.onnx", scheme, made, lambda *_: None)
@@ -150,6 +150,6 @@ def test_a_longer_context_is_predicted_to_take_more(runtime: str, built_models: 
     found = registry.find(runtime)
     inspection = found.inspector().inspect(built_models / "base" / variant / name)
     short, long = (found.estimate_memory(inspection, 1000, length) for length in (128, 512))
-    # Keys and values: 2 layers, 2 heads of 64, both; in f16 (llama.cpp) or twice in f32 (ONNX).
+    # 2 layers x 2 heads x 64 x (key and value), in f16 for llama.cpp, in f32 twice for ONNX.
     cache_bytes_per_token = 2 * 2 * 64 * 2 * (2 if runtime == "llama_cpp" else 8)
     assert long - short >= (512 - 128) * cache_bytes_per_token

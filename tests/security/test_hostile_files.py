@@ -162,7 +162,7 @@ def test_a_small_file_that_is_large_is_not_read_whole(
     path.write_bytes(b" " * 998 + b"{}")
     assert read_config(path).model_type == ""
     path.write_bytes(b" " * 999 + b"{}")
-    with pytest.raises(UnsafeFileError, match="more than 1000 bytes") as caught:
+    with pytest.raises(UnsafeFileError, match="more than 1,000 bytes") as caught:
         read_config(path)
     assert caught.value.advice
 
@@ -185,5 +185,5 @@ def test_names_without_end_are_refused_before_they_take_memory(
     for number in range(100):
         model.metadata_props.add(key=str(number), value="x" * 1000)
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(UnsafeFileError, match="names and values have more than 1000 bytes"):
+    with pytest.raises(UnsafeFileError, match="names and values have more than 1,000 bytes"):
         registry.find("onnx").inspector().inspect(path)

@@ -1,4 +1,4 @@
-"""Adapters bound to the files of a built base."""
+"""Building adapters: binding a LoRA to the files of a built base."""
 
 import hashlib
 from dataclasses import replace
@@ -39,7 +39,7 @@ def test_an_adapter_is_bound_to_every_variant_that_it_fits(request_: AdapterRequ
 
 def test_what_is_there_is_replaced_only_when_asked_for(request_: AdapterRequest) -> None:
     build_adapter(request_)
-    with pytest.raises(BuildError, match="is there already"):
+    with pytest.raises(BuildError, match="exists already"):
         build_adapter(request_)
     assert build_adapter(replace(request_, version="2", force=True)).version == "2"
 
@@ -47,7 +47,7 @@ def test_what_is_there_is_replaced_only_when_asked_for(request_: AdapterRequest)
 def test_force_replaces_nothing_else(request_: AdapterRequest) -> None:
     request_.out.mkdir()
     (request_.out / "letter.txt").write_text("dear")
-    with pytest.raises(BuildError, match="is there already"):
+    with pytest.raises(BuildError, match="exists already"):
         build_adapter(replace(request_, force=True))
     assert (request_.out / "letter.txt").read_text() == "dear"
 
@@ -58,7 +58,7 @@ def test_force_replaces_nothing_else(request_: AdapterRequest) -> None:
         ({"source": "finetune.gguf"}, "fits no variant of acme/tiny-llama.*no LoRA"),
         ({"source": "digits.onnx"}, "fits no variant.*ONNX models"),
         ({"base": "nowhere"}, "no readable model.json"),
-        ({"label": "Not A Label"}, "sound adapter"),
+        ({"label": "Not A Label"}, "adapter's description is invalid"),
         ({"source": "cut.gguf"}, "cut off"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Model versions built from sources: what is in them, and what is left when something fails."""
+"""Building model versions: the contents of the result, and the folder after a failure."""
 
 import hashlib
 from dataclasses import replace
@@ -34,7 +34,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def request_of(tmp_path: Path) -> Any:
-    """A request for a fake model, with what a test changes."""
+    """Return a request for a fake model, with the test's changes."""
     (tmp_path / "sources").mkdir()
     (tmp_path / "text.txt").write_text("Some words to measure on.")
 
@@ -99,7 +99,7 @@ def test_smaller_variants_are_smaller_and_predicted_to_take_less(built_models: P
         assert variants[smaller].memory_bytes < variants[larger].memory_bytes
 
 
-def test_what_a_shorter_context_saves_is_told_and_not_too_much(built_models: Path) -> None:
+def test_bytes_per_token_of_context_are_recorded_and_not_overestimated(built_models: Path) -> None:
     for variant in read(built_models / "base").variants:
         runtime = registry.find(variant.runtime)
         main = built_models / "base" / variant.name / f"model.{variant.format}"
@@ -170,7 +170,7 @@ def test_a_folder_that_is_no_model_is_never_replaced(request_of: Any) -> None:
     request = request_of(force=True)
     request.out.mkdir()
     (request.out / "thesis.txt").write_text("years of work")
-    with pytest.raises(BuildError, match="no built model"):
+    with pytest.raises(BuildError, match="not the folder of a built model"):
         run(request)
     assert (request.out / "thesis.txt").read_text() == "years of work"
 
@@ -220,7 +220,7 @@ def test_a_failure_half_way_leaves_nothing(
 
 def test_what_a_killed_build_left_is_swept_away(request_of: Any) -> None:
     request = request_of()
-    # No process has this id: it is above the kernel's limit.
+    # Above the kernel's limit of process ids, so that no process has it.
     dead = request.out.parent / ".built.4194999.part"
     alive = request.out.parent / ".built.1.part"
     dead.mkdir()
@@ -269,7 +269,7 @@ def test_sources_of_different_tasks_need_a_word(demo_models: Path, tmp_path: Pat
         variants=(VariantRequest("q8_0", "q8_0"),),
         out=tmp_path / "built",
     )
-    with pytest.raises(BuildError, match="different things"):
+    with pytest.raises(BuildError, match="different tasks"):
         run(request)
 
 

@@ -1,4 +1,4 @@
-"""Versions of a model share the chunks of the tensors that they share, in every format."""
+"""Chunk indexes: versions share the chunks of equal tensors, in every format."""
 
 import hashlib
 from pathlib import Path
@@ -70,7 +70,7 @@ def test_what_was_built_is_cut_as_publishing_cuts_it(built_models: Path) -> None
 
 
 def external_model(folder: Path, weights: dict[str, np.ndarray]) -> dict[str, Path]:
-    """An ONNX model that keeps its weights beside it."""
+    """Return an ONNX model with external weights."""
     folder.mkdir()
     helper = onnx.helper
     graph = helper.make_graph(

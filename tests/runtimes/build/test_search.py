@@ -1,6 +1,6 @@
-"""Variants by recipe: what meets the goals is kept, the rest is named with the reason.
+"""Builds by recipe: variants that meet the goals are kept, others are reported with the reason.
 
-The fake's schemes: full has a perplexity of 8, half of 8.8, quarter of 9.6.
+The fake runtime's schemes have the perplexities 8 (full), 8.8 (half) and 9.6 (quarter).
 """
 
 import json
@@ -61,23 +61,23 @@ def compare_here(
     progress: Progress,
     tape: Tape,
 ) -> Comparison:
-    """As runtimes.evaluation.compare, but without a process for each."""
+    """Compare like runtimes.evaluation.compare, but in this process."""
 
-    def said(job: EvaluationJob) -> Iterator[Predictions]:
+    def predictions(job: EvaluationJob) -> Iterator[Predictions]:
         files = {name: Path(path) for name, path in job.files.items()}
         return predict(registry.find(job.runtime).load(LoadSpec(files, job.task)), evaluation)
 
-    return compare_predictions(said(source), said(variant), evaluation, progress)
+    return compare_predictions(predictions(source), predictions(variant), evaluation, progress)
 
 
 def inspect_here(location: str, path: Path) -> Inspected:
-    """As runtimes.inspection, but without a process."""
+    """Inspect like runtimes.inspection, but in this process."""
     return Inspected(FakeInspector().inspect(path), confinement="none")
 
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """A request for a search over a fake model of about a megabyte."""
+    """Return a function that makes requests for a search over a fake model of about 1 MB."""
     monkeypatch.setattr("runtimes.evaluation.compare.compare", compare_here)
     monkeypatch.setattr("runtimes.build.source.inspect_apart", inspect_here)
     (tmp_path / "sources").mkdir()
@@ -104,7 +104,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 @pytest.mark.parametrize(
     ("goals", "expected"),
     [
-        # Good enough: the smallest that is.
+        # The smallest that is good enough.
         (
             degradation("perplexity", relative=0.15),
             {"quarter": "missed", "half": "kept", "full": "not tried"},
@@ -118,7 +118,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
             {"quarter": "missed", "half": "kept", "full": "not tried"},
         ),
         (degradation("disagreement", absolute=0.0), {"quarter": "kept"}),
-        # Small enough: the best that is.
+        # The best that is small enough.
         (Goals(max_size_bytes=2 * MEGABYTE), {"full": "kept"}),
         (
             Goals(max_size_bytes=MEGABYTE * 6 // 10),
@@ -128,7 +128,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
             Goals(max_memory_bytes=3 * MEGABYTE),
             {"full": "missed", "half": "missed", "quarter": "kept"},
         ),
-        # Both, from the end that was asked for.
+        # Both limits, from the end that `prioritize` names.
         (
             replace(
                 degradation("perplexity", relative=0.5),
@@ -152,8 +152,8 @@ def test_a_search_stops_at_the_first_that_meets_its_goals(
     assert folders == set(names(result))
 
 
-def test_a_small_limit_is_told_in_its_own_unit() -> None:
-    """Goals are read with units, and none of them is rounded to nothing."""
+def test_a_small_limit_is_printed_in_its_own_unit() -> None:
+    """Check that small limits keep their unit and are not rounded to zero."""
     assert miss_of_size(Goals(max_memory_bytes=1024), 1, 5 << 20) == (
         "it needs 5.00 MiB of memory, more than max-memory 1.00 KiB"
     )
@@ -186,7 +186,7 @@ def test_without_goals_all_are_kept_and_compared(make: Make) -> None:
     assert kls[0] == 0
 
 
-def test_when_nothing_meets_them_nothing_is_left_and_the_misses_are_told(make: Make) -> None:
+def test_when_nothing_meets_them_nothing_is_left_and_the_misses_are_reported(make: Make) -> None:
     request = make(goals=Goals(max_size_bytes=1000))
     with pytest.raises(GoalsMissedError, match="none of 3") as caught:
         run(request)
@@ -252,26 +252,26 @@ def test_other_inputs_are_another_build_which_takes_force(change: str, make: Mak
         case _:
             lineage = Lineage(relation=Relation.DISTILLED, name="acme/large", version="1")
             request = replace(request, lineage=lineage)
-    with pytest.raises(BuildError, match="holds another"):
+    with pytest.raises(BuildError, match="contains another"):
         run(request)
     assert not run(replace(request, force=True)).unchanged
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "reason"),
     [
         ({}, "needs goals"),
-        ({"goals": Goals()}, "say nothing"),
-        ({"goals": Goals(max_size_bytes=1, prioritize=Prioritize.SIZE)}, "however bad"),
-        ({"goals": degradation("perplexity", relative=0.1), "evaluation": None}, "compare"),
+        ({"goals": Goals()}, "set no limit"),
+        ({"goals": Goals(max_size_bytes=1, prioritize=Prioritize.SIZE)}, "limit of quality"),
+        ({"goals": degradation("perplexity", relative=0.1), "evaluation": None}, "comparing"),
         ({"goals": degradation("accuracy", relative=0.1)}, "accuracy cannot be measured"),
     ],
 )
 def test_goals_that_cannot_be_judged_are_refused(
-    changes: dict[str, Any], said: str, make: Make
+    changes: dict[str, Any], reason: str, make: Make
 ) -> None:
     request = make(**changes)
-    with pytest.raises(BuildError, match=said) as caught:
+    with pytest.raises(BuildError, match=reason) as caught:
         run(request)
     assert caught.value.advice
     assert not request.out.exists()
@@ -307,7 +307,7 @@ def test_what_cannot_be_evaluated_ends_a_list_and_not_a_search(
 
 
 def test_each_source_of_real_models_finds_its_own(demo_models: Path, tmp_path: Path) -> None:
-    """The smallest GGUF and ONNX of the demo's model that stay within 0.05 nats of it."""
+    """Find the smallest GGUF and ONNX variants within 0.05 nats of the demo's model."""
     text, calibration = tmp_path / "text.txt", tmp_path / "calibration.txt"
     held = HELDOUT.read_text(encoding="utf-8")
     text.write_text(held[:1500], encoding="utf-8")
@@ -349,7 +349,7 @@ def test_each_source_of_real_models_finds_its_own(demo_models: Path, tmp_path: P
 def test_an_embedding_model_is_measured_beside_its_source(
     demo_models: Path, tmp_path: Path
 ) -> None:
-    """Whether or not it is said that they are to be compared."""
+    """Compare embeddings with or without ``compare`` in the request."""
     texts = tmp_path / "texts.txt"
     lines = [line for line in HELDOUT.read_text(encoding="utf-8").splitlines() if line.strip()]
     texts.write_text("\n".join(lines[:40]), encoding="utf-8")

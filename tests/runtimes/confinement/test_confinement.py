@@ -1,4 +1,4 @@
-"""What the kernel takes from a process that asked for it, tried in a child."""
+"""Confinement, checked in child processes."""
 
 import os
 import struct

@@ -1,4 +1,4 @@
-"""A variant beside its source, each in its own process: what was lost, and what it took."""
+"""Comparing a variant with its source, each in its own process: quality and memory."""
 
 import math
 import tempfile
@@ -65,7 +65,7 @@ def test_a_language_model_loses_a_little(
     assert 0.8 < found.divergence.same_top < 0.99
     assert found.divergence.predictions > 500
     assert found.divergence.dataset == found.quality.dataset
-    # The same figures as without other processes.
+    # The same figures as in one process.
     evaluation = read_evaluation(text, Task.TEXT_GENERATION)
     for one, quality in ((left, found.source_quality), (right, found.quality)):
         files = {name: Path(path) for name, path in one.files.items()}
@@ -102,7 +102,7 @@ def test_a_model_beside_itself_is_the_same(tmp_path: Path, text: Path) -> None:
 
 
 def test_divergence_is_kullback_and_leiblers(tmp_path: Path, text: Path) -> None:
-    """The fake is as sure of the right byte as its perplexity says, and of others alike."""
+    """Compute the divergence from the fake's rows: one value for the right byte, one for others."""
     source, variant = (
         job(fake(tmp_path / str(perplexity), perplexity=perplexity), text)
         for perplexity in (8.0, 16.0)
@@ -133,7 +133,7 @@ def test_a_source_is_evaluated_once_while_its_tape_holds_it(
     first, second = (compare(source, variant, evaluation, lambda *_: None, tape) for _ in range(2))
     assert started.count("the source") == runs
     assert (first.divergence, first.source_quality) == (second.divergence, second.source_quality)
-    # It is no larger than it may be, and gone when that was too little.
+    # A tape never exceeds its limit, and is deleted if the limit is too small.
     assert (tmp_path / "tape").exists() is (runs == 1)
 
 
@@ -144,27 +144,27 @@ def test_memory_is_the_variants_own(tmp_path: Path, text: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"), [("error", "staged failure on load"), ("crash", "exited with code 139")]
+    ("fault", "reason"), [("error", "staged failure on load"), ("crash", "exited with code 139")]
 )
 def test_a_model_that_cannot_be_evaluated_is_named_and_leaves_no_process(
-    fault: Any, said: str, tmp_path: Path, text: Path
+    fault: Any, reason: str, tmp_path: Path, text: Path
 ) -> None:
     before = set(psutil.Process().children())
     sound = job(fake(tmp_path / "sound"), text)
     broken = job(fake(tmp_path / "broken", faults=Faults(on_load=fault)), text)
-    # It would outlive whoever waited for it.
+    # A process left running would outlive its caller.
     hanging = job(fake(tmp_path / "hanging", faults=Faults(on_load="hang")), text)
     for left, right, which in ((sound, broken, "the variant"), (broken, hanging, "the source")):
         with pytest.raises(BuildError, match=which) as caught:
             compared(left, right)
-        assert said in str(caught.value)
+        assert reason in str(caught.value)
     assert set(psutil.Process().children()) == before
 
 
 def test_models_that_read_otherwise_are_not_compared(
     built_models: Path, tmp_path: Path, text: Path
 ) -> None:
-    with pytest.raises(BuildError, match="alike"):
+    with pytest.raises(BuildError, match="different tokens or rows"):
         compared(job(fake(tmp_path / "fake"), text), job(built_models / "base" / "gguf-q8", text))
 
 
@@ -177,7 +177,7 @@ def test_data_that_do_not_fit_the_model_are_refused(built_models: Path, tmp_path
 
 
 def vectors(*angles: float) -> Predictions:
-    """Of length 1, at these angles to the first axis."""
+    """Return unit vectors at these angles to the first axis."""
     rows = np.array([[math.cos(each), math.sin(each)] for each in angles], np.float32)
     return Predictions(np.arange(len(angles)), rows, 1.0)
 
@@ -192,12 +192,12 @@ def test_an_embedding_model_is_as_good_as_its_vectors_are_near_to_its_sources(te
     assert found.quality == expected
     assert (found.source_quality.value, found.divergence) == (1, None)
     broken = vectors(0, math.nan)
-    with pytest.raises(VariantFailedError, match="no number"):
+    with pytest.raises(VariantFailedError, match="NaN or infinity"):
         compare_predictions([source], [broken], evaluation, lambda *_: None)
 
 
 @pytest.mark.parametrize("data", [b"\n \n", b"word " * 1000, b"\xff"])
-def test_texts_that_cannot_be_embedded_are_told_as_such(
+def test_texts_that_cannot_be_embedded_are_refused(
     data: bytes, demo_models: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "texts.txt"
@@ -208,28 +208,28 @@ def test_texts_that_cannot_be_embedded_are_told_as_such(
     with pytest.raises(BuildError, match=r"texts\.txt") as caught:
         list(predict(engine, evaluation))
     assert caught.value.advice
-    with pytest.raises(BuildError, match="beside its source"):
+    with pytest.raises(BuildError, match="no quality by itself"):
         measure(engine, evaluation)
     engine.close()
 
 
-# Of which the first is what is right.
+# The first class is the right one.
 SOUND = Predictions(np.array([0]), np.eye(1, 2, dtype=np.float32), 1.0)
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "reason"),
     [
-        ([np.nan, 0], "no number"),
-        ([np.inf, 0], "no number"),
-        ([-np.inf, -np.inf], "no number"),
-        # What the model finds impossible or next to it is what the text says.
+        ([np.nan, 0], "NaN or infinity"),
+        ([np.inf, 0], "NaN or infinity"),
+        ([-np.inf, -np.inf], "NaN or infinity"),
+        # The right class has probability 0, or nearly 0.
         ([-np.inf, 0], r"exp\(inf\)"),
         ([0, 1000], r"exp\(1000\)"),
     ],
 )
 def test_a_variant_whose_predictions_give_no_figure_meets_no_goal(
-    row: list[float], said: str, text: Path
+    row: list[float], reason: str, text: Path
 ) -> None:
     evaluation = read_evaluation(text, Task.TEXT_GENERATION)
     broken = Predictions(SOUND.targets, np.array([row], np.float32), 1.0)
@@ -237,7 +237,7 @@ def test_a_variant_whose_predictions_give_no_figure_meets_no_goal(
         (SOUND, broken, VariantFailedError),
         (broken, SOUND, NotANumberError),
     ):
-        with pytest.raises(error, match=said) as caught:
+        with pytest.raises(error, match=reason) as caught:
             compare_predictions([left], [right], evaluation, lambda *_: None)
         assert caught.value.advice
 
@@ -260,6 +260,6 @@ def test_predictions_that_one_has_more_of_are_not_compared(
     of_source: int, of_variant: int, text: Path
 ) -> None:
     evaluation = read_evaluation(text, Task.TEXT_GENERATION)
-    with pytest.raises(BuildError, match="alike") as caught:
+    with pytest.raises(BuildError, match="different tokens or rows") as caught:
         compare_predictions([SOUND] * of_source, [SOUND] * of_variant, evaluation, lambda *_: None)
     assert caught.value.advice

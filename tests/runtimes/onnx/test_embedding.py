@@ -1,4 +1,4 @@
-"""Texts become vectors of length 1, each on its own whatever is sent with it."""
+"""Embedding: unit vectors, independent of the other texts in a request."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ def engine(folder: Path) -> Iterator[Engine]:
 
 
 def hidden_states(folder: Path, text: str) -> NDArray[np.float32]:
-    """What the graph itself gives for one text: (tokens, width)."""
+    """Return the graph's own output for one text: (tokens, width)."""
     ids = np.array([Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids])
     session = onnxruntime.InferenceSession(
         folder / "model.onnx", providers=["CPUExecutionProvider"]
@@ -120,7 +120,7 @@ def test_tokens_are_counted_and_many_texts_take_several_passes(engine: Engine) -
     one = whole(engine.embed(["word " * 150]))
     texts = ["and", *["word " * 150] * 20]
     many = whole(engine.embed(texts))
-    # Others get a turn between two texts whose tokens are counted, and between two passes.
+    # One step for each text that is tokenized, and one for each pass.
     assert sum(1 for _ in engine.embed(texts)) >= 20 + 20 * one.prompt_tokens // PASS_TOKENS
     assert sum(1 for _ in engine.embed(["and"])) == 0
     assert many.prompt_tokens > 20 * one.prompt_tokens

@@ -1,4 +1,4 @@
-"""Hostile and broken ONNX files; every refusal says why."""
+"""Inspecting ONNX files, hostile and broken ones too: every refusal gives a reason."""
 
 import json
 from pathlib import Path
@@ -83,7 +83,7 @@ def test_what_the_demo_models_are(demo_models: Path) -> None:
 
 
 def test_an_encoder_is_as_wide_as_its_hidden_states() -> None:
-    """What is pooled of them may be narrower, and then it is no measure of a pass's memory."""
+    """Take the width of hidden states, not of a narrower pooled output, to predict memory."""
     tokens, pooled = ("token_embeddings", (-1, -1, 768)), ("sentence_embedding", (-1, 128))
     assert width_of([tokens, pooled]) == width_of([pooled, tokens]) == 768
     assert (

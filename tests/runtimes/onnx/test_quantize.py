@@ -109,7 +109,7 @@ def test_sparsity_zeroes_that_fraction_and_its_smallest(demo_models: Path, tmp_p
         assert (sparse == 0).mean() == pytest.approx(0.5, abs=0.01)
         assert (sparse[sparse != 0] == dense[sparse != 0]).all()
         assert np.abs(dense[sparse == 0]).max() <= np.abs(dense[sparse != 0]).min()
-    # What is gained is only that it compresses.
+    # The only gain is that the file compresses better.
     assert made.stat().st_size == source.stat().st_size
     assert len(zlib.compress(made.read_bytes())) < 0.7 * len(zlib.compress(source.read_bytes()))
 
@@ -131,7 +131,7 @@ def test_every_scheme_of_a_classifier_still_classifies(
     quantize(demo_models / "digits.onnx", how, tmp_path / "model.onnx")
     spec = LoadSpec({"model.onnx": tmp_path / "model.onnx"}, Task.CLASSIFICATION, threads=1)
     engine = registry.find("onnx").load(spec)
-    # What programs send and read keeps its type.
+    # Inputs and outputs keep their types.
     assert {tensor.datatype for side in engine.tensors() for tensor in side} == {"FP32"}
     assert measure(engine, read_evaluation(images, Task.CLASSIFICATION)).value > 0.95
     engine.close()
@@ -147,14 +147,14 @@ def test_data_that_cannot_calibrate_are_refused(demo_models: Path, tmp_path: Pat
     np.save(plain, np.zeros((2, 64), np.float32))
     digits, text = demo_models / "digits.onnx", demo_models / "base-onnx" / "model.onnx"
     for source, data, reason in (
-        (text, short, "too few"),
+        (text, short, "needs 128"),
         (text, plain, "UTF-8"),
         (text, tmp_path / "gone", "is not a file"),
         (digits, other, "pixels"),
         (digits, plain, "npz"),
         (digits, short, "npz"),
         (digits, None, "needs data"),
-        (digits, uneven, "alike"),
+        (digits, uneven, "differ in their inputs"),
         (digits, short.with_suffix(".jsonl"), "is not a file"),
         (text, wordless, "text"),
     ):
@@ -200,7 +200,7 @@ def test_blocks_hold_what_they_were_given(inputs: int, bits: int) -> None:
     quants = np.stack(halves, axis=-1).reshape(5, blocks, BLOCK_VALUES)
     zero = 1 << (bits - 1)
     values = ((quants.astype(np.float32) - zero) * scales[..., None]).reshape(5, -1)[:, :inputs].T
-    # Half a step, or a little more where a smaller scale cuts the largest value off.
+    # Half a step, or slightly more where a smaller scale clips the largest value.
     assert np.abs(values - matrix).max() < 1.7 * np.abs(scales).max()
     assert np.sqrt(np.square(values - matrix).mean()) < 0.4 * np.abs(scales).max()
 

@@ -1,4 +1,4 @@
-"""What loading ONNX Runtime does to the machine."""
+"""Side effects of loading ONNX Runtime."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ def test_the_library_reports_nothing_and_leaves_no_device_name(
 def test_weights_beside_the_model_are_there_until_it_is_loaded(
     demo_models: Path, tmp_path: Path
 ) -> None:
-    """In a process of its own, which to read them later would end."""
+    """Load in a separate process, where a later read of the mapped files would be fatal."""
     beside = tmp_path / "model.onnx"
     onnx.save(
         onnx.load(demo_models / "digits.onnx"),

@@ -1,4 +1,4 @@
-"""A call of ONNX Runtime that nobody waits for any more is given up."""
+"""Cancelling calls of ONNX Runtime."""
 
 import struct
 import threading
@@ -31,7 +31,7 @@ def test_a_cancelled_call_ends_early_and_the_next_is_answered(tmp_path: Path) ->
     for on_cancel in (soon, lambda stop: stop()):
         with pytest.raises(InvalidInputError, match="terminate"):
             engine.infer(rounds(1 << 62), on_cancel)
-    # Called once more it ends no other call.
+    # Cancelling again must not end a later call.
     (output,) = engine.infer(rounds(3), lambda _: stops[0]())
     assert struct.unpack("<q", output.data) == (3,)
     engine.close()

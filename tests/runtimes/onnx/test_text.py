@@ -1,4 +1,4 @@
-"""What is ONNX Runtime's own in generating text; the rest is in tests/contract."""
+"""Text generation specific to ONNX Runtime; tests/contract covers the rest."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,8 +40,10 @@ def test_a_long_prompt_is_read_in_steps_and_may_be_given_up(engine: Engine) -> N
     assert len(list(engine.generate(LONG_PROMPT, Sampling(max_tokens=4)))) == 4
 
 
-def test_a_tokenizer_of_another_model_is_told_and_harms_nothing_else(tmp_path: Path) -> None:
-    """It knows 512 tokens, and the model half of them."""
+def test_a_tokenizer_of_another_model_is_refused_and_the_engine_stays_usable(
+    tmp_path: Path,
+) -> None:
+    """Use a tokenizer of 512 tokens with a model whose vocabulary is half of that."""
     shape = Shape(dim=64, layers=1, heads=2, kv_heads=1, hidden=64, vocab=256)
     random = np.random.default_rng(0)
     weights = {
@@ -51,7 +53,7 @@ def test_a_tokenizer_of_another_model_is_told_and_harms_nothing_else(tmp_path: P
     write_folder(tmp_path / "model", shape, weights)
     files = {path.name: path for path in (tmp_path / "model").iterdir()}
     engine = registry.find("onnx").load(LoadSpec(files, Task.TEXT_GENERATION, 64, threads=1))
-    with pytest.raises(InvalidInputError, match="knows 256") as caught:
+    with pytest.raises(InvalidInputError, match="vocabulary has 256") as caught:
         list(engine.generate("the program", Sampling(max_tokens=2)))
     assert "tokenizer" in caught.value.advice
     assert list(engine.generate("a", Sampling(max_tokens=2)))

@@ -1,4 +1,4 @@
-"""The tokenizer beside an ONNX model."""
+"""Tokenizers of ONNX models."""
 
 import json
 from pathlib import Path
