@@ -8,7 +8,8 @@ daemon's cost for a tensor of 1 MB.
 
 import asyncio
 import ctypes
-from typing import Final
+from collections.abc import Callable
+from typing import Final, Protocol
 
 QUIET_SECONDS: Final = 3.0
 # Room for the copies of a 1 MB body in transit; a larger block is mapped and returned separately.
@@ -36,28 +37,43 @@ def return_freed_memory() -> None:
         trim(0)
 
 
+class Timers(Protocol):
+    """The part of an event loop that IdleTrim uses."""
+
+    def time(self) -> float: ...
+
+    def call_at(self, when: float, callback: Callable[[], None], /) -> object: ...
+
+
 class IdleTrim:
     """Returns freed memory once the daemon has been idle for ``quiet_seconds``.
 
     Not at once, because each call takes milliseconds. Use from one event loop.
     """
 
-    def __init__(self, quiet_seconds: float = QUIET_SECONDS) -> None:
+    def __init__(
+        self,
+        quiet_seconds: float = QUIET_SECONDS,
+        timers: Callable[[], Timers] = asyncio.get_running_loop,
+    ) -> None:
         self._quiet_seconds = quiet_seconds
+        self._timers = timers
         self._quiet_at = 0.0
-        self._due: asyncio.TimerHandle | None = None
+        self._is_scheduled = False
 
     def schedule(self) -> None:
         """Return memory after the next idle period; each call starts the period again."""
-        loop = asyncio.get_running_loop()
-        self._quiet_at = loop.time() + self._quiet_seconds
-        if self._due is None:
-            self._due = loop.call_at(self._quiet_at, self._trim)
+        timers = self._timers()
+        self._quiet_at = timers.time() + self._quiet_seconds
+        # One timer at a time: it reads _quiet_at when it fires, so that a call needs no new timer.
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            timers.call_at(self._quiet_at, self._trim)
 
     def _trim(self) -> None:
-        loop = asyncio.get_running_loop()
-        if loop.time() < self._quiet_at:
-            self._due = loop.call_at(self._quiet_at, self._trim)
+        timers = self._timers()
+        if timers.time() < self._quiet_at:
+            timers.call_at(self._quiet_at, self._trim)
             return
-        self._due = None
+        self._is_scheduled = False
         return_freed_memory()

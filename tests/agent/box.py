@@ -1,6 +1,6 @@
-"""A whole box without a network, which can be killed right after any state was stored.
+"""A complete box without a network, which can be killed after any stored state.
 
-Workers of the fake runtime, journal and store are real; the server is in memory.
+Journal, store and the fake runtime's worker processes are real; the server is in memory.
 """
 
 import asyncio
@@ -51,18 +51,18 @@ CHECKS = (
 
 
 async def eventually(ready: Callable[[], object], seconds: float = 10) -> None:
-    """Wait for what no event tells: another task's or another process's doing."""
+    """Poll for an effect of another task or process that sets no event."""
     async with asyncio.timeout(seconds):
         while not ready():  # noqa: ASYNC110 - see above
             await asyncio.sleep(0.01)
 
 
 class Killed(BaseException):
-    """The process died here."""
+    """The process was killed here."""
 
 
 class Publisher:
-    """Implements agent.update.steps.Verifier; what is not published is not listed."""
+    """Implements agent.update.steps.Verifier; only published releases are listed."""
 
     def __init__(self) -> None:
         self.listed: dict[str, VerifiedRelease] = {}
@@ -71,7 +71,7 @@ class Publisher:
         self.asked = 0
 
     async def directive(self, assignment: Assignment) -> Directive:
-        """An honest director: it signed what it assigned."""
+        """Return the directive of an honest director for an assignment."""
         known = self.listed.get(assignment.release)
         release = None
         if assignment.release:
@@ -91,21 +91,21 @@ class Publisher:
 
 
 class World:
-    """What outlasts a process: the disk, and the server."""
+    """The parts that outlast a process: the disk and the server."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.server = ChunkServer()
         self.publisher = Publisher()
         self.model_memory_bytes = 64 * MIB
-        # Of every variant: what a token of context takes.
+        # Memory of every variant per token of context.
         self.context_bytes = 0
         self.free_memory_bytes = 1 << 40
         self.adapter_files: list[File] = []
         self.runtimes = {"fake": "1"}
 
     def variant(self, name: str, model: FakeModel) -> Variant:
-        """A variant whose one file is this fake model."""
+        """Build a variant whose one file is this fake model."""
         path = (
             self.root / "published" / f"{name}-{hashlib.sha256(repr(model).encode()).hexdigest()}"
         )
@@ -123,7 +123,7 @@ class World:
         )
 
     def adapter(self, name: str, made: FakeModel, base: ModelVersion) -> Adapter:
-        """An adapter bound to every file of a model."""
+        """Build an adapter bound to every file of a model."""
         (file,) = self.variant(name, made).files
         self.adapter_files.append(file)
         return Adapter(
@@ -143,7 +143,7 @@ class World:
         adapters: dict[str, FakeModel] | None = None,
         checks: tuple[Check, ...] = CHECKS,
     ) -> Assignment:
-        """A release with one slot and a variant per model (v0, v1, ...); gives its assignment."""
+        """Publish a release with one slot and a variant per model (v0, v1, ...)."""
         models = models or (FakeModel(reply=f"This is release {version}. "),)
         model = ModelVersion(
             name="acme/model",
@@ -177,7 +177,7 @@ class World:
         return self.listed(release)
 
     def listed(self, release: Release) -> Assignment:
-        """Publishes a release, whose version is a number and its counter; gives its assignment."""
+        """Publish a release whose version number is also its counter; return its assignment."""
         version = release.version
         manifest = encode_release(release)
         digest = hashlib.sha256(manifest)
@@ -208,7 +208,7 @@ class World:
 
 
 class Life:
-    """One life of the agent's process on that disk."""
+    """One run of the agent's process on that disk."""
 
     def __init__(self, world: World, *, die_in: State | None = None) -> None:
         self.world = world
@@ -220,7 +220,7 @@ class Life:
             self.store, self.supervisor, self.serving, lambda: world.free_memory_bytes
         )
         self.chain: list[str] = []
-        # Called whenever what a status would say has changed.
+        # Called whenever the status changes.
         self.listeners: list[Callable[[], None]] = []
         self._die_in = die_in
         self._changes = asyncio.Event()
@@ -254,7 +254,7 @@ class Life:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """The end of the process: nothing more is stored, and its workers are gone."""
+        """End the process: it stores no more, and its workers are gone."""
         assert self.task is not None
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
@@ -275,7 +275,7 @@ class Life:
                 raise Killed
 
     async def until(self, state: State, generation: int) -> Status:
-        """Wait until this state of this assignment is reached; what killed the life is raised."""
+        """Wait until an assignment reaches a state; raise the error that ended the process."""
         async with asyncio.timeout(30):
             while True:
                 status = self.engine.status()
@@ -290,7 +290,7 @@ class Life:
                     self.task.result()
 
     async def do(self, assignment: Assignment) -> Receipt:
-        """Assign, wait until it has ended, and give its receipt."""
+        """Assign, wait for the end of the update, and return its receipt."""
         self.engine.assign(assignment)
         await self.until(State.IDLE, assignment.generation)
         receipts = {receipt.generation: receipt for receipt in self.journal.receipts()}
@@ -298,12 +298,12 @@ class Life:
 
     @property
     def serves(self) -> str:
-        """The release that answers now; empty for none."""
+        """Return the reference of the serving release, empty without one."""
         return self.serving.deployment.release.reference if self.serving.deployment else ""
 
     @property
     def pointers(self) -> tuple[str, str, str]:
-        """Candidate, current, last_good."""
+        """Return the references of candidate, current and last_good."""
         pointers = self.journal.pointers()
         return (
             reference_of(pointers.candidate),
@@ -312,5 +312,5 @@ class Life:
         )
 
     def files(self) -> set[str]:
-        """Digests of the files on the disk."""
+        """Return the digests of the files on the disk."""
         return {path.name for path in (self.world.root / "store" / "files").iterdir()}

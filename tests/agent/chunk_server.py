@@ -1,4 +1,4 @@
-"""A chunk source in memory that can break off, alter and withhold bytes as networks do."""
+"""A chunk source in memory that can interrupt, alter and withhold bytes as networks do."""
 
 import hashlib
 import random
@@ -19,13 +19,13 @@ class ChunkServer:
         self.piece_bytes = piece_bytes
         self.requests: list[list[bytes]] = []
         self.sent_bytes = 0
-        # How many bytes each of the next requests gives before the connection breaks.
+        # Bytes that each of the next requests delivers before the connection breaks.
         self.break_after: list[int] = []
-        # Chunks that come with a wrong byte, and how many times more.
+        # Chunks to deliver with a wrong byte, and how many more times.
         self.altered: dict[bytes, int] = {}
-        # Requests that end in one of these chunks are answered with more and more bytes after it.
+        # Requests that end in one of these chunks get further bytes after it without end.
         self.endless: set[bytes] = set()
-        # What is answered to those who ask for deltas, in turn; then there is none.
+        # Answers to requests for deltas, in turn; afterwards there is no delta.
         self.offers: list[Offer | BeingMade | None] = []
         self.asked: list[tuple[list[File], File]] = []
 
@@ -76,7 +76,7 @@ class ChunkServer:
 
 
 def random_file(path: Path, size: int, seed: int = 1) -> Path:
-    """A file that no compression or chance makes equal to another."""
+    """Create a file of random bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(random.Random(seed).randbytes(size))  # noqa: S311 - bytes to move, no secret
     return path

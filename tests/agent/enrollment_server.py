@@ -1,4 +1,4 @@
-"""A control plane that only enrols, over real TLS."""
+"""A control plane with enrolment only, over real TLS."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ SECRET = "s" * 43
 
 
 def join_token(authority: Authority, **changes: str) -> str:
-    """What an operator of that server would copy."""
+    """Return the join token that an operator would copy."""
     token = JoinToken(
         secret=SECRET,
         ca=authority.digest,
@@ -29,11 +29,11 @@ def join_token(authority: Authority, **changes: str) -> str:
 
 @dataclass
 class Servicer(enrollment_pb2_grpc.EnrollmentServiceServicer):
-    """Answers as the control plane does, or refuses with ``refusal``."""
+    """Answer as the control plane does, or refuse with ``refusal``."""
 
     authority: Authority
     refusal: tuple[grpc.StatusCode, str] | None = None
-    # Replies that get lost after the server has done its part.
+    # Number of answers to lose after the server has stored the device.
     lost_replies: int = 0
     requests: list[enrollment_pb2.EnrollRequest] = field(default_factory=list)
     signs_for: Authority | None = None

@@ -1,4 +1,4 @@
-"""Backoff doubles to its bound, draws from zero, and never undercuts what the server asks."""
+"""Backoff doubles up to its bound, draws from zero, and respects the server's minimum."""
 
 from agent.backoff import Backoff
 

@@ -1,4 +1,4 @@
-"""The data directory: what is written is whole, private, and read back only when it is valid."""
+"""The data directory: files are written completely and privately, and validated on reading."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""The watchdog is fed only while the daemon can do its work."""
+"""The watchdog is notified only while the daemon has no fault."""
 
 import asyncio
 import os

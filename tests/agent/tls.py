@@ -13,7 +13,7 @@ _PEM = serialization.Encoding.PEM
 
 
 class Authority:
-    """Signs server and device certificates."""
+    """A certificate authority for servers and devices."""
 
     def __init__(self, name: str = "test authority") -> None:
         self.key = ec.generate_private_key(ec.SECP256R1())
@@ -46,7 +46,7 @@ class Authority:
         )
 
     def server(self, *names: str) -> tuple[bytes, bytes]:
-        """Key and certificate (PEM) of a server with these names or addresses."""
+        """Return key and certificate (PEM) of a server with these names or addresses."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "server")])
         builder = self._builder(subject, key.public_key(), timedelta(hours=1))
@@ -61,7 +61,7 @@ class Authority:
         )
 
     def device(self, csr_pem: bytes, life: timedelta = timedelta(hours=1)) -> bytes:
-        """A device certificate (PEM) for a signing request's key."""
+        """Return a device certificate (PEM) for the key of a signing request."""
         request = x509.load_pem_x509_csr(csr_pem)
         key = request.public_key()
         assert isinstance(key, ec.EllipticCurvePublicKey)
@@ -69,7 +69,7 @@ class Authority:
         return certificate.public_bytes(_PEM)
 
     def server_credentials(self, *names: str, mutual: bool = False) -> grpc.ServerCredentials:
-        """For a grpc.aio server; ``mutual`` demands a certificate of this authority."""
+        """Return credentials for a grpc.aio server; ``mutual`` requires client certificates."""
         return grpc.ssl_server_credentials(
             [self.server(*names)],
             root_certificates=self.pem if mutual else None,

@@ -1,4 +1,4 @@
-"""The agent's unit lets a worker confine itself further, as the box's own log would say."""
+"""The agent's unit permits its workers to confine themselves further."""
 
 import shutil
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from debian_box import ROOT, DebianBox, base_image, missing, wait_until
 from runtimes.confinement import landlock
 
 UNIT: Final = "flotilla-agent.service"
-# All of the unit but what it runs, as whom, and what starts it.
+# All settings of the unit except its command, user and start conditions.
 DROP_IN: Final = """
 [Unit]
 ConditionPathExists=

@@ -1,6 +1,6 @@
-"""Both packages in a booted Debian: installed, enrolled by credential, serving whatever happens.
+"""Both packages in a booted Debian: installation, enrolment by credential, recovery from faults.
 
-The models are real and so are the engines: what runs here runs under the units' sandbox.
+Models and engines are real and run in the units' sandbox.
 """
 
 import json
@@ -34,7 +34,7 @@ SERVER = "flotilla-server.service"
 PASSPHRASE = "only for this test"
 PROMPT = "The import statement "
 MIB = 1 << 20
-# What a package may leave: what apt, dpkg and systemd note about having worked at all.
+# Files that may remain: the records of apt, dpkg and systemd about their own work.
 NOT_OURS = (
     "/etc/.pwd.lock",
     "/etc/group-",
@@ -55,14 +55,14 @@ NOT_OURS = (
 
 @dataclass
 class Fleet:
-    """A box with a control plane and an agent, and the operator beside it."""
+    """A box with a control plane and an agent, and an operator's commands."""
 
     box: DebianBox
     directory: Path
     ports: tuple[int, int, int]
 
     def cli(self, *arguments: str) -> dict[str, Any]:
-        """The JSON document that an operator's command printed."""
+        """Return the JSON document printed by an operator's command."""
         context = self.box.root / "var/lib/flotilla-server/admin.json"
         result = subprocess.run(
             [command("flotilla"), "--context", str(context), "--json", *arguments],
@@ -79,11 +79,11 @@ class Fleet:
         return document
 
     def install(self, package: Path) -> None:
-        """By apt, with whatever it depends on already there."""
+        """Install with apt; all dependencies are present."""
         self.box.run("apt-get", "install", "-y", "-q", self.bring(package))
 
     def bring(self, file: Path) -> str:
-        """A host's file, in the box."""
+        """Return the path of a host's file in the box."""
         shutil.copy(file, self.box.root / "root" / file.name)
         return f"/root/{file.name}"
 
@@ -98,7 +98,7 @@ class Fleet:
         self.cli("keys", "init", "--publisher", "acme", "--dir", str(self.directory / "keys"))
 
     def install_agent(self, package: Path, *more: str, token: str | None = None) -> str:
-        """scripts/install_agent with a fresh join token on its standard input."""
+        """Run scripts/install_agent with a fresh join token on its standard input."""
         if token is None:
             token = self.cli("token", "create", "--uses", "1")["secret"]
         script = self.bring(ROOT / "scripts" / "install_agent")
@@ -144,7 +144,7 @@ class Fleet:
         wait_until("the release being served", self.serves, 120)
 
     def status(self) -> dict[str, Any]:
-        """What `flotilla-agent status` says in the box; empty while it says nothing."""
+        """Return the output of `flotilla-agent status` in the box; empty if it fails."""
         text = self.box.run("sh", "-c", "flotilla-agent status --json 2>/dev/null", check=False)
         found: dict[str, Any] = json.loads(text) if text.startswith("{") else {}
         return found
@@ -153,7 +153,7 @@ class Fleet:
         return bool(self.status().get("serves") == "acme/assistant@1" and self.answers())
 
     def answers(self) -> bool:
-        """Whether a local program gets text from the model."""
+        """Check that a local program gets text from the model."""
         body = {"model": "assistant", "prompt": PROMPT, "max_tokens": 8}
         try:
             bound = json.loads((self.box.root / "var/lib/flotilla/gateway.json").read_text())
@@ -163,28 +163,28 @@ class Fleet:
         return status == 200 and bool(answer["choices"][0]["text"])
 
     def workers(self) -> list[int]:
-        """Process ids, in the box, of the loaded models."""
+        """Return the process ids, in the box, of the loaded models."""
         found = self.box.run("pgrep", "-f", "agent[.]worker", check=False)
         return sorted(map(int, found.split()))
 
     def main_pid(self, unit: str = AGENT) -> int:
-        """The unit's first process; BoxError while it has none."""
+        """Return the unit's main process; BoxError while it has none."""
         pid = int(self.box.property(unit, "MainPID"))
         if pid == 0:
             raise BoxError(f"{unit} has no process now")
         return pid
 
     def restarted(self, dead: int, unit: str = AGENT) -> bool:
-        """Whether the unit has another first process than the dead one."""
+        """Check that the unit has another main process than the dead one."""
         return int(self.box.property(unit, "MainPID")) not in {0, dead}
 
     def recovered(self, dead: int) -> bool:
-        """Whether another daemon serves in place of the dead one."""
+        """Check that another daemon serves instead of the dead one."""
         return self.restarted(dead) and self.serves()
 
 
 def _no_shortage() -> str | None:
-    """Why no process can be left without memory here; None when one can."""
+    """Return why memory cannot be limited here; None if it can."""
     if os.environ.get("FLOTILLA_TEST_OOM") != "1":
         return "FLOTILLA_TEST_OOM=1 is not set (who watches this machine may take it for short)"
     if not (MEMORY_CONTROLLER / "memory.limit_in_bytes").exists():
@@ -194,7 +194,7 @@ def _no_shortage() -> str | None:
 
 @pytest.fixture(scope="session")
 def packages(require: Callable[..., None]) -> dict[str, Path]:
-    """Both packages, built from this checkout."""
+    """Build both packages from this checkout."""
     require("systemd", missing=missing())
     built = {}
     for side in ("agent", "server"):
@@ -217,7 +217,7 @@ def new_fleet(directory: Path) -> Fleet:
 
 @pytest.fixture(scope="module")
 def fleet(packages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """A box that serves a release with both engines; every test leaves it so."""
+    """A box that serves a release with both engines; every test restores this state."""
     fleet = new_fleet(tmp_path_factory.mktemp("box"))
     with fleet.box.booted():
         fleet.start_server(packages["server"])
@@ -242,7 +242,7 @@ def test_when_memory_runs_out_workers_go_before_the_daemon(fleet: Fleet) -> None
     def score(pid: int) -> int:
         return int(fleet.box.run("cat", f"/proc/{pid}/oom_score_adj"))
 
-    # A container without CAP_SYS_RESOURCE cannot lower the daemon's score; the order holds.
+    # A container without CAP_SYS_RESOURCE cannot lower the daemon's score; the order still holds.
     assert fleet.box.property(AGENT, "OOMScoreAdjust") == "-200"
     assert len(fleet.workers()) == 2
     assert all(score(pid) >= score(fleet.main_pid()) + 500 for pid in fleet.workers())
@@ -355,7 +355,7 @@ def test_purging_leaves_nothing(packages: dict[str, Path], tmp_path: Path) -> No
 
 
 def _spoilt(fleet: Fleet) -> str:
-    """A token that was good, once."""
+    """Return a join token that has been used."""
     created = fleet.cli("token", "create", "--uses", "1")
     fleet.cli("token", "revoke", created["token"]["id"])
     return str(created["secret"])

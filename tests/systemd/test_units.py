@@ -1,4 +1,4 @@
-"""The units ask for no more than they need, by systemd's own reckoning."""
+"""The units' exposure, as systemd-analyze rates it, stays low."""
 
 import re
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGING = Path(__file__).parents[2] / "scripts" / "packaging"
-# systemd-analyze counts from 0 (locked up) to 100 (root without limits); it prints a tenth.
+# systemd-analyze rates from 0 (fully confined) to 100 (root without limits), and prints a tenth.
 MOST_EXPOSURE = 15
 
 
@@ -40,7 +40,7 @@ def test_systemd_reads_every_line_of_a_unit_but_those_that_are_too_new_for_it(
 ) -> None:
     tool = shutil.which("systemd-analyze")
     require("systemd", missing=None if tool else "systemd-analyze is not installed")
-    # What it starts is not installed here.
+    # The unit's command is not installed here.
     text = re.sub(r"(?m)^ExecStart=\S+", "ExecStart=/bin/true", (PACKAGING / unit).read_text())
     installed = tmp_path / Path(unit).name
     installed.write_text(text)

@@ -1,4 +1,4 @@
-"""The agent's command as its owner types it: exit codes, advice, and a real daemon process."""
+"""The agent's command: exit codes, advice, and a real daemon process."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from tests.agent.tls import Authority
 
 
 def agent(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end."""
+    """Run the command and wait for its end."""
     return subprocess.run(
         [sys.executable, "-m", "agent", *arguments],
         capture_output=True,
@@ -34,7 +34,7 @@ def agent(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @contextmanager
 def daemon(data_dir: DataDir, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """`flotilla-agent run`, ended at the end."""
+    """Run `flotilla-agent run`, and stop it on leaving the block."""
     with subprocess.Popen(
         [sys.executable, "-m", "agent", "run", "--data-dir", str(data_dir.root)],
         stderr=subprocess.PIPE,
@@ -49,7 +49,7 @@ def daemon(data_dir: DataDir, **environment: str) -> Iterator[subprocess.Popen[s
 
 @pytest.fixture
 def enrolled(tmp_path: Path) -> DataDir:
-    """A box that was enrolled at a server which is not there."""
+    """A box whose server does not exist."""
     data_dir = DataDir(tmp_path / "box")
     data_dir.root.mkdir()
     authority = Authority()
@@ -221,7 +221,7 @@ def _hear(manager: socket.socket, wanted: bytes) -> bytes:
 
 
 def _wait_until_up(process: subprocess.Popen[str]) -> str:
-    """What it logged until then."""
+    """Return its log so far."""
     assert process.stderr is not None
     said = ""
     for line in process.stderr:

@@ -1,4 +1,4 @@
-"""Enrolment over real TLS: it trusts by the token's digests, and leaves nothing half-made."""
+"""Enrolment over real TLS: trust comes from the token's digests; failures leave no files."""
 
 import stat
 from collections.abc import AsyncIterator
@@ -35,14 +35,14 @@ FACTS = DeviceFacts(
 
 @dataclass
 class Site:
-    """A running server and an application to it."""
+    """A running server and an application for it."""
 
     servicer: Servicer
     application: Application
     data_dir: DataDir
 
     def left(self) -> set[str]:
-        """What an attempt left in the data directory."""
+        """List the files in the data directory."""
         root = self.data_dir.root
         return {path.name for path in root.iterdir()} if root.exists() else set()
 
@@ -133,7 +133,7 @@ async def test_a_refusal_says_why_and_what_to_do(
     with pytest.raises(EnrollmentError, match=detail) as refused:
         await enroll(site.data_dir, site.application)
     assert advice in refused.value.advice
-    # Only a server that failed may know the key by now.
+    # Only a server that failed may already know the key.
     assert site.left() == ({"device.key"} if code is grpc.StatusCode.INTERNAL else set())
     assert site.data_dir.root.exists() is (code is grpc.StatusCode.INTERNAL)
     with pytest.raises(NotEnrolledError):
@@ -217,7 +217,7 @@ async def test_a_box_recovers_with_its_key_and_keeps_everything_else(site: Site)
 @pytest.mark.parametrize("part", ["root", "director"])
 async def test_a_token_of_another_fleet_recovers_nothing(site: Site, part: str) -> None:
     await enroll(site.data_dir, site.application)
-    # The box trusts other signers than this server and its token name.
+    # The box trusts other roots than this server and its token.
     path = site.data_dir.image_root if part == "root" else site.data_dir.director_root
     path.write_bytes(b"{}")
     before = load_identity(site.data_dir).certificate_pem

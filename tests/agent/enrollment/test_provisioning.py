@@ -1,4 +1,4 @@
-"""A box that enrols by itself: from its owner's file and systemd's credential, on any start."""
+"""Unattended enrolment from the owner's file and systemd's credential, on any start."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 @dataclass
 class World:
-    """A server, a box, and the two files that its owner brings."""
+    """A server, a box, and its owner's two files."""
 
     servicer: Servicer
     port: int

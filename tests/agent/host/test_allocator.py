@@ -1,6 +1,8 @@
-import asyncio
+"""Freed memory stays for the next request, and returns to the kernel when idle."""
+
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from agent.host import allocator
 from agent.host.allocator import IdleTrim, return_freed_memory
 
 MIB = 1 << 20
-# Takes and frees what a body of 1 MB does, again and again; prints how often a page was new to it.
+# Allocates and frees like requests with a body of 1 MB; prints the page faults of the last ten.
 REQUESTS = """
 import resource
 from agent.host.allocator import keep_freed_memory
@@ -28,8 +30,8 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-def test_freed_memory_between_what_stays_is_given_back() -> None:
-    # Small enough to lie in the heap, and too big for Python's own pools.
+def test_freed_memory_between_live_blocks_is_returned() -> None:
+    # Small enough for the heap, and too large for Python's own pools.
     blocks = [bytearray(2000) for _ in range(32 * MIB // 2000)]
     kept = blocks[::50]
     blocks.clear()
@@ -39,36 +41,65 @@ def test_freed_memory_between_what_stays_is_given_back() -> None:
     assert kept
 
 
-def test_memory_of_one_request_is_at_hand_for_the_next() -> None:
+def test_memory_of_one_request_is_reused_by_the_next() -> None:
     ran = subprocess.run([sys.executable, "-c", REQUESTS], capture_output=True, check=True)
     # Ten requests of three times 256 pages.
     assert int(ran.stdout) < 10 * 256
 
 
-async def test_many_changes_are_trimmed_up_after_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    trimmed: list[float] = []
-    loop = asyncio.get_running_loop()
-    monkeypatch.setattr(allocator, "return_freed_memory", lambda: trimmed.append(loop.time()))
-    trim = IdleTrim(quiet_seconds=0.01)
+class Clock:
+    """An event loop's timers, moved on by hand."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.timers: list[tuple[float, Callable[[], None]]] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_at(self, when: float, callback: Callable[[], None], /) -> None:
+        self.timers.append((when, callback))
+
+    def advance(self, seconds: float) -> None:
+        end = self.now + seconds
+        while due := [timer for timer in self.timers if timer[0] <= end]:
+            first = min(due, key=lambda timer: timer[0])
+            self.timers.remove(first)
+            self.now = max(self.now, first[0])
+            first[1]()
+        self.now = end
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def trimmed(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Times at which memory was returned."""
+    times: list[float] = []
+    monkeypatch.setattr(allocator, "return_freed_memory", lambda: times.append(clock.now))
+    return times
+
+
+def test_memory_is_returned_once_after_many_changes(clock: Clock, trimmed: list[float]) -> None:
+    trim = IdleTrim(quiet_seconds=3, timers=lambda: clock)
     for _ in range(3):
         trim.schedule()
-    await asyncio.sleep(0.03)
-    assert len(trimmed) == 1
+    clock.advance(100)
+    assert trimmed == [3]
     trim.schedule()
-    await asyncio.sleep(0.03)
-    assert len(trimmed) == 2
+    clock.advance(100)
+    assert trimmed == [3, 103]
 
 
-async def test_nothing_is_trimmed_up_while_things_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    trimmed: list[float] = []
-    loop = asyncio.get_running_loop()
-    monkeypatch.setattr(allocator, "return_freed_memory", lambda: trimmed.append(loop.time()))
-    trim = IdleTrim(quiet_seconds=0.2)
+def test_memory_is_not_returned_while_changes_go_on(clock: Clock, trimmed: list[float]) -> None:
+    trim = IdleTrim(quiet_seconds=3, timers=lambda: clock)
     for _ in range(5):
         trim.schedule()
-        await asyncio.sleep(0.06)
-    changed_last = loop.time() - 0.06
-    async with asyncio.timeout(5):
-        while not trimmed:  # noqa: ASYNC110 - a timer's doing
-            await asyncio.sleep(0.01)
-    assert trimmed[0] - changed_last >= 0.13
+        clock.advance(2)
+    assert trimmed == []
+    clock.advance(2)
+    # The last change was at 8 s.
+    assert trimmed == [11]

@@ -1,4 +1,4 @@
-"""When memory runs out the kernel ends a child of the daemon, not the daemon."""
+"""Helper processes have a higher OOM score than the daemon."""
 
 import subprocess
 

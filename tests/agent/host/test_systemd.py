@@ -1,4 +1,4 @@
-"""sd_notify: one datagram, to a path or an abstract name, and nothing outside systemd."""
+"""sd_notify: one datagram to a path or an abstract name, and no effect outside systemd."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""The journal gives back what was recorded, whole, also after the process was killed."""
+"""The journal returns complete records, also after the process was killed."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Whatever happens to one of the journal's copies, nothing that was recorded is lost or falls."""
+"""Damage to one of the journal's copies loses no record and lowers no floor."""
 
 import hashlib
 import sqlite3
@@ -11,6 +11,7 @@ import pytest
 from agent.errors import JournalError
 from agent.journal import Assignment, HeldRelease, Journal, Pointers, Update
 from agent.journal.contents import VERSION, Contents
+from agent.journal.database import Database
 from agent.journal.duplicate import Duplicate
 
 HELD = HeldRelease(reference="acme/a@1", manifest=b"{}" * 500, manifest_sha256="0" * 64)
@@ -24,7 +25,7 @@ def update(generation: int) -> Update:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A journal of a box that serves and has seen metadata."""
+    """The journal of a box that serves a release and has verified metadata."""
     journal = Journal(tmp_path / "journal.db")
     journal.record(update=update(1), pointers=POINTERS)
     journal.raise_floors({"image/timestamp": 7})
@@ -34,18 +35,18 @@ def path(tmp_path: Path) -> Path:
 
 
 def check(path: Path, *, repaired: str) -> None:
-    """All is said, and is said again by each of the copies alone."""
+    """Check that both copies together, and the database alone, have every record."""
     journal = Journal(path)
     assert repaired in journal.repaired
     assert bool(repaired) == bool(journal.repaired)
-    _check_said(journal)
+    _check_records(journal)
     (path.parent / "journal-copy" / "contents").unlink()
     again = Journal(path)
     assert again.repaired == ""
-    _check_said(again)
+    _check_records(again)
 
 
-def _check_said(journal: Journal) -> None:
+def _check_records(journal: Journal) -> None:
     assert journal.update() == update(2)
     assert journal.pointers() == POINTERS
     assert journal.floors() == {"image/timestamp": 7}
@@ -120,7 +121,7 @@ def test_with_both_damaged_nothing_is_believed(path: Path) -> None:
 
 
 def test_an_old_database_put_back_lowers_no_floor(path: Path) -> None:
-    """As rot in its log would leave it, or whoever hopes for a downgrade."""
+    """Damage to the log leaves an old database, and so does an attempt to downgrade."""
     old = path.read_bytes()
     journal = Journal(path)
     journal.raise_floors({"image/timestamp": 9})
@@ -160,6 +161,57 @@ def test_a_commit_that_only_the_copy_got_counts_and_is_no_damage(path: Path) -> 
     journal.close()
 
 
+def test_the_copy_is_written_before_the_database(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash between the two writes leaves the commit in the copy, never only in the database."""
+    duplicate = Duplicate(path.parent / "journal-copy")
+
+    def crash(*_: object) -> None:
+        raise sqlite3.OperationalError("the process ended here")
+
+    journal = Journal(path)
+    with monkeypatch.context() as patch:
+        patch.setattr("agent.journal.database.Database.write", crash)
+        with pytest.raises(JournalError, match="ended here"):
+            journal.raise_floors({"image/timestamp": 9})
+    journal.close()
+    copy = duplicate.read()
+    assert copy is not None
+    assert msgspec.json.decode(copy.documents["floors"]) == {"image/timestamp": 9}
+    # The database alone has the older floor; with the copy the higher one counts.
+    overwrite(path)
+    restored = Journal(path)
+    assert restored.floors() == {"image/timestamp": 9}
+    restored.close()
+
+
+def test_a_commit_whose_copy_fails_does_not_reach_the_database(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    journal = Journal(path)
+    with monkeypatch.context() as patch:
+        patch.setattr("agent.journal.duplicate.write_file", full)
+        with pytest.raises(JournalError, match="No space left"):
+            journal.raise_floors({"image/timestamp": 9})
+    journal.close()
+    (path.parent / "journal-copy" / "contents").unlink()
+    alone = Journal(path)
+    assert alone.floors() == {"image/timestamp": 7}
+    alone.close()
+
+
+def test_every_commit_of_the_database_is_flushed_to_the_disk(path: Path) -> None:
+    """SQLite syncs its write-ahead log on commit only with ``synchronous=FULL`` (2)."""
+    database = Database(path)
+    assert database.connection.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert database.connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    database.close()
+
+
 def test_who_only_looks_changes_nothing(path: Path) -> None:
     overwrite(path)
     before = path.read_bytes()
@@ -169,8 +221,7 @@ def test_who_only_looks_changes_nothing(path: Path) -> None:
     assert sorted(each.name for each in path.parent.iterdir()) == ["journal-copy", "journal.db"]
 
 
-# -- versions
-
+# The schema of agents that kept no copy.
 SCHEMA_2 = """
 CREATE TABLE documents (name TEXT PRIMARY KEY, body BLOB NOT NULL, sum BLOB NOT NULL) STRICT;
 CREATE TABLE receipts (generation INTEGER PRIMARY KEY, body BLOB NOT NULL, sum BLOB NOT NULL)
@@ -180,7 +231,7 @@ PRAGMA user_version=2;
 
 
 def write_version_2(path: Path) -> None:
-    """As the agent did that kept no copy."""
+    """Write a journal as agents without a copy did."""
     database = sqlite3.connect(path)
     database.executescript(SCHEMA_2)
     documents = {

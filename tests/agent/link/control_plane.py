@@ -1,4 +1,4 @@
-"""A control plane in one object: real TLS, scripted answers, everything that came in kept."""
+"""A control plane for tests: real TLS, scripted answers, and a record of all messages."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -15,7 +15,7 @@ RETRY_AFTER_KEY = "flotilla-retry-after-ms"
 
 
 class ControlPlane:
-    """Serves one device at a time on a loopback port."""
+    """A server for one device at a time, on a loopback port."""
 
     def __init__(self, authority: Authority) -> None:
         self.authority = authority
@@ -24,7 +24,7 @@ class ControlPlane:
         self.came = asyncio.Event()
         self.streams = 0
         self.assignment = wire.Assignment()
-        # Refuse so many streams with this status first.
+        # Status and number of streams to refuse first.
         self.refusals: list[tuple[grpc.StatusCode, str]] = []
         self.acknowledges = True
         self.chunks: dict[bytes, bytes] = {}
@@ -36,7 +36,7 @@ class ControlPlane:
 
     async def start(self) -> None:
         self._server = grpc.aio.server()
-        # As the control plane does: FetchChunks answers with bytes as they are (docs/adr/0002).
+        # Like the control plane: FetchChunks sends raw bytes (docs/adr/0002).
         handlers = {
             "Connect": grpc.stream_stream_rpc_method_handler(
                 self._connect,
@@ -73,11 +73,11 @@ class ControlPlane:
             self._server = None
 
     def drop_stream(self) -> None:
-        """Break the open stream off."""
+        """Break the open stream."""
         self._drop.set()
 
     async def until(self, ready: Callable[[list[wire.ConnectRequest]], Any]) -> Any:
-        """Wait until what came in satisfies ``ready``; gives what it gave."""
+        """Wait until ``ready`` returns a true value for the messages received; return it."""
         async with asyncio.timeout(15):
             while not (found := ready(self.received)):
                 self.came.clear()

@@ -1,4 +1,4 @@
-"""Whatever a server says of deltas, the box takes what makes sense or nothing."""
+"""Of a server's answers about deltas the box accepts only valid ones."""
 
 import math
 from typing import Any

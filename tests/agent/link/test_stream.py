@@ -1,4 +1,4 @@
-"""The stream over real TLS: what must arrive does, however often it breaks."""
+"""The stream over real TLS: receipts and telemetry arrive, however often it breaks."""
 
 import asyncio
 import hashlib
@@ -53,7 +53,7 @@ WINDOW = TelemetryWindow(
 
 
 class Box:
-    """An enrolled box with a link, and the control plane that it talks to."""
+    """An enrolled box with a stream, and its control plane."""
 
     def __init__(self, root: Path, life: Life, plane: ControlPlane, identity: Credentials) -> None:
         self.root = root
@@ -180,7 +180,7 @@ async def test_an_assignment_is_carried_out_and_its_signed_receipt_acknowledged(
         assert last[-1].current_release == wanted.release
 
 
-async def test_what_the_hardware_class_measured_is_heard_and_nonsense_is_not(
+async def test_valid_class_measurements_are_used_and_invalid_ones_ignored(
     world: World, plane: ControlPlane
 ) -> None:
     wanted = world.publish("1")
@@ -207,7 +207,7 @@ async def test_what_the_hardware_class_measured_is_heard_and_nonsense_is_not(
     )
     async with connected(world, plane) as box:
         await plane.until(receipts)
-        # Every assignment, as the director's roots may be news when nothing else is.
+        # Also known assignments: they may come with a new root of the director.
         assert box.directed
         assert box.class_measurements == [
             ("acme/model@1", "v0", Prior(tokens_per_second=20, joules_per_token=0.5, devices=3)),
@@ -421,7 +421,7 @@ async def test_renewal_breaks_neither_the_stream_nor_a_download(
         download = box.connection.fetch(list(plane.chunks))
         received = [await anext(download)]
         old = box.identity
-        # The certificate that it gets is far from due again.
+        # The new certificate is not due for renewal.
         plane.certificate_life = timedelta(hours=9)
         due = old.renew_at()
         renewal = renewal_of(box, now=lambda: due + timedelta(seconds=1))
@@ -484,12 +484,12 @@ async def test_a_box_that_is_not_wanted_serves_on_says_why_and_asks_rarely(
         assert not box.link.connected
         assert "PERMISSION_DENIED: not now" in box.link.problem
         assert box.life.serves == wanted.release
-        # Taken in again, it goes on as if nothing had been.
+        # Once admitted again, it continues as before.
         plane.refusals = []
         await plane.until(hellos)
         await eventually(lambda: box.link.connected)
         assert box.link.problem == ""
-        # The first is of the stream that broke, the others are refusals.
+        # The first wait follows the broken stream, the others follow refusals.
         assert box.waits[1:7] == [0.02, 0.04, 0.08, 0.16, 0.2, 0.2]
 
 

@@ -1,4 +1,4 @@
-"""The notary's process: real, on an enrolled box's files."""
+"""The real notary process on the files of an enrolled box."""
 
 import asyncio
 import os
@@ -28,7 +28,7 @@ def authority() -> Authority:
 
 @pytest.fixture
 def data_dir(tmp_path: Path, authority: Authority) -> DataDir:
-    """Of an enrolled box."""
+    """The data directory of an enrolled box."""
     data_dir = DataDir(tmp_path)
     request = signing_request(make_or_load_key(data_dir), "box-1")
     write_file(data_dir.certificate, authority.device(request))

@@ -1,4 +1,4 @@
-"""A box takes a delta when that is fewer bytes, and the chunks when anything is wrong with it."""
+"""A box fetches a delta if that is fewer bytes, and chunks if the delta is unusable."""
 
 import asyncio
 import hashlib
@@ -30,7 +30,7 @@ SIZE = BLOCKS * 34
 
 @dataclass
 class World:
-    """A box that holds a base, a server with a tuned version, and the delta between them."""
+    """A box with a base file, a server with a tuned version, and the delta between them."""
 
     root: Path
     server: ChunkServer
@@ -54,7 +54,7 @@ class World:
         return whole and self.left() == set()
 
     def left(self) -> set[str]:
-        """What lies in the store beside the base and the tuned file."""
+        """List the files of the store other than the base and the tuned file."""
         found = {path.name for path in (self.root / "store").rglob("*") if path.is_file()}
         return found - {self.base.sha256, self.tuned.sha256}
 
@@ -70,7 +70,7 @@ async def world(tmp_path: Path) -> World:
     random = np.random.default_rng(1)
     blocks = random.integers(0, 256, (BLOCKS, 34), np.uint8)
     base_bytes = blocks.tobytes()
-    # Tuned all over: every chunk is another, and most bytes are the same.
+    # Tuned throughout: every chunk differs, although most bytes are equal.
     blocks[:, 5] += 1
     tuned_bytes = blocks.tobytes()
     make_delta(
@@ -93,7 +93,7 @@ async def test_a_delta_that_is_fewer_bytes_is_fetched_and_the_file_made_of_it(wo
     assert target == world.tuned
     assert world.progress.received_bytes < 0.1 * SIZE
     assert world.progress.done_bytes == world.progress.total_bytes == SIZE
-    # It is a source of chunks from now on, as any other.
+    # From now on it is a source of chunks like any other file.
     assert world.store.index(world.tuned) is not None
 
 
@@ -158,7 +158,7 @@ async def test_a_delta_that_the_server_dropped_is_done_without(world: World) -> 
 
 
 async def test_a_delta_of_another_file_is_found_out(world: World) -> None:
-    """Whoever makes deltas may lie; the signed digest decides."""
+    """The author of a delta is not trusted; the signed digest decides."""
     other = np.random.default_rng(9).integers(0, 256, SIZE, np.uint8).tobytes()
     sides = side(world.root / "base", (world.root / "base").read_bytes())
     make_delta(sides, side(world.root / "evil", other[: SIZE // 8]), world.root / "e")
@@ -176,7 +176,7 @@ async def test_rubbish_for_a_delta_is_found_out(world: World) -> None:
 
 @pytest.mark.parametrize("victim", ["base", "tuned"])
 async def test_what_the_server_calls_a_delta_never_costs_a_model(world: World, victim: str) -> None:
-    """A delta is deleted after use; this one has a model's name."""
+    """A delta is deleted after use; this one has the name of a model file."""
     file = {"base": world.base, "tuned": world.tuned}[victim]
     lie = msgspec.structs.replace(file, size=SIZE // 2)
     world.server.offers = [Offer(world.base.sha256, lie)]
@@ -260,7 +260,7 @@ async def test_cancelling_ends_the_process(
         return process
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", remember)
-    # It waits for somebody to write to its base.
+    # The process waits for a writer of its base, a named pipe.
     task = asyncio.create_task(
         deltas.restore(tmp_path / "pipe", tmp_path / "d", tmp_path / "out", SIZE)
     )
@@ -305,7 +305,7 @@ def replace_size(file: File, size: int) -> File:
 
 
 def test_restoring_takes_less_than_64_mib(world: World) -> None:
-    """The whole process, interpreter and libraries included."""
+    """The bound covers the process with interpreter and libraries."""
     program = (
         "import sys; from agent.worker import restore; restore.main();"
         "print(*(line for line in open('/proc/self/status') if line.startswith('VmHWM')))"

@@ -1,4 +1,4 @@
-"""Downloads fetch only what is missing, check every byte, resume, and never half-install."""
+"""Downloads fetch only missing chunks, verify them, resume, and install only complete files."""
 
 import asyncio
 import hashlib
@@ -32,14 +32,14 @@ def no_wait() -> Backoff:
 
 
 class GivesUp(Backoff):
-    """Ends a download at the first break, as the end of the agent would."""
+    """End a download at the first interruption, as the end of the agent would."""
 
     def next_seconds(self, asked_seconds: float = 0.0) -> float:
         raise SourceUnavailableError("not tried again")
 
 
 class Box:
-    """A store, a server, and the downloader between them."""
+    """A store, a server and a downloader."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -54,7 +54,7 @@ class Box:
         return self.progress
 
     def left(self) -> list[str]:
-        """Names under which something begun is left."""
+        """List the partial files."""
         return [path.name for path in (self.root / "store" / "partial").iterdir()]
 
 
@@ -90,7 +90,7 @@ async def test_what_is_here_is_not_fetched_again(box: Box, tmp_path: Path) -> No
 async def test_a_break_resumes_with_the_chunks_that_are_missing(box: Box, tmp_path: Path) -> None:
     file = box.server.add(random_file(tmp_path / "a", 5 * MIB))
     index_bytes = len(box.server.chunks[bytes.fromhex(file.index)])
-    # The index comes whole, then the connection breaks in the third chunk.
+    # The index arrives completely, then the connection breaks in the third chunk.
     box.server.break_after = [index_bytes + 1, 2 * MIB + MIB // 2]
     progress = await box.fetch(file)
     assert [len(request) for request in box.server.requests] == [1, 5, 3]
@@ -100,7 +100,7 @@ async def test_a_break_resumes_with_the_chunks_that_are_missing(box: Box, tmp_pa
 async def test_a_cancelled_download_waits_for_the_thread_that_writes(
     box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Closed under it, the descriptor could be another file's when the thread comes to write."""
+    """If it were closed first, the thread could write to another file with its descriptor."""
     file = box.server.add(random_file(tmp_path / "a", MIB))
     writing, go_on, written = threading.Event(), threading.Event(), threading.Event()
     write = Partial.write
@@ -114,7 +114,7 @@ async def test_a_cancelled_download_waits_for_the_thread_that_writes(
     monkeypatch.setattr(Partial, "write", slow)
     download = asyncio.create_task(box.fetch(file))
     await asyncio.to_thread(writing.wait)
-    # Once for itself, then with everything else at the end of the event loop.
+    # The task is cancelled once directly, then again at the end of the event loop.
     for _ in range(3):
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()
@@ -282,7 +282,7 @@ async def test_a_server_that_goes_on_after_the_last_chunk_is_not_listened_to(
     file = box.server.add(random_file(tmp_path / "a", MIB))
     box.server.endless = set(box.server.chunks) - {bytes.fromhex(file.index)}
     await box.fetch(file)
-    # What was asked for is good and stays; of the rest no more than a piece is taken.
+    # The requested bytes are good and stay; at most one further piece is read.
     index_bytes = len(box.server.chunks[bytes.fromhex(file.index)])
     assert box.server.sent_bytes <= index_bytes + MIB + 2 * box.server.piece_bytes
     assert box.store.has(file)

@@ -1,4 +1,4 @@
-"""What a download receives is bounded in bytes, in slowness and in time."""
+"""Downloads are bounded in bytes, rate and time."""
 
 import itertools
 from collections.abc import AsyncGenerator, Sequence
@@ -15,7 +15,7 @@ DIGEST = bytes(32)
 
 
 class Endless:
-    """A server that never stops sending; ``open`` tells whether its call was ended."""
+    """A server that never stops sending; ``open`` is True until its call is closed."""
 
     def __init__(self, piece: bytes) -> None:
         self.piece = piece
@@ -46,7 +46,7 @@ async def test_what_does_not_end_is_refused_one_piece_after_its_bound() -> None:
 async def test_too_slow_is_broken_off_after_a_window_and_anything_at_the_deadline(
     piece: bytes, seconds: int
 ) -> None:
-    """The clock goes on by one second a piece: 2 bytes a second are too few, 3 are enough."""
+    """The clock advances one second per piece: 2 bytes per second are too few, 3 suffice."""
     limits = TransferLimits(total_seconds=20, least_bytes_per_second=2.5, window_seconds=4)
     server, progress, ticks = Endless(piece), TransferProgress(), itertools.count()
     with pytest.raises(SlowDownloadError):
