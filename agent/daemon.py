@@ -29,6 +29,7 @@ from agent.link.connection import Connection
 from agent.link.metadata import StreamedVerifier
 from agent.link.renewal import Renewal
 from agent.link.stream import ControlPlaneStream
+from agent.link.translate import window_to_wire
 from agent.notary import Notary, expect
 from agent.notary import questions as q
 from agent.power import ThrottleMonitor, ThrottleReader, discover, keep_sampling
@@ -235,7 +236,8 @@ class Daemon:
             gauges.append(WorkerGauge(labels_of(worker), stats.peak_memory_bytes, stats.restarts))
         windows = self._collector.roll(gauges)
         for window in windows:
-            await asyncio.to_thread(self._telemetry.append, window)
+            encoded = window_to_wire(window).SerializeToString()
+            await asyncio.to_thread(self._telemetry.append, encoded)
         if windows:
             self._stream.wake()
         elif self._had_requests:

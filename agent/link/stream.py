@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 import grpc
 import grpc.aio
 from flotilla.v1 import device_pb2
+from google.protobuf.message import DecodeError
 
 from agent.backoff import Backoff
 from agent.errors import IdentityError, JournalError, NotaryLostError
@@ -27,10 +28,10 @@ from agent.link.translate import (
     authorities_from_wire,
     facts_to_wire,
     priors_from_wire,
+    queued_to_wire,
     receipt_to_wire,
     retry_after_seconds,
     status_to_wire,
-    window_to_wire,
 )
 from agent.selection import Prior
 from agent.telemetry import TelemetryQueue
@@ -304,11 +305,19 @@ class ControlPlaneStream:
         pending = await asyncio.to_thread(self._telemetry.pending, BATCH_WINDOWS)
         if not pending:
             return
-        sent.boot_id = pending[0].boot_id
-        batch = device_pb2.TelemetryBatch(
-            boot_id=sent.boot_id,
-            windows=[window_to_wire(each.sequence, each.window) for each in pending],
-        )
+        boot_id, last = pending[0].boot_id, pending[-1].sequence
+        windows = []
+        for queued in pending:
+            try:
+                windows.append(queued_to_wire(queued))
+            except DecodeError:
+                log.warning("window_damaged sequence=%d", queued.sequence)
+        if not windows:
+            # Without an acknowledgement the damaged windows would block all later ones.
+            await asyncio.to_thread(self._telemetry.acknowledge, boot_id, last)
+            return
+        sent.boot_id = boot_id
+        batch = device_pb2.TelemetryBatch(boot_id=boot_id, windows=windows)
         await call.write(device_pb2.ConnectRequest(telemetry=batch))
 
 

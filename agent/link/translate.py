@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 import grpc.aio
 from flotilla.v1 import (
@@ -15,14 +15,14 @@ from flotilla.v1 import (
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from agent.journal import Assignment, CheckResult, Receipt
-from agent.power.energy import Energy
 from agent.selection import Candidate, Decision, Prior
-from agent.telemetry.window import TelemetryWindow
+from agent.telemetry import QueuedWindow
 from agent.update.engine import Status
 from agent.update.measurements import MAX_PRIORS
 from artifact.device_facts import CpuTopology, DeviceFacts
 from artifact.sketch import Sketch
 from artifact.trust.statements import MAX_ROOTS, Authorities, DirectorMetadata
+from artifact.window import FIGURES, LABELS, SKETCHES, Energy, Window
 
 MAX_DETAIL_CHARACTERS: Final = 1000
 MAX_NAME_CHARACTERS: Final = 256
@@ -203,33 +203,24 @@ def _candidate_to_wire(candidate: Candidate) -> selection_pb2.SelectionCandidate
     )
 
 
-def window_to_wire(sequence: int, window: TelemetryWindow) -> telemetry_window_pb2.TelemetryWindow:
-    """Convert a telemetry window; ``sequence`` is its number within the boot."""
-    labels = window.labels
+def window_to_wire(window: Window) -> telemetry_window_pb2.TelemetryWindow:
+    """Convert a telemetry window; the queue assigns its sequence later."""
+    same_names: dict[str, Any] = {
+        **{name: getattr(window, name) for name in (*LABELS, *FIGURES)},
+        **{name: _sketch_to_wire(getattr(window, name)) for name in SKETCHES},
+    }
     return telemetry_window_pb2.TelemetryWindow(
-        sequence=sequence,
         started_at=_timestamp(window.started_at),
-        duration_seconds=window.duration_seconds,
-        release=labels.release,
-        slot=labels.slot,
-        model_version=labels.model_version,
-        variant=labels.variant,
-        runtime=labels.runtime,
-        requests=window.requests,
-        errors=window.errors,
-        prompt_tokens=window.prompt_tokens,
-        generated_tokens=window.generated_tokens,
-        prefill_seconds=window.prefill_seconds,
-        decode_seconds=window.decode_seconds,
-        ttft_seconds=_sketch_to_wire(window.ttft_seconds),
-        latency_seconds=_sketch_to_wire(window.latency_seconds),
-        peak_memory_bytes=window.peak_memory_bytes,
-        worker_restarts=window.worker_restarts,
-        throttled_seconds=window.throttled_seconds,
-        route=window.labels.route,
-        escalations=window.escalations,
         energy=None if window.energy is None else _energy_to_wire(window.energy),
+        **same_names,
     )
+
+
+def queued_to_wire(queued: QueuedWindow) -> telemetry_window_pb2.TelemetryWindow:
+    """Decode a queued window and set its sequence; raise DecodeError if it is damaged."""
+    window = telemetry_window_pb2.TelemetryWindow.FromString(queued.window)
+    window.sequence = queued.sequence
+    return window
 
 
 def _sketch_to_wire(sketch: Sketch) -> telemetry_window_pb2.Sketch:

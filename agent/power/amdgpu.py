@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from agent.power.energy import Provenance
 from agent.power.integral import IntegratedMeter
+from artifact.window import Provenance
 
 MAX_CHIPS: Final = 256
 READINGS: Final = ("power1_average", "power1_input")

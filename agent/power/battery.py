@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.power.energy import Provenance
 from agent.power.integral import IntegratedMeter
+from artifact.window import Provenance
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,31 +1,8 @@
-"""Energy in joules, always together with its provenance."""
+"""The interface of power meters."""
 
-from dataclasses import dataclass
 from typing import Protocol
 
-
-@dataclass(frozen=True, slots=True)
-class Provenance:
-    """Sensor, covered part of the box, and method of a measurement, such as rapl/package/counter.
-
-    ``source``: rapl, ina3221, pmic, amdgpu, nvml, battery, model. ``scope``: package, board, gpu,
-    wall. ``method``: counter, integrated, estimated.
-    """
-
-    source: str
-    scope: str
-    method: str
-
-    def __str__(self) -> str:
-        return f"{self.source}/{self.scope}/{self.method}"
-
-
-@dataclass(frozen=True, slots=True)
-class Energy:
-    """Joules with their provenance."""
-
-    joules: float
-    provenance: Provenance
+from artifact.window import Provenance
 
 
 class PowerMeter(Protocol):

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from agent.power.energy import Provenance
 from agent.power.integral import IntegratedMeter
+from artifact.window import Provenance
 
 CHIPS: Final = frozenset({"ina219", "ina220", "ina226", "ina228", "ina238", "ina3221"})
 # The rail that feeds all others: Jetson modules with one supply, then Jetson Nano and TX.

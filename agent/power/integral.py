@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from agent.errors import MeterLostError
-from agent.power.energy import Provenance
+from artifact.window import Provenance
 
 SAMPLE_SECONDS: Final = 0.5
 # Bounds for plausibility: after a suspend the gap is unknown, and faulty sensors report any number.

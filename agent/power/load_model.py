@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from agent.power.energy import Provenance
 from agent.power.integral import IntegratedMeter
+from artifact.window import Provenance
 
 SAMPLE_SECONDS: Final = 5.0
 # Columns of the first line of /proc/stat, Documentation/filesystems/proc.rst.

@@ -13,8 +13,9 @@ from types import ModuleType
 from typing import Any, Final
 
 from agent.errors import MeterLostError
-from agent.power.energy import PowerMeter, Provenance
+from agent.power.energy import PowerMeter
 from agent.power.integral import IntegratedMeter
+from artifact.window import Provenance
 
 DRIVER: Final = "proc/driver/nvidia/version"
 MAX_GPUS: Final = 16

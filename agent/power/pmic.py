@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from agent.power.energy import Provenance
 from agent.power.integral import IntegratedMeter
+from artifact.window import Provenance
 
 COMMAND: Final = "usr/bin/vcgencmd"
 # Each reading starts a process, which costs about as much as a hundred file reads.

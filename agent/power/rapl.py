@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from agent.errors import MeterLostError
-from agent.power.energy import Provenance
+from artifact.window import Provenance
 
 # Upper bound of a package's power: the counter's range over it is the shortest time to a wrap.
 MOST_WATTS_PER_PACKAGE: Final = 1000.0

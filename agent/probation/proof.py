@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from agent.power.energy import Provenance
+from artifact.window import Provenance
 
 Outcome = Literal["passed", "failed", "inconclusive"]
 

@@ -1,17 +1,16 @@
-"""Telemetry windows and the bounded, durable queue that they wait in."""
+"""Telemetry: sums over requests, windows, and the bounded durable queue of windows to send."""
 
-from agent.telemetry.collector import Collector, WorkerGauge
+from agent.telemetry.collector import Collector, RequestTotals, WorkerGauge
 from agent.telemetry.queue import QueuedWindow, TelemetryQueue
-from agent.telemetry.window import Labels, RequestRecord, TelemetryWindow
-from artifact.sketch import Sketch
+from agent.telemetry.record import RequestRecord
+from artifact.window import Labels
 
 __all__ = [
     "Collector",
     "Labels",
     "QueuedWindow",
     "RequestRecord",
-    "Sketch",
+    "RequestTotals",
     "TelemetryQueue",
-    "TelemetryWindow",
     "WorkerGauge",
 ]

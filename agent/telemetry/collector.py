@@ -1,43 +1,45 @@
-"""Adds up requests into windows, and keeps running totals for /metrics."""
+"""Sum requests into windows, and keep running totals for /metrics."""
 
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from agent.errors import MeterLostError
-from agent.power.energy import Energy, PowerMeter, Provenance
-from agent.telemetry.window import Labels, RequestRecord, TelemetryWindow
+from agent.power.energy import PowerMeter
+from agent.telemetry.record import RequestRecord
 from artifact.sketch import Sketch
+from artifact.window import Energy, Labels, Window
 
 log = logging.getLogger(__name__)
 
-# Totals of the least recently used labels are dropped beyond so many.
+# Totals of the least recently used labels are dropped beyond this number.
 MAX_LABELS = 64
 
 
 @dataclass(slots=True)
 class RequestTotals:
-    """Sums over requests with the same labels."""
+    """Sums over requests with the same labels, under the names of the fields of Window."""
 
     requests: int = 0
     errors: int = 0
+    escalations: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
-    escalations: int = 0
     ttft_seconds: Sketch = field(default_factory=Sketch)
     latency_seconds: Sketch = field(default_factory=Sketch)
 
     @property
     def busy_seconds(self) -> float:
-        """How long an engine worked; requests' own time where it does not say."""
+        """Busy time of the engine; the requests' latency if the engine does not report it."""
         return self.prefill_seconds + self.decode_seconds or self.latency_seconds.sum
 
     def add(self, record: RequestRecord) -> None:
-        """Adds one request."""
+        """Add one request."""
         self.requests += 1
         self.errors += not record.ok
         self.escalations += record.escalated
@@ -50,10 +52,14 @@ class RequestTotals:
         if record.ttft_seconds is not None:
             self.ttft_seconds.add(record.ttft_seconds)
 
+    def figures(self) -> dict[str, Any]:
+        """Return the sums by the name of their field in Window, without copying the sketches."""
+        return {spec.name: getattr(self, spec.name) for spec in fields(self)}
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerGauge:
-    """A live worker at the end of a window; ``restarts`` since it was started."""
+    """A live worker at the end of a window; ``restarts`` count since it was started."""
 
     labels: Labels
     peak_memory_bytes: int
@@ -61,7 +67,7 @@ class WorkerGauge:
 
 
 class Collector:
-    """One per daemon. ``record`` is called per request, ``roll`` at the end of each window."""
+    """Collects the requests of the daemon: ``record`` per request, ``roll`` per window."""
 
     def __init__(
         self,
@@ -84,17 +90,17 @@ class Collector:
         self._throttled = throttled_seconds()
 
     def record(self, record: RequestRecord) -> None:
-        """Counts one request in the open window and in the totals."""
+        """Count one request in the open window and in the totals."""
         self._window.setdefault(record.labels, RequestTotals()).add(record)
-        # Moved to the end, so that the first is the least recently used.
+        # Reinserted at the end, so that the first entry is the least recently used.
         total = self.totals.pop(record.labels, None) or RequestTotals()
         total.add(record)
         self.totals[record.labels] = total
         if len(self.totals) > MAX_LABELS:
             del self.totals[next(iter(self.totals))]
 
-    def roll(self, workers: list[WorkerGauge]) -> list[TelemetryWindow]:
-        """Ends the window: one per labels that served a request or restarted a worker."""
+    def roll(self, workers: list[WorkerGauge]) -> list[Window]:
+        """End the window; return one per labels that had a request or a worker restart."""
         duration = self._clock() - self._started
         joules = self._spent_joules()
         throttled_before, self._throttled = self._throttled, self._throttled_seconds()
@@ -103,31 +109,23 @@ class Collector:
             labels: max(0, gauge.restarts - self._restarts.get(labels, 0))
             for labels, gauge in gauges.items()
         }
-        tallies = dict(self._window)
+        totals = dict(self._window)
         for labels, count in restarts.items():
             if count:
-                tallies.setdefault(labels, RequestTotals())
-        busy = sum(tally.busy_seconds for tally in tallies.values())
+                totals.setdefault(labels, RequestTotals())
+        busy = sum(total.busy_seconds for total in totals.values())
         windows = [
-            TelemetryWindow(
+            Window(
                 started_at=self._started_at,
                 duration_seconds=duration,
-                labels=labels,
-                requests=tally.requests,
-                errors=tally.errors,
-                prompt_tokens=tally.prompt_tokens,
-                generated_tokens=tally.generated_tokens,
-                prefill_seconds=tally.prefill_seconds,
-                decode_seconds=tally.decode_seconds,
-                ttft_seconds=tally.ttft_seconds,
-                latency_seconds=tally.latency_seconds,
-                peak_memory_bytes=_peak(gauges, labels),
+                **asdict(labels),
+                **total.figures(),
+                peak_memory_bytes=_peak_memory(gauges, labels),
                 worker_restarts=restarts.get(labels, 0),
-                escalations=tally.escalations,
                 throttled_seconds=min(duration, self._throttled - throttled_before),
-                energy=self._share(joules, tally.busy_seconds, busy),
+                energy=self._share(joules, total.busy_seconds, busy),
             )
-            for labels, tally in tallies.items()
+            for labels, total in totals.items()
         ]
         self._window = {}
         self._restarts = {labels: gauge.restarts for labels, gauge in gauges.items()}
@@ -146,17 +144,17 @@ class Collector:
             return 0.0
         return self._joules - before
 
-    def _share(self, joules: float, mine: float, all_busy: float) -> Energy | None:
-        # One meter covers the box, so two models can only share it by busy time: an estimate.
-        if self._meter is None or joules <= 0 or mine <= 0:
+    def _share(self, joules: float, busy_seconds: float, all_busy_seconds: float) -> Energy | None:
+        if self._meter is None or joules <= 0 or busy_seconds <= 0:
             return None
         provenance = self._meter.provenance
-        if mine < all_busy:
-            provenance = Provenance(provenance.source, provenance.scope, "estimated")
-        return Energy(joules * mine / all_busy, provenance)
+        if busy_seconds < all_busy_seconds:
+            # One meter covers the whole box: dividing it by busy time is an estimate.
+            provenance = replace(provenance, method="estimated")
+        return Energy(joules * busy_seconds / all_busy_seconds, provenance)
 
 
-def _peak(gauges: dict[Labels, WorkerGauge], labels: Labels) -> int:
-    """Of the worker behind these labels, whatever the route to it."""
+def _peak_memory(gauges: dict[Labels, WorkerGauge], labels: Labels) -> int:
+    # A worker is one process, whatever routes lead to it.
     gauge = gauges.get(replace(labels, route=""))
     return gauge.peak_memory_bytes if gauge else 0

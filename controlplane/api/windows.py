@@ -1,64 +1,50 @@
-"""Telemetry windows, from the wire."""
+"""Translation of telemetry windows from the wire."""
 
-from typing import Final
+from typing import Any, Final
 
 from flotilla.v1 import telemetry_window_pb2 as wire
 
+from artifact.sketch import Sketch
+from artifact.window import FIGURES, LABELS, SKETCHES, Energy, Provenance, Window
 from controlplane.api.translate import count, moment
 from controlplane.errors import InvalidInputError
-from controlplane.telemetry import Energy, Sketch, Window
 
 MAX_BINS: Final = 4096
+# One more than check_window allows, so that it refuses the texts that are cut here.
 MAX_TEXT_CHARACTERS: Final = 257
 
 
 def window_from_wire(window: wire.TelemetryWindow) -> Window:
-    """Its figures are checked by controlplane.telemetry.check_window."""
+    """Convert a window; controlplane.telemetry.check_window checks its values."""
     energy = None
     if window.HasField("energy"):
-        energy = Energy(
-            window.energy.joules,
-            _text(window.energy.source),
-            _text(window.energy.scope),
-            _text(window.energy.method),
-        )
+        provenance = (_text(getattr(window.energy, name)) for name in Provenance.__slots__)
+        energy = Energy(window.energy.joules, Provenance(*provenance))
+    same_names: dict[str, Any] = {
+        **{name: _text(getattr(window, name)) for name in LABELS},
+        **{name: _sketch(getattr(window, name)) for name in SKETCHES},
+        **{name: getattr(window, name) for name in FIGURES},
+    }
     return Window(
         sequence=count(window.sequence, "sequence"),
         started_at=moment(window.started_at),
-        duration_seconds=window.duration_seconds,
-        release=_text(window.release),
-        slot=_text(window.slot),
-        model_version=_text(window.model_version),
-        variant=_text(window.variant),
-        runtime=_text(window.runtime),
-        requests=window.requests,
-        errors=window.errors,
-        prompt_tokens=window.prompt_tokens,
-        generated_tokens=window.generated_tokens,
-        prefill_seconds=window.prefill_seconds,
-        decode_seconds=window.decode_seconds,
-        ttft_seconds=_sketch(window.ttft_seconds),
-        latency_seconds=_sketch(window.latency_seconds),
-        peak_memory_bytes=window.peak_memory_bytes,
-        worker_restarts=window.worker_restarts,
-        throttled_seconds=window.throttled_seconds,
-        route=_text(window.route),
-        escalations=window.escalations,
         energy=energy,
+        **same_names,
     )
 
 
 def _sketch(sketch: wire.Sketch) -> Sketch:
     if len(sketch.bins) > MAX_BINS:
         raise InvalidInputError(
-            f"a sketch of {len(sketch.bins)} bins is none", advice="Update the agent."
+            f"the sketch has {len(sketch.bins)} bins; the maximum is {MAX_BINS}",
+            advice="Update the agent.",
         )
     if not sketch.bins and not sketch.zeros:
-        # An agent need not send what nothing fell into.
+        # An unset field: agents may omit empty sketches, and its accuracy of 0 would be invalid.
         return Sketch()
     return Sketch(dict(sketch.bins), sketch.zeros, sketch.sum, sketch.relative_accuracy)
 
 
 def _text(text: str) -> str:
-    # One more than check_window allows, so that it refuses what is cut here.
+    # PostgreSQL cannot store NUL characters.
     return text.replace("\x00", "")[:MAX_TEXT_CHARACTERS]

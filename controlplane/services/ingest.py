@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
+from artifact.window import Window
 from controlplane.errors import InvalidInputError
 from controlplane.fleet import UpdateState
 from controlplane.metrics import Metrics
@@ -21,7 +22,7 @@ from controlplane.store.database import Database
 from controlplane.store.devices import Device
 from controlplane.store.receipts import Receipt
 from controlplane.store.sessions import Greeting, Progress
-from controlplane.telemetry import Window, check_window
+from controlplane.telemetry import check_window
 
 log = logging.getLogger(__name__)
 

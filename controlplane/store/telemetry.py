@@ -1,4 +1,4 @@
-"""Telemetry windows: each stored exactly once, by (device, boot, sequence)."""
+"""The table of telemetry windows, each stored once by (device, boot, sequence)."""
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
@@ -17,10 +17,12 @@ from sqlalchemy import (
     select,
 )
 
+from artifact.sketch import Sketch
+from artifact.window import SKETCHES, Energy, Provenance, Window
 from controlplane.store.database import AnyRow, Transaction
 from controlplane.store.devices import DEVICES
 from controlplane.store.schema import METADATA, Json, UtcDateTime
-from controlplane.telemetry import DeviceWindow, Energy, Sketch, Window
+from controlplane.telemetry import DeviceWindow
 
 WINDOWS: Final = Table(
     "telemetry_windows",
@@ -48,23 +50,22 @@ WINDOWS: Final = Table(
     Column("throttled_seconds", Float, nullable=False),
     Column("route", String(256), nullable=False),
     Column("escalations", BigInteger, nullable=False),
-    # All null when unmeasured.
+    # All null if unmeasured.
     Column("joules", Float),
     Column("energy_source", String(16)),
     Column("energy_scope", String(16)),
     Column("energy_method", String(16)),
 )
 _ENERGY: Final = ("joules", "energy_source", "energy_scope", "energy_method")
-_SKETCHES: Final = ("ttft_seconds", "latency_seconds")
 _PLAIN: Final = tuple(
     column.name
     for column in WINDOWS.columns
-    if column.name not in {"device_id", "boot_id", *_ENERGY, *_SKETCHES}
+    if column.name not in {"device_id", "boot_id", *_ENERGY, *SKETCHES}
 )
 
 
 async def add(tx: Transaction, device_id: str, boot_id: str, windows: Sequence[Window]) -> None:
-    """Store what is new of these; those stored before stay as they are."""
+    """Insert the windows that are not stored yet."""
     await tx.insert_new(WINDOWS, [_values(device_id, boot_id, window) for window in windows])
 
 
@@ -74,18 +75,21 @@ def _values(device_id: str, boot_id: str, window: Window) -> dict[str, Any]:
         "device_id": device_id,
         "boot_id": boot_id,
         **{name: getattr(window, name) for name in _PLAIN},
-        **{name: msgspec.to_builtins(getattr(window, name), str_keys=True) for name in _SKETCHES},
+        **{name: msgspec.to_builtins(getattr(window, name), str_keys=True) for name in SKETCHES},
         "joules": energy.joules if energy else None,
-        "energy_source": energy.source if energy else None,
-        "energy_scope": energy.scope if energy else None,
-        "energy_method": energy.method if energy else None,
+        "energy_source": energy.provenance.source if energy else None,
+        "energy_scope": energy.provenance.scope if energy else None,
+        "energy_method": energy.provenance.method if energy else None,
     }
 
 
 async def since(
     tx: Transaction, moment: datetime | None, release: str
 ) -> AsyncIterator[tuple[str, DeviceWindow]]:
-    """Windows that started at or after ``moment``, of one release or of all, with device ids."""
+    """Yield device ids and windows that started at or after ``moment``.
+
+    Of one release, or of all if ``release`` is empty.
+    """
     statement = select(WINDOWS, DEVICES.c.name, DEVICES.c.hardware_class).join(
         DEVICES, DEVICES.c.id == WINDOWS.c.device_id
     )
@@ -100,20 +104,20 @@ async def since(
 def _window(row: AnyRow) -> Window:
     energy = None
     if row.joules is not None:
-        energy = Energy(row.joules, row.energy_source, row.energy_scope, row.energy_method)
-    return Window(
+        provenance = Provenance(row.energy_source, row.energy_scope, row.energy_method)
+        energy = Energy(row.joules, provenance)
+    same_names: dict[str, Any] = {
         **{name: getattr(row, name) for name in _PLAIN},
-        ttft_seconds=_sketch(row.ttft_seconds),
-        latency_seconds=_sketch(row.latency_seconds),
-        energy=energy,
-    )
+        **{name: _sketch(getattr(row, name)) for name in SKETCHES},
+    }
+    return Window(energy=energy, **same_names)
 
 
 def _sketch(stored: object) -> Sketch:
-    # JSON has no integer keys: strict=False reads them back from texts.
+    # JSON keys are strings: strict=False converts them back to integers.
     return msgspec.convert(stored, Sketch, strict=False)
 
 
 async def forget(tx: Transaction, started_before: datetime) -> int:
-    """Delete windows older than this; how many."""
+    """Delete the windows that started earlier; return their number."""
     return await tx.changed(delete(WINDOWS).where(WINDOWS.c.started_at < started_before))

@@ -1,17 +1,6 @@
-"""Pure telemetry: quantile sketches, windows, and what they sum to."""
+"""Pure functions on telemetry windows: bounds and sums."""
 
-from artifact.sketch import RELATIVE_ACCURACY, Sketch
 from controlplane.telemetry.summary import DeviceWindow, Grouping, Summary, summarise
-from controlplane.telemetry.windows import Energy, Window, check_window
+from controlplane.telemetry.windows import check_window
 
-__all__ = [
-    "RELATIVE_ACCURACY",
-    "DeviceWindow",
-    "Energy",
-    "Grouping",
-    "Sketch",
-    "Summary",
-    "Window",
-    "check_window",
-    "summarise",
-]
+__all__ = ["DeviceWindow", "Grouping", "Summary", "check_window", "summarise"]

@@ -1,15 +1,17 @@
-"""What many windows say together: rates, merged quantiles, energy with its provenance."""
+"""Sum windows into rows: rates, merged quantiles, energy with its provenance."""
 
+import operator
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from typing import Any, Final
 
 from artifact.sketch import Sketch
-from controlplane.telemetry.windows import Window
+from artifact.window import FIGURES, Window
 
 
 class Grouping(StrEnum):
-    """What a row of the summary is about."""
+    """The subject of a row of the summary."""
 
     DEVICE = "device"
     VARIANT = "variant"
@@ -19,7 +21,7 @@ class Grouping(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DeviceWindow:
-    """A window, and whose it is."""
+    """A window with the device that sent it."""
 
     device: str
     hardware_class: str
@@ -28,11 +30,11 @@ class DeviceWindow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """One row. Optional figures are None where nothing was measured.
+    """One row. Optional figures are None if unmeasured.
 
-    ``tokens_per_second`` is of decoding: the first token of each answer falls out of its prompt.
-    ``escalations`` counts requests that a cascade passed on. Energy of different provenance
-    does not add up: such a row keeps no figure, and ``energy_provenance`` names them all.
+    ``tokens_per_second`` is the decode rate. ``escalations`` counts the requests that a cascade
+    passed on. Energies of different provenance are not added: such a row has no energy figure,
+    and ``energy_provenance`` lists all of them.
     """
 
     group: str
@@ -59,72 +61,63 @@ class Summary:
     busy_seconds: float
 
 
-Key = tuple[str, str, str, str, str, str]
+# Group, and the labels named by _KEYS.
+Key = tuple[str, tuple[str, ...]]
+_KEYS: Final = ("release", "slot", "model_version", "variant", "runtime")
+
+
+# Figures that a summary shows under the window's name: the sum, of peak memory the maximum.
+_SHARED: Final = tuple(spec.name for spec in fields(Summary) if spec.name in FIGURES)
 
 
 @dataclass(slots=True)
 class _Sum:
     devices: set[str] = field(default_factory=set)
-    requests: int = 0
-    errors: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    decode_seconds: float = 0.0
-    busy_seconds: float = 0.0
-    escalations: int = 0
+    figures: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(FIGURES, 0))
     ttft: Sketch = field(default_factory=Sketch)
     latency: Sketch = field(default_factory=Sketch)
-    peak_memory_bytes: int = 0
-    # Joules and the tokens that they paid for, by provenance.
+    # Joules, and the tokens generated with them, by provenance.
     energy: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def add(self, device: str, window: Window) -> None:
+        """Add one window."""
         self.devices.add(device)
-        self.requests += window.requests
-        self.errors += window.errors
-        self.prompt_tokens += window.prompt_tokens
-        self.generated_tokens += window.generated_tokens
-        self.decode_seconds += window.decode_seconds
-        self.busy_seconds += window.prefill_seconds + window.decode_seconds
-        self.escalations += window.escalations
+        for name in FIGURES:
+            combine = max if name == "peak_memory_bytes" else operator.add
+            self.figures[name] = combine(self.figures[name], getattr(window, name))
         self.ttft = self.ttft.merge(window.ttft_seconds)
         self.latency = self.latency.merge(window.latency_seconds)
-        self.peak_memory_bytes = max(self.peak_memory_bytes, window.peak_memory_bytes)
         if window.energy is not None:
-            joules, tokens = self.energy.get(window.energy.provenance, (0.0, 0))
-            self.energy[window.energy.provenance] = (
+            provenance = str(window.energy.provenance)
+            joules, tokens = self.energy.get(provenance, (0.0, 0))
+            self.energy[provenance] = (
                 joules + window.energy.joules,
                 tokens + window.generated_tokens,
             )
 
     def row(self, key: Key) -> Summary:
-        group, release, slot, model_version, variant, runtime = key
+        """Return the row of these sums."""
+        group, labels = key
         joules, tokens_per_joule = self._energy()
-        decoded = self.generated_tokens - self.ttft.count
-        timed = decoded > 0 and self.decode_seconds > 0
+        decode_seconds: float = self.figures["decode_seconds"]
+        # The first token of each answer comes from the prefill.
+        decoded: int = self.figures["generated_tokens"] - self.ttft.count
+        timed = decoded > 0 and decode_seconds > 0
+        shared: dict[str, Any] = {name: self.figures[name] for name in _SHARED}
+        shared |= zip(_KEYS, labels, strict=True)
         return Summary(
             group=group,
-            release=release,
-            slot=slot,
-            model_version=model_version,
-            variant=variant,
-            runtime=runtime,
+            **shared,
             devices=len(self.devices),
-            requests=self.requests,
-            errors=self.errors,
-            prompt_tokens=self.prompt_tokens,
-            generated_tokens=self.generated_tokens,
-            tokens_per_second=decoded / self.decode_seconds if timed else None,
+            tokens_per_second=decoded / decode_seconds if timed else None,
             ttft_p50_seconds=self.ttft.quantile(0.5),
             ttft_p95_seconds=self.ttft.quantile(0.95),
             latency_p50_seconds=self.latency.quantile(0.5),
             latency_p95_seconds=self.latency.quantile(0.95),
-            peak_memory_bytes=self.peak_memory_bytes,
             tokens_per_joule=tokens_per_joule,
             joules=joules,
             energy_provenance=" + ".join(sorted(self.energy)),
-            escalations=self.escalations,
-            busy_seconds=self.busy_seconds,
+            busy_seconds=self.figures["prefill_seconds"] + decode_seconds,
         )
 
     def _energy(self) -> tuple[float | None, float | None]:
@@ -135,24 +128,17 @@ class _Sum:
 
 
 def summarise(windows: Iterable[DeviceWindow], grouping: Grouping) -> list[Summary]:
-    """One row per group, release, slot, model version, variant and runtime, in that order.
+    """Return one row per group, release, slot, model version, variant and runtime, in that order.
 
-    By route, requests that went straight to a slot are left out.
+    Grouped by route, requests without a composed route are left out.
     """
     sums: dict[Key, _Sum] = {}
     for entry in windows:
         window = entry.window
         if grouping is Grouping.ROUTE and not window.route:
             continue
-        key = (
-            _group(entry, grouping),
-            window.release,
-            window.slot,
-            window.model_version,
-            window.variant,
-            window.runtime,
-        )
-        sums.setdefault(key, _Sum()).add(entry.device, window)
+        labels = tuple(getattr(window, name) for name in _KEYS)
+        sums.setdefault((_group(entry, grouping), labels), _Sum()).add(entry.device, window)
     return [sums[key].row(key) for key in sorted(sums)]
 
 

@@ -195,7 +195,7 @@ def test_a_damaged_queue_of_telemetry_lets_the_daemon_start(tmp_path: Path) -> N
     _telemetry_queue(path).close()
     # SQLite names the table in its complaint, which then is no UTF-8.
     data = path.read_bytes()
-    damaged = data.replace(b"tablewindowswindows", b"table\xe5indowswindows")
+    damaged = data.replace(b"tablewire_windowswire_windows", b"table\xe5ire_windowswire_windows")
     assert damaged != data
     path.write_bytes(damaged)
     queue = _telemetry_queue(path)

@@ -29,27 +29,32 @@ from agent.link import renewal as renewals
 from agent.link.connection import Connection
 from agent.link.renewal import Renewal
 from agent.link.stream import ControlPlaneStream
+from agent.link.translate import window_to_wire
 from agent.selection import Prior
 from agent.storage.atomic_file import write_file
-from agent.telemetry import Labels, Sketch, TelemetryQueue, TelemetryWindow
+from agent.telemetry import TelemetryQueue
 from agent.update.machine import State
+from artifact.window import Window
 from tests.agent.box import Life, World, eventually
 from tests.agent.link.control_plane import ControlPlane
 from tests.agent.tls import Authority
 
-WINDOW = TelemetryWindow(
-    started_at=datetime(2026, 1, 1, tzinfo=UTC),
-    duration_seconds=1.0,
-    labels=Labels("acme/a@1", "chat", "acme/m@1", "v0", "fake"),
-    requests=3,
-    errors=0,
-    prompt_tokens=1,
-    generated_tokens=2,
-    prefill_seconds=0.1,
-    decode_seconds=0.2,
-    ttft_seconds=Sketch(),
-    latency_seconds=Sketch(),
-)
+WINDOW = window_to_wire(
+    Window(
+        started_at=datetime(2026, 1, 1, tzinfo=UTC),
+        duration_seconds=1.0,
+        release="acme/a@1",
+        slot="chat",
+        model_version="acme/m@1",
+        variant="v0",
+        runtime="fake",
+        requests=3,
+        prompt_tokens=1,
+        generated_tokens=2,
+        prefill_seconds=0.1,
+        decode_seconds=0.2,
+    )
+).SerializeToString()
 
 
 class Box:
@@ -315,6 +320,18 @@ async def test_windows_stay_queued_until_they_are_acknowledged(
     sent = batches(plane.received)
     assert [[window.sequence for window in batch.windows] for batch in sent] == [[1, 2, 3]] * 3
     assert {batch.boot_id for batch in sent} == {"boot-1"}
+
+
+async def test_a_damaged_window_holds_up_no_other(world: World, plane: ControlPlane) -> None:
+    async with connected(world, plane) as box:
+        for queued in (b"\xff", WINDOW):
+            box.telemetry.append(queued)
+        box.link.wake()
+        await eventually(lambda: not len(box.telemetry))
+        box.telemetry.append(b"\xff")
+        box.link.wake()
+        await eventually(lambda: not len(box.telemetry))
+    assert [w.sequence for batch in batches(plane.received) for w in batch.windows] == [2]
 
 
 async def test_a_server_that_was_away_is_found_again(world: World, plane: ControlPlane) -> None:

@@ -11,13 +11,13 @@ from agent.errors import MeterLostError
 from agent.power import discover
 from agent.power.amdgpu import open_amdgpu
 from agent.power.battery import open_battery
-from agent.power.energy import Provenance
 from agent.power.hwmon import open_ina
 from agent.power.integral import IntegratedMeter
 from agent.power.load_model import open_load_model
 from agent.power.nvml import meter_over, open_nvml
 from agent.power.pmic import open_pmic
 from agent.power.rapl import open_rapl
+from artifact.window import Provenance
 
 
 @dataclass

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from fake_fleet import worker_spec
 
-from agent.power.energy import Provenance
 from agent.probation import CheckResult, Proof, prove
 from agent.supervisor import Supervisor
 from agent.supervisor.spec import WorkerTimeouts
@@ -23,6 +22,7 @@ from artifact.manifest import (
     Tensor,
     TensorCheck,
 )
+from artifact.window import Provenance
 from runtimes.fake import FakeModel, Faults
 
 TIMEOUTS = WorkerTimeouts(backoff_first_seconds=0.02, backoff_most_seconds=0.1)

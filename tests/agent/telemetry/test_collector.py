@@ -4,9 +4,9 @@ from datetime import UTC, datetime
 import pytest
 
 from agent.errors import MeterLostError
-from agent.power.energy import Provenance
 from agent.telemetry import Collector, Labels, RequestRecord, WorkerGauge
 from agent.telemetry.collector import MAX_LABELS
+from artifact.window import Provenance
 
 CHAT = Labels("demo/fleet@1", "chat", "demo/llm@1", "q4", "llama_cpp")
 DIGITS = Labels("demo/fleet@1", "digits", "demo/digits@1", "int8", "onnx")

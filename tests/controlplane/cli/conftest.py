@@ -26,6 +26,8 @@ from artifact.manifest import (
     Variant,
     encode_release,
 )
+from artifact.sketch import Sketch
+from artifact.window import Window
 from controlplane.cli.command import cli
 from controlplane.fleet import HardwareFacts, UpdateState
 from controlplane.store import devices, receipts, releases, telemetry
@@ -33,7 +35,6 @@ from controlplane.store.database import Database, Transaction, embedded_url, ope
 from controlplane.store.devices import Device
 from controlplane.store.receipts import Candidate, Decision, ProbationCheck, Receipt
 from controlplane.store.releases import StoredRelease
-from controlplane.telemetry import Sketch, Window
 
 RELEASE = "acme/assistant@1.0.0"
 NOW = datetime.now(UTC)

@@ -5,6 +5,8 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from artifact.sketch import Sketch
+from artifact.window import Energy, Provenance, Window
 from controlplane.errors import NameTakenError, NotFoundError, StaleError
 from controlplane.fleet import UpdateState
 from controlplane.store import devices, join_tokens, receipts, sessions, telemetry
@@ -14,7 +16,6 @@ from controlplane.store.join_tokens import JoinToken
 from controlplane.store.paging import PageRequest
 from controlplane.store.receipts import Candidate, Decision, ProbationCheck, Receipt
 from controlplane.store.sessions import Progress
-from controlplane.telemetry import Energy, Sketch, Window
 
 from .conftest import device
 
@@ -142,7 +143,7 @@ async def test_windows_come_back_once_with_their_energy(one: Database, now: date
         ttft_seconds=Sketch.of((0.1, 0.2, 0.0)),
         route="assistant",
         escalations=1,
-        energy=Energy(12.5, "rapl", "package", "counter"),
+        energy=Energy(12.5, Provenance("rapl", "package", "counter")),
     )
     plain = Window(
         sequence=2,

@@ -3,18 +3,12 @@ from datetime import UTC, datetime
 
 import pytest
 
+from artifact.sketch import Sketch
+from artifact.window import Energy, Provenance, Window
 from controlplane.errors import InvalidInputError
-from controlplane.telemetry import (
-    DeviceWindow,
-    Energy,
-    Grouping,
-    Sketch,
-    Window,
-    check_window,
-    summarise,
-)
+from controlplane.telemetry import DeviceWindow, Grouping, check_window, summarise
 
-RAPL = Energy(10.0, "rapl", "package", "counter")
+RAPL = Energy(10.0, Provenance("rapl", "package", "counter"))
 WINDOW = Window(
     sequence=1,
     started_at=datetime(2026, 1, 1, tzinfo=UTC),
@@ -46,7 +40,7 @@ def test_a_row_adds_up_its_windows() -> None:
     (row,) = summarise([ONE, TWO], Grouping.VARIANT)
     assert (row.group, row.devices, row.requests, row.errors) == ("q4", 2, 4, 2)
     assert (row.prompt_tokens, row.generated_tokens) == (40, 200)
-    # Ten answers began, and their first tokens fell out of their prompts.
+    # The first tokens of the ten answers come from the prefill.
     assert row.tokens_per_second == pytest.approx((200 - 10) / 10)
     assert row.peak_memory_bytes == 3000
     assert row.joules == pytest.approx(20)
@@ -111,7 +105,7 @@ def test_tokens_of_unmeasured_windows_do_not_improve_the_energy_figure() -> None
 
 
 def test_energy_of_different_provenance_is_not_added() -> None:
-    board = Energy(5.0, "ina3221", "board", "integrated")
+    board = Energy(5.0, Provenance("ina3221", "board", "integrated"))
     other = replace(TWO, window=replace(TWO.window, energy=board))
     (row,) = summarise([ONE, other], Grouping.VARIANT)
     assert row.joules is None
@@ -128,7 +122,7 @@ def test_energy_of_different_provenance_is_not_added() -> None:
         {"duration_seconds": 1e9},
         {"variant": "x" * 257},
         {"latency_seconds": Sketch(zeros=-1)},
-        {"energy": replace(RAPL, source="guess")},
+        {"energy": replace(RAPL, provenance=Provenance("guess", "package", "counter"))},
         {"energy": replace(RAPL, joules=-1.0)},
     ],
 )
