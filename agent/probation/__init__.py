@@ -1,4 +1,4 @@
-"""Proving a candidate: the release's checks, then its speed, memory and energy on this box.
+"""Probation of a candidate: the release's checks, then speed, memory and energy on this box.
 
 Missing data is inconclusive, never success.
 """
@@ -27,9 +27,10 @@ async def prove(
     *,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Proof:
-    """Checks and measures a candidate within ``probation.timeout_seconds``; raises nothing of it.
+    """Check and measure a candidate within ``probation.timeout_seconds``.
 
-    The benchmark is a check too, named ``benchmark``: without figures it is inconclusive.
+    Errors of the worker become outcomes. The benchmark is a check too, named ``benchmark``, and is
+    inconclusive without figures.
     """
     deadline = asyncio.get_running_loop().time() + probation.timeout_seconds
     results: list[CheckResult] = []
@@ -70,7 +71,7 @@ async def _within(deadline: float, step: Awaitable[tuple[Outcome, str]]) -> tupl
         async with asyncio.timeout_at(deadline):
             return await step
     except TimeoutError:
-        return "inconclusive", "probation's time was over"
+        return "inconclusive", "not finished within probation's timeout_seconds"
     except ModelRefusedError as error:
         return ("inconclusive" if error.unsupported else "failed"), str(error)
     except (WorkerCrashedError, WorkerFailedError) as error:

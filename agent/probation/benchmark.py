@@ -1,6 +1,6 @@
-"""A candidate's speed and energy on this box.
+"""Speed and energy of a candidate on this box.
 
-Prompt processing and generation are timed apart, after a warm-up, as llama-bench does.
+Prefill and decode are timed separately after a warm-up, as llama-bench does.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from agent.probation.proof import Speed
 from agent.supervisor import Worker
 from artifact.manifest import CompletionCheck, Component, Probation, Task, TensorCheck
 
-# Used when no completion check lends its prompt; any plain text does, as only time is taken.
+# Used without a completion check. Any plain text serves, since only time is measured.
 BENCHMARK_PROMPT = "The box by the road has served its neighbours for many years, and"
 
 
@@ -28,7 +28,7 @@ async def measure_speed(
     meter: PowerMeter | None,
     clock: Callable[[], float],
 ) -> Speed | None:
-    """Speed over ``probation.benchmark_repetitions`` runs; None when there was nothing to time."""
+    """Measure over ``probation.benchmark_repetitions`` runs; None if no run produced a token."""
     match component.model.task:
         case Task.TEXT_GENERATION:
             run = _generation(worker, component, probation, clock)
@@ -36,6 +36,7 @@ async def measure_speed(
             run = _embedding(worker, clock)
         case Task.CLASSIFICATION | Task.TENSOR:
             run = _inference(worker, component, probation, clock)
+    # The first run touches all weights and fills caches: not measured.
     await run()
     joules_before = read_joules(meter)
     samples = [sample for _ in range(probation.benchmark_repetitions) if (sample := await run())]
@@ -49,14 +50,14 @@ async def measure_speed(
         tokens_per_second_deviation=statistics.stdev(rates) if len(rates) > 1 else 0.0,
         ttft_seconds=statistics.median(sample.ttft_seconds for sample in samples),
         repetitions=len(rates),
-        # Prompt processing included; a meter that stood still has measured nothing.
+        # Includes prefill. A meter that did not advance is treated as no measurement.
         joules_per_token=joules / sum(s.produced for s in samples) if metered else None,
         energy_provenance=meter.provenance if meter and metered else None,
     )
 
 
 def read_joules(meter: PowerMeter | None) -> float:
-    """A meter's total; NaN without one, or when it is lost."""
+    """Return a meter's total; NaN without a meter or after its loss."""
     try:
         return meter.read_joules() if meter else math.nan
     except MeterLostError:
@@ -65,7 +66,7 @@ def read_joules(meter: PowerMeter | None) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """Tokens produced; of them, those that ``seconds`` were spent on; seconds to the first."""
+    """One run: tokens produced, tokens timed by ``seconds``, and TTFT."""
 
     produced: int
     timed: int
@@ -87,12 +88,12 @@ def _generation(
     numbers = itertools.count(1)
 
     async def run() -> _Sample | None:
-        # Another opening each time: a prompt that was read before would not be read again.
+        # A new first word each time, so that the prefix cache cannot skip the prefill.
         prompt = f"{next(numbers)}. {prompts[0] if prompts else BENCHMARK_PROMPT}"
         _, usage, ttft = await complete(worker, prompt, probation.benchmark_tokens, clock)
         if usage is None or ttft is None:
             return None
-        # The first token is prefill's; decoding made the others.
+        # Prefill yields the first token, decode the others.
         produced = usage.generated_tokens
         return _Sample(produced, produced - 1, usage.decode_seconds, ttft)
 

@@ -1,4 +1,4 @@
-"""The release's checks of text, tensors and embeddings. Each gives an outcome and says why."""
+"""The release's checks of text, tensors and embeddings: each returns an outcome and its reason."""
 
 import math
 import struct
@@ -20,7 +20,7 @@ from runtimes.base import TensorValue
 
 
 async def run_check(worker: Worker, check: Check) -> tuple[Outcome, str]:
-    """Runs one check; errors of the worker are the caller's to judge."""
+    """Run one check; errors of the worker propagate to the caller."""
     match check:
         case PerplexityCheck():
             return await _check_perplexity(worker, check)
@@ -35,7 +35,7 @@ async def run_check(worker: Worker, check: Check) -> tuple[Outcome, str]:
 async def _check_perplexity(worker: Worker, check: PerplexityCheck) -> tuple[Outcome, str]:
     score = await worker.score(check.text)
     if score.tokens < 1 or not math.isfinite(score.negative_log_likelihood):
-        return "inconclusive", "the model gave no likelihood"
+        return "inconclusive", "the model returned no finite likelihood"
     mean = score.negative_log_likelihood / score.tokens
     perplexity = math.exp(min(mean, 700.0))
     outcome: Outcome = "passed" if perplexity <= check.maximum else "failed"
@@ -47,9 +47,9 @@ async def _check_perplexity(worker: Worker, check: PerplexityCheck) -> tuple[Out
 async def _check_completion(worker: Worker, check: CompletionCheck) -> tuple[Outcome, str]:
     text, usage, _ = await complete(worker, check.prompt, check.max_tokens)
     if usage is None:
-        return "inconclusive", "the model did not say how many tokens it generated"
+        return "inconclusive", "the model returned no token count"
     if usage.generated_tokens < check.min_tokens:
-        return "failed", f"{usage.generated_tokens} tokens, at least {check.min_tokens} asked"
+        return "failed", f"{usage.generated_tokens} tokens; the minimum is {check.min_tokens}"
     if check.contains not in text:
         return "failed", f"{check.contains!a} is not in {text[:200]!a}"
     return "passed", f"{usage.generated_tokens} tokens: {text[:80]!a}"
@@ -96,12 +96,12 @@ async def _check_embeddings(worker: Worker, check: EmbeddingCheck) -> tuple[Outc
     outcome: Outcome = "passed" if least >= check.min_cosine else "failed"
     return outcome, (
         f"cosine of text {cosines.index(least) + 1} is {least:.4f}, at least "
-        f"{check.min_cosine:g} asked of {len(cosines)}"
+        f"{check.min_cosine:g} required of {len(cosines)}"
     )
 
 
 def _cosine(one: Sequence[float], other: Sequence[float]) -> float:
-    """NaN when a vector has no direction."""
+    """Return the cosine; NaN if a vector is zero."""
     lengths = math.hypot(*one) * math.hypot(*other)
     if not lengths:
         return math.nan
@@ -113,7 +113,7 @@ def _compare_values(output: TensorValue, expected: Tensor, tolerance: float) -> 
         abs(float(got) - want)
         for got, want in zip(tensors.numbers(output), expected.data, strict=True)
     ]
-    # A NaN is no match, and max() would hide it.
+    # max() ignores NaN in some positions, so check for it explicitly.
     if any(math.isnan(difference) for difference in differences):
         return "failed", f"{expected.name!a} holds NaN"
     worst = max(differences, default=0.0)
@@ -133,7 +133,7 @@ def _compare_argmax(output: TensorValue, expected: Tensor, min_match: float) -> 
         for row in range(rows)
     )
     outcome: Outcome = "passed" if matches >= min_match * rows else "failed"
-    return outcome, f"{matches} of {rows} rows of {expected.name!a} agree, {min_match:.1%} asked"
+    return outcome, f"{matches} of {rows} rows of {expected.name!a} agree, {min_match:.1%} required"
 
 
 def _argmax(values: Sequence[float]) -> int:

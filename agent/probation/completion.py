@@ -1,4 +1,4 @@
-"""One greedy completion with its cost, for checks and for the benchmark."""
+"""A greedy completion with its usage, for checks and for the benchmark."""
 
 import time
 from collections.abc import Callable
@@ -14,7 +14,7 @@ async def complete(
     max_tokens: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[str, Usage | None, float | None]:
-    """Greedy text, usage, and seconds to the first token."""
+    """Complete ``prompt`` greedily; return the text, its usage and TTFT in seconds."""
     started = clock()
     ttft: float | None = None
     parts: list[str] = []

@@ -1,4 +1,4 @@
-"""What probation found out about one variant, as plain data."""
+"""The results of probation for one variant, as plain data."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +10,7 @@ Outcome = Literal["passed", "failed", "inconclusive"]
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What became of one check."""
+    """Result of one check."""
 
     slot: str
     name: str
@@ -20,9 +20,9 @@ class CheckResult:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Measured rates. For models that generate no text a token is one inference.
+    """Measured rates. For models that generate no text, one token stands for one inference.
 
-    ``energy_provenance`` is None where the box has no meter that can tell.
+    ``energy_provenance`` is None without a meter that measured energy.
     """
 
     tokens_per_second: float
@@ -35,9 +35,9 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What finding out took; ``joules`` is None where the box has no meter that can tell.
+    """Cost of probation; ``joules`` is None without a meter that measured energy.
 
-    The meter covers the whole box, and so also what served meanwhile.
+    The meter covers the whole box, including the live release.
     """
 
     seconds: float
@@ -54,10 +54,10 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """All that probation found out about one variant.
+    """The results of probation for one variant.
 
-    ``model_memory_bytes`` is the engine's own account, comparable with the manifest's
-    ``memory_bytes`` (selection takes this); the cost's peak is the whole worker process.
+    ``model_memory_bytes`` is the engine's own count, comparable with the manifest's
+    ``memory_bytes``, which selection uses. The cost's peak covers the whole worker process.
     """
 
     checks: tuple[CheckResult, ...]
@@ -76,7 +76,7 @@ class Proof:
 
     @property
     def detail(self) -> str:
-        """The first check that did not pass, in words; empty when all did."""
+        """The first check with the worst outcome, for people; empty if all passed."""
         for check in self.checks:
             if check.outcome != "passed" and check.outcome == self.outcome:
                 return f"{check.name} {check.outcome}: {check.detail}"

@@ -1,4 +1,4 @@
-"""Worker processes, one per loaded model: started, measured, restarted and killed from here."""
+"""The supervisor starts, measures, restarts and kills worker processes, one per loaded model."""
 
 from agent.supervisor.spec import WorkerSpec, WorkerStats
 from agent.supervisor.supervisor import Supervisor

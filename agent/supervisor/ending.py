@@ -1,4 +1,4 @@
-"""How a worker process ended, in words and in the reasons that others act on."""
+"""The end of a worker process: its text for people and its machine-readable reason."""
 
 import signal
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ OUT_OF_MEMORY_SIGNS = (b"bad_alloc", b"MemoryError", b"Cannot allocate memory", 
 
 @dataclass(slots=True)
 class Ending:
-    """What is known of it; filled as it comes.
+    """Facts about the end of a process, filled in as they arrive.
 
-    ``return_code`` is negative for a signal, as in subprocess; ``over_limit_bytes`` is what it
-    held when it was killed for holding more than ``limit_bytes``.
+    ``return_code`` is negative for a signal, as in subprocess. ``over_limit_bytes`` is the memory
+    that the process held when it was killed for exceeding ``limit_bytes``; 0 otherwise.
     """
 
     limit_bytes: int
@@ -25,22 +25,23 @@ class Ending:
     stderr_tail: bytes = b""
 
     def append_stderr(self, stderr: bytes) -> None:
-        """Keeps the last of what the process said."""
+        """Keep the tail of the process's standard error."""
         self.stderr_tail = (self.stderr_tail + stderr)[-STDERR_TAIL_BYTES:]
 
     @property
     def ran_out_of_memory(self) -> bool:
-        """Whether it ended for want of memory, as far as one can tell from outside."""
-        # Nobody but the kernel sends SIGKILL, unless it was killed for its size.
+        """True if it probably ended for lack of memory."""
+        # A SIGKILL that the daemon did not send for silence comes from the kernel's OOM killer,
+        # or from the daemon's own memory limit.
         killed = self.return_code == -signal.SIGKILL and not self.fell_silent
         return killed or any(sign in self.stderr_tail for sign in OUT_OF_MEMORY_SIGNS)
 
     def __str__(self) -> str:
         if self.over_limit_bytes:
             held, limit = self.over_limit_bytes / (1 << 20), self.limit_bytes / (1 << 20)
-            return f"took {held:.1f} MiB beside its own code, limit {limit:.1f} MiB, and was killed"
+            return f"was killed: it held {held:.1f} MiB beside its code, limit {limit:.1f} MiB"
         if self.fell_silent:
-            return "fell silent and was killed"
+            return "stopped responding and was killed"
         if self.return_code is None:
             return "closed its socket"
         last_line = self.stderr_tail.decode(errors="replace").strip().rpartition("\n")[2]
@@ -48,7 +49,7 @@ class Ending:
         return f"{ending_of(self.return_code)}{words}"
 
     def on_load(self, name: str) -> LoadFailedError:
-        """The error of a start during which the process ended."""
+        """Return the error for a process that ended while loading its model."""
         return LoadFailedError(
             f"{name}: its worker {self} while loading",
             reason="out_of_memory" if self.ran_out_of_memory else "crashed",

@@ -1,15 +1,15 @@
-"""What a worker process takes of memory, and how much of it is its model's."""
+"""Memory of a worker process, and the part of it that belongs to the model."""
 
 from pathlib import Path
 
 from agent.supervisor.sharing import Sharing
 
-# What an engine's own bookkeeping may take beside the model before the worker counts as too big.
+# Allowance for an engine's own data beside the model, before the worker exceeds its limit.
 WORKING_ROOM_BYTES = 64 << 20
 
 
 class Footprint:
-    """Looks at one process. ``baseline_bytes`` is what it took before it saw the model."""
+    """Memory of one process. ``baseline_bytes`` is its resident memory before the model loads."""
 
     def __init__(self, sharing: Sharing) -> None:
         self.baseline_bytes = 0
@@ -17,9 +17,9 @@ class Footprint:
         self._sharing = sharing
 
     def look(self, pid: int) -> tuple[int, int]:
-        """Resident memory now and at most; now is 0 when the process is gone (``pid`` 0).
+        """Return resident bytes now and at peak; now is 0 once the process has ended (``pid`` 0).
 
-        Without what it shares with the daemon, except in the peak, where the kernel counts that.
+        Memory shared with the daemon is subtracted from the first. The kernel's peak includes it.
         """
         status = _read(Path(f"/proc/{pid}/status")) if pid else ""
         now, most, shared = (_kibibytes(status, name) for name in ("VmRSS:", "VmHWM:", "RssShmem:"))
@@ -27,13 +27,13 @@ class Footprint:
         return now - self._sharing.shared_bytes(shared), self._peak_bytes
 
     def beyond(self, limit_bytes: int, resident_bytes: int) -> int:
-        """What its model takes of that, if it is more than it may; else, or without limit, 0."""
+        """Return the model's share of ``resident_bytes`` if it exceeds the limit, else 0."""
         taken = resident_bytes - self.baseline_bytes
         return taken if limit_bytes and taken > limit_bytes + WORKING_ROOM_BYTES else 0
 
 
 def _read(path: Path) -> str:
-    """A file of /proc; empty once its process is gone."""
+    """Read a file of /proc; empty once its process has ended."""
     try:
         return path.read_text()
     except OSError:

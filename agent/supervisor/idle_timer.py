@@ -1,4 +1,4 @@
-"""When a model that nobody calls leaves memory."""
+"""A timer that unloads an idle model."""
 
 import asyncio
 import contextlib
@@ -6,21 +6,21 @@ from collections.abc import Callable, Iterator
 
 
 class IdleTimer:
-    """Counts a model's callers, and tells once it has had none for so long; 0 seconds: never.
+    """Counts a model's callers and calls ``unload`` after ``idle_seconds`` without any.
 
-    Belongs to one event loop.
+    0 seconds disables it. All calls belong to one event loop.
     """
 
-    def __init__(self, idle_seconds: float, fall_asleep: Callable[[], None]) -> None:
+    def __init__(self, idle_seconds: float, unload: Callable[[], None]) -> None:
         self._idle_seconds = idle_seconds
-        self._fall_asleep = fall_asleep
+        self._unload = unload
         self._callers = 0
         self._timer: asyncio.TimerHandle | None = None
         self.begin()
 
     @contextlib.contextmanager
     def caller(self) -> Iterator[None]:
-        """Somebody calls; waiting for a turn counts."""
+        """Count a caller for the time of the ``with`` block, including its wait for a place."""
         self._callers += 1
         self.end()
         try:
@@ -30,14 +30,14 @@ class IdleTimer:
             self.begin()
 
     def end(self) -> None:
-        """It does not fall asleep any more, until the last caller has left."""
+        """Stop the timer until the last caller has left."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def begin(self) -> None:
-        """The time without a caller starts now."""
+        """Start the timer if there is no caller."""
         self.end()
         if self._idle_seconds > 0 and self._callers == 0:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._idle_seconds, self._fall_asleep)
+            self._timer = loop.call_later(self._idle_seconds, self._unload)

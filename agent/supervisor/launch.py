@@ -1,4 +1,4 @@
-"""How a worker process is started, what it is told to load, and why it did not."""
+"""Start a worker process, build its load command and translate its load failure."""
 
 import asyncio
 import os
@@ -12,18 +12,19 @@ from agent.worker import messages
 from agent.worker.region import Region
 from runtimes.environment import engine_environment
 
-# RLIMIT_DATA also counts thread stacks and the allocator pools of the maths libraries, touched or
-# not; it is the backstop for an allocation too fast for who watches the memory.
+# RLIMIT_DATA also counts untouched thread stacks and allocator pools, hence this allowance. The
+# limit is a backstop for an allocation that is too fast for the periodic memory check.
 DATA_ROOM_BYTES = 1 << 30
-# Threads of a model this small wait longer than they compute: on two idle cores one thread of a
-# 3 MB model was as fast as two, on busy ones hundreds of times faster.
+# Threads of a small model spend more time waiting for each other than computing. Measured with a
+# 3 MB model: one thread was as fast as two on two idle cores, and hundreds of times faster on
+# busy ones.
 SINGLE_THREAD_BYTES = 8 << 20
-# Failures to load that are reasons of their own.
+# Failure kinds of the worker that LoadFailedError passes on as its reason.
 LOAD_FAILURE_REASONS = frozenset({"out_of_memory", "no_runtime", "unsafe_file"})
 
 
 async def launch(descriptor: int, region: Region | None, limit_bytes: int) -> Process:
-    """Starts a process that serves the socket ``descriptor``; OSError."""
+    """Start a worker process that serves the socket ``descriptor``; OSError."""
     shared = [] if region is None else [region.descriptor]
     return await asyncio.create_subprocess_exec(
         *with_raised_oom_score(sys.executable, "-P", "-m", "agent.worker"),
@@ -41,7 +42,7 @@ async def launch(descriptor: int, region: Region | None, limit_bytes: int) -> Pr
 
 
 def load_command(command_id: int, spec: WorkerSpec, threads: int) -> messages.Load:
-    """Loads what the spec says; ``threads`` 0 lets the engine decide, if the model is not small."""
+    """Build the load command; ``threads`` 0 means 1 for small models, else the engine decides."""
     if not threads and spec.variant.size_bytes < SINGLE_THREAD_BYTES:
         threads = 1
     return messages.Load(
@@ -57,7 +58,7 @@ def load_command(command_id: int, spec: WorkerSpec, threads: int) -> messages.Lo
 
 
 def load_failure(name: str, event: messages.Failed) -> LoadFailedError:
-    """What the process says of a model that it could not load."""
+    """Translate the worker's answer about a model that it could not load."""
     reason = event.kind if event.kind in LOAD_FAILURE_REASONS else "refused"
     return LoadFailedError(
         f"{name} did not load: {event.message}", reason=reason, advice=event.advice

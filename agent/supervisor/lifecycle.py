@@ -1,4 +1,4 @@
-"""A model's processes, one after another: restarted when they die, ended while nobody calls."""
+"""The successive processes of one model: restart after a crash, unload while idle."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ LOAD_AGAIN: Final = "Send the request again later."
 
 
 class Lifecycle:
-    """Holds the process of now. ``room`` tells the memory left for a model that was unloaded."""
+    """Owns the present process of a model. ``room`` returns the free memory for a reload."""
 
     def __init__(
         self,
@@ -42,28 +42,28 @@ class Lifecycle:
         self._stopped = False
         self._unloaded = False
         self._wanted = asyncio.Event()
-        # Why it could not be loaded again, if so; made by the first who wants it to be.
+        # Result of a reload: the error, or None. Created by the first caller that needs one.
         self._waking: asyncio.Future[LoadFailedError | None] | None = None
         self.idle_timer = IdleTimer(spec.idle_unload_seconds, self._unload)
         self._keeper = asyncio.create_task(self._keep())
 
     @property
     def stopped(self) -> bool:
-        """Whether it is over for good."""
+        """True after ``stop``."""
         return self._stopped
 
     @property
     def unsupervised(self) -> bool:
-        """Whether nothing would restart it any more, though nobody stopped it."""
+        """True if the task that restarts the process has ended without ``stop``: a defect."""
         return self._keeper.done() and not self._stopped
 
     @property
     def ran_out_of_memory(self) -> bool:
-        """Whether a process of it ended for want of memory."""
+        """True if any of its processes ended for lack of memory."""
         return self._starved or self.process.ran_out_of_memory
 
     def stats(self, waiting: int) -> WorkerStats:
-        """What it takes now, and took at most."""
+        """Return present and peak figures."""
         memory, peak = self.process.memory_bytes()
         loaded = self._live.is_set() and not self._stopped
         return WorkerStats(
@@ -78,25 +78,25 @@ class Lifecycle:
         )
 
     async def stop(self) -> None:
-        """Ends it for good."""
+        """Stop the process and never restart it."""
         self._stopped = True
         self.idle_timer.end()
         self._keeper.cancel()
-        # A process that it was just starting is gone once it has ended.
+        # A process that the task was just starting has ended once the task has.
         await asyncio.gather(self._keeper, return_exceptions=True)
         self._live.set()
         self._woken(None)
         await self.process.end()
 
     async def live_process(self) -> WorkerProcess:
-        """The process to ask, loaded again if need be; WorkerUnavailableError."""
+        """Return a running process, after a restart or reload if needed; WorkerUnavailableError."""
         if not self._stopped and self._live.is_set() and not self.process.gone.is_set():
             return self.process
         wait, slot = self._timeouts.restart_wait_seconds, self._spec.slot
         try:
             async with asyncio.timeout(wait):
                 while not self._stopped and (not self._live.is_set() or self.process.gone.is_set()):
-                    # It may have died so lately that its keeper does not know yet.
+                    # The process may have died so recently that ``_keep`` has not run yet.
                     self._live.clear()
                     await (self._wake() if self._unloaded else self._live.wait())
         except TimeoutError:
@@ -119,6 +119,7 @@ class Lifecycle:
                 await self._load_when_wanted()
             else:
                 self._note_death()
+                # A crash loop keeps its backoff; a process that ran well starts over.
                 if time.monotonic() - started > self._timeouts.stable_after_seconds:
                     backoff.reset()
                 await self._restart(backoff)
@@ -167,11 +168,11 @@ class Lifecycle:
         self.process.kill()
 
     async def _wake(self) -> None:
-        """Have it loaded again; WorkerUnavailableError when it cannot be now."""
+        """Reload an unloaded model; WorkerUnavailableError if that fails now."""
         if self._waking is None:
             self._waking = asyncio.get_running_loop().create_future()
             self._wanted.set()
-        # Others may wait for the same, and it goes on for whoever asks next.
+        # Shielded: other callers may wait for the same reload, and a later one can use it.
         error = await asyncio.shield(self._waking)
         if error is not None:
             raise WorkerUnavailableError(
@@ -205,6 +206,6 @@ class Lifecycle:
         wanted, room = self.process.model_memory_bytes, self._room()
         if wanted > room:
             raise LoadFailedError(
-                f"it takes {wanted >> 20} MiB, and {room >> 20} MiB are free",
+                f"the model needs {wanted >> 20} MiB; {room >> 20} MiB are free",
                 reason="out_of_memory",
             )

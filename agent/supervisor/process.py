@@ -1,4 +1,4 @@
-"""One life of a worker process: spawned, spoken to, watched, ended."""
+"""One worker process: start it, send it commands, watch its memory, end it."""
 
 import asyncio
 import contextlib
@@ -24,17 +24,17 @@ log = logging.getLogger(__name__)
 
 WATCH_SECONDS = 0.2
 SOCKET_BYTES = 4 << 20
-# A model at rest does not grow, and looking costs an idle daemon most of its time.
+# An idle model does not grow, and reading /proc is most of an idle daemon's work.
 IDLE_SECONDS = 1.0
 MAX_CONFINEMENT_CHARACTERS = 64
 
 
 class ProcessGoneError(Exception):
-    """The process ended before it answered; the text says how."""
+    """The process ended before it answered; the text says how it ended."""
 
 
 class _Pending(NamedTuple):
-    """Who waits for events; None among them: the process has gone."""
+    """A command without a final event. None in ``events`` means that the process has ended."""
 
     events: "asyncio.Queue[messages.AnyEvent | None]"
     answered: Callable[[], None]
@@ -66,7 +66,7 @@ class WorkerProcess(asyncio.Protocol):
         return self._process.pid if self._process else 0
 
     async def start(self, timeouts: WorkerTimeouts, threads: int) -> None:
-        """Spawns the process and loads the model; LoadFailedError, with nothing left behind."""
+        """Spawn the process and load the model; on LoadFailedError no process is left."""
         loaded = False
         try:
             await self._spawn()
@@ -95,10 +95,10 @@ class WorkerProcess(asyncio.Protocol):
         silence_seconds: float | None,
         answered: Callable[[], None] = lambda: None,
     ) -> AsyncGenerator[messages.AnyEvent]:
-        """Sends a command and yields its events, the final one last; ProcessGoneError.
+        """Send a command and yield its events, the final one last; ProcessGoneError.
 
-        ``answered`` is called when the final one has come, whether or not the others were taken.
-        Closing it early cancels the command, without waiting.
+        ``answered`` is called when the final event arrives, even if the caller has not read the
+        earlier ones. Closing the generator early cancels the command without waiting.
         """
         command_id = next(self._ids)
         events: asyncio.Queue[messages.AnyEvent | None] = asyncio.Queue()
@@ -108,7 +108,7 @@ class WorkerProcess(asyncio.Protocol):
             try:
                 self._send(make(command_id))
             except Exception:
-                # It was not sent, for its length or for want of memory.
+                # The command was too long, or there was no memory for it: it was not sent.
                 self.sharing.forget(command_id)
                 raise
             while not finished:
@@ -121,31 +121,31 @@ class WorkerProcess(asyncio.Protocol):
                 self._send(messages.Cancel(id=command_id))
 
     async def end(self) -> None:
-        """Kills the process and all that it started; returns when it is gone.
+        """Kill the process and its children; return when it has ended.
 
-        Without a grace: engines read models and keep nothing.
+        No grace period: engines only read models, so there is no state to save.
         """
         if self._process is not None:
             self.kill()
             await self.gone.wait()
 
     def kill(self) -> None:
-        """Kills the process and all that it started."""
+        """Kill the process and its children."""
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     def memory_bytes(self) -> tuple[int, int]:
-        """Resident memory now and at most; now is 0 when the process is gone."""
+        """Return resident bytes now and at peak; now is 0 once the process has ended."""
         return self._footprint.look(0 if self.gone.is_set() else self.pid)
 
     @property
     def ran_out_of_memory(self) -> bool:
-        """Whether it has ended for want of memory."""
+        """True if it has ended for lack of memory."""
         return self.gone.is_set() and self._ending.ran_out_of_memory
 
     def describe_end(self) -> str:
-        """How the process ended, in words."""
+        """Describe the end of the process for people."""
         return str(self._ending)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -159,7 +159,7 @@ class WorkerProcess(asyncio.Protocol):
                 event = messages.decode_event(payload)
                 if isinstance(event, messages.FINAL):
                     event = self.sharing.answered(event)
-                # Events of cancelled commands still come for a while.
+                # Events of cancelled commands may still arrive: ignore them.
                 if (pending := self._waiting.get(event.id)) is not None:
                     pending.events.put_nowait(event)
                     if isinstance(event, messages.FINAL):
@@ -169,14 +169,14 @@ class WorkerProcess(asyncio.Protocol):
             self.kill()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio.Protocol's
-        # A process that closed its socket is of no more use, whether or not it still runs.
+        # Without its socket the process is useless, even if it still runs.
         self.kill()
 
     async def _spawn(self) -> None:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         for end in (ours, theirs):
-            # As much as the kernel allows: a tensor goes through in fewer turns.
+            # A larger buffer moves a tensor in fewer turns of the event loop.
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
         loop = asyncio.get_running_loop()
         try:
@@ -216,7 +216,9 @@ class WorkerProcess(asyncio.Protocol):
                     case messages.Failed():
                         raise load_failure(self._name(), event)
                     case _:
-                        raise ProtocolError(f"{type(event).__name__} is no answer to a load")
+                        raise ProtocolError(
+                            f"expected Importing, Loaded or Failed, received {type(event).__name__}"
+                        )
         except ProcessGoneError as error:
             raise self._ending.on_load(self._name()) from error
 
@@ -225,16 +227,16 @@ class WorkerProcess(asyncio.Protocol):
     ) -> messages.AnyEvent:
         if events.empty() and self.gone.is_set():
             raise ProcessGoneError(self.describe_end())
-        event = await self._hear(events, silence_seconds) if events.empty() else events.get_nowait()
+        event = await self._wait(events, silence_seconds) if events.empty() else events.get_nowait()
         if event is None:
             await self.gone.wait()
             raise ProcessGoneError(self.describe_end())
         return event
 
-    async def _hear(
+    async def _wait(
         self, events: asyncio.Queue[messages.AnyEvent | None], silence_seconds: float | None
     ) -> messages.AnyEvent | None:
-        """The next event; None, and the process is killed, when it says nothing to anybody."""
+        """Return the next event; None after killing a process that is silent to all callers."""
         while True:
             try:
                 async with asyncio.timeout(silence_seconds):
@@ -252,7 +254,7 @@ class WorkerProcess(asyncio.Protocol):
         self._transport.write(messages.encode(command))
 
     async def _reap(self) -> None:
-        """Keeps the end of stderr, waits for the end, and tells everyone who waits."""
+        """Wait for the end of the process, then wake everyone who waits for an event."""
         process = self._process
         assert process is not None  # noqa: S101 - started by _spawn, which set it
         assert process.stderr is not None  # noqa: S101 - it is a pipe
@@ -275,7 +277,7 @@ class WorkerProcess(asyncio.Protocol):
                 return
 
     def _outgrew_limit(self) -> bool:
-        """Kills the process when it holds more than it may."""
+        """Kill the process if it exceeds its memory limit; return True if it did."""
         limit = self.spec.memory_limit_bytes
         taken = self._footprint.beyond(limit, self.memory_bytes()[0])
         if not taken:

@@ -1,4 +1,4 @@
-"""What goes to and comes from one worker process through the memory that both share."""
+"""Tensors that travel to and from one worker process through shared memory."""
 
 import logging
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from runtimes.base import TensorValue
 
 log = logging.getLogger(__name__)
 
-# Room made for the outputs of one command at most: there have to be inputs too.
+# At most so much of the region is reserved for outputs, so that inputs have room too.
 MAX_OUTPUT_BYTES = REGION_BYTES // 4
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedTensor:
-    """A tensor whose data lies in a span: TensorValue's other fields, and where in it."""
+    """A tensor whose data lies in a span at ``start``; the other fields are TensorValue's."""
 
     name: str
     datatype: str
@@ -28,21 +28,21 @@ class PlacedTensor:
 
 
 class Sharing:
-    """The spans that one process was told of, each held until it has answered.
+    """The spans in use by the commands of one process, each retained until its final event.
 
-    A command that nobody waits for any more may still be under way there.
+    A cancelled command may still be running, so its spans stay retained too.
     """
 
     def __init__(self) -> None:
         self.region = _region()
-        self._told: dict[int, list[Span]] = {}
+        self._spans: dict[int, list[Span]] = {}
         self._rooms: dict[int, Span] = {}
-        # A model's outputs are mostly as long as they were before.
+        # Room for the next outputs: a model's outputs usually have the size of the last ones.
         self._output_bytes = 0
 
     def infer(self, command_id: int, inputs: Sequence[TensorValue | PlacedTensor]) -> Infer:
-        """A command that tells where the data of tensors lie that are in this region."""
-        spans = self._told[command_id] = []
+        """Build a command that refers to tensors in this region and carries the others."""
+        spans = self._spans[command_id] = []
         values = []
         for tensor in inputs:
             data: bytes | Place
@@ -53,7 +53,7 @@ class Sharing:
                 tensor.span.retain()
                 spans.append(tensor.span)
             else:
-                # It was meant for another process, which has gone since, or is another model's.
+                # The span belongs to a process that has ended since, or to another model's.
                 data = tensor.span.read(tensor.start, tensor.length)
             values.append(WireTensor(tensor.name, tensor.datatype, tensor.shape, data))
         room = self._room()
@@ -64,28 +64,28 @@ class Sharing:
         return Infer(id=command_id, inputs=values, room=(room.offset, room.length))
 
     def release_idle_pages(self, now: float) -> None:
-        """Gives memory back that has not been used for some seconds; to be called now and then."""
+        """Return memory that was unused for some seconds to the kernel; call it periodically."""
         if self.region is not None:
             self.region.release_idle_pages(now)
 
     def end(self) -> None:
-        """The process has gone."""
-        for command_id in tuple(self._told):
+        """Release everything after the end of the process."""
+        for command_id in tuple(self._spans):
             self.forget(command_id)
         self.region = None
 
     def shared_bytes(self, found: int) -> int:
-        """How many of so many shared bytes that a process has are this region's."""
+        """Return how many of a process's shared resident bytes belong to this region."""
         return 0 if self.region is None else min(found, self.region.used_bytes)
 
     def forget(self, command_id: int) -> None:
-        """The process has no use for a command's spans any more, or never heard of it."""
+        """Release the spans of a command that was answered or never sent."""
         self._rooms.pop(command_id, None)
-        for span in self._told.pop(command_id, ()):
+        for span in self._spans.pop(command_id, ()):
             span.release()
 
     def answered(self, event: AnyEvent) -> AnyEvent:
-        """The final event of a command, with copies of what it points at; ProtocolError."""
+        """Return a final event with its tensors copied out of the region; ProtocolError."""
         try:
             return self._copied(event) if isinstance(event, Inferred) else event
         finally:
@@ -104,11 +104,12 @@ class Sharing:
             data = tensor.data
             if not isinstance(data, bytes):
                 offset, length = data
-                # Or a few words could have the daemon copy the whole region, over and over.
+                # Bound the copies by the reserved room: otherwise a short event could make the
+                # daemon copy the whole region many times.
                 if room is None or length > free:
                     raise ProtocolError(
-                        f"output {tensor.name[:128]!a} of {length} bytes at {offset} is not where "
-                        "there was room for it"
+                        f"output {tensor.name[:128]!a} of {length} bytes at {offset} is outside "
+                        f"the {free} bytes reserved for it"
                     )
                 data = room.read(offset - room.offset, length)
                 free -= length

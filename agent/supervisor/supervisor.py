@@ -1,4 +1,4 @@
-"""Starts and stops workers; nothing that it started outlives it."""
+"""The registry of all workers: start, stop, and stop them all at the end."""
 
 import asyncio
 import logging
@@ -14,9 +14,9 @@ log = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Holds every worker of this daemon. ``threads`` is per worker; 0 lets the engine decide.
+    """Owns every worker of this daemon. ``threads`` is per worker; 0 lets the engine decide.
 
-    ``room`` tells the bytes of memory that are left for a model which was unloaded.
+    ``room`` returns the free memory in bytes, checked before an unloaded model is loaded again.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Supervisor:
         self._workers: set[Worker] = set()
 
     async def start(self, spec: WorkerSpec) -> Worker:
-        """A worker with its model loaded; LoadFailedError, which trying again would not mend."""
+        """Start a worker and load its model; LoadFailedError with the reason."""
         process = WorkerProcess(spec)
         await process.start(self._timeouts, self._threads)
         lifecycle = Lifecycle(spec, process, self._timeouts, self._threads, self._room)
@@ -44,15 +44,15 @@ class Supervisor:
         return worker
 
     async def stop(self, worker: Worker) -> None:
-        """Ends a worker for good; stopping it twice is fine."""
+        """Stop a worker for good; idempotent."""
         self._workers.discard(worker)
         await worker.stop()
         log.info("worker_stopped slot=%s variant=%s", worker.spec.slot, worker.spec.variant.name)
 
     def unsupervised(self) -> list[str]:
-        """Slots of workers that nothing would restart any more; empty as it should be."""
+        """Return the slots of workers whose restart task has ended; empty unless there is a bug."""
         return sorted(worker.spec.slot for worker in self._workers if worker.unsupervised)
 
     async def close(self) -> None:
-        """Ends every worker."""
+        """Stop every worker."""
         await asyncio.gather(*(self.stop(worker) for worker in tuple(self._workers)))

@@ -1,4 +1,4 @@
-"""A live model as its callers see it: it outlasts crashes, and lets in as many as it can take."""
+"""A loaded model as its callers see it: it survives crashes and limits concurrency."""
 
 import asyncio
 import contextlib
@@ -22,12 +22,12 @@ from agent.worker.region import Region
 from runtimes.base import Embeddings, Piece, Sampling, Score, TensorSpec, TensorValue, Usage
 
 ATTEMPTS = 2
-# The command of an id to a process.
+# Builds the command with the given id for a process.
 Make = Callable[[WorkerProcess, int], wire.AnyCommand]
 
 
 class Generation:
-    """An async iterator of the pieces that came together, never none of them.
+    """An async iterator over non-empty lists of pieces, one list per event of the worker.
 
     ``usage`` is set once it is exhausted. Close it (``aclose``, or ``contextlib.aclosing``) to stop
     generating early.
@@ -50,18 +50,16 @@ class Generation:
         return [Piece(*piece) for piece in event.pieces]
 
     async def aclose(self) -> None:
-        """Stops generating; safe at any time."""
+        """Stop generating; safe at any time."""
         await self._events.aclose()
 
 
 class Worker:
-    """One model in its own process. It answers as many requests at once as its engine is good for.
+    """One model in its own process. It runs as many requests at once as its engine supports.
 
-    The others wait, first come, first served.
-
-    When the process dies, a request that had nothing yet is tried once more in the next process;
-    one that had is told by WorkerCrashedError. A model that leaves memory while nobody calls it is
-    loaded again for the next request.
+    Further requests wait in order of arrival. When the process dies, a request without any output
+    is tried once more in the next process; a request with output raises WorkerCrashedError. An
+    unloaded model is loaded again for the next request.
     """
 
     def __init__(self, spec: WorkerSpec, lifecycle: Lifecycle, timeouts: WorkerTimeouts) -> None:
@@ -73,17 +71,17 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """Process id of its present lifecycle."""
+        """Process id of the present process."""
         return self._lifecycle.process.pid
 
     @property
     def unsupervised(self) -> bool:
-        """Whether nothing would restart it any more, though nobody stopped it."""
+        """True if the task that restarts the process has ended: a defect."""
         return self._lifecycle.unsupervised
 
     @property
     def ran_out_of_memory(self) -> bool:
-        """Whether a process of it ended for want of memory."""
+        """True if any of its processes ended for lack of memory."""
         return self._lifecycle.ran_out_of_memory
 
     def generate(
@@ -92,7 +90,7 @@ class Worker:
         messages: Sequence[dict[str, str]] | None,
         sampling: Sampling,
     ) -> Generation:
-        """Generates from a prompt or a conversation; errors are raised while iterating.
+        """Generate from a prompt or a conversation; errors are raised while iterating.
 
         Raises ModelRefusedError, WorkerCrashedError, WorkerUnavailableError, WorkerFailedError.
         """
@@ -106,14 +104,14 @@ class Worker:
         return Generation(self._answers(command))
 
     async def score(self, text: str) -> Score:
-        """The likelihood of a text."""
+        """Return the likelihood of a text."""
         event = await self._answer(lambda _, i: wire.ScoreText(id=i, text=text))
         if not isinstance(event, wire.Scored):
             raise _unexpected(event)
         return event.score
 
     async def embed(self, texts: Sequence[str]) -> tuple[Embeddings, Usage]:
-        """The embeddings of texts, and what they cost."""
+        """Return the embeddings of texts, and their usage."""
         event = await self._answer(lambda _, i: wire.Embed(id=i, texts=list(texts)))
         if not isinstance(event, wire.Embedded):
             raise _unexpected(event)
@@ -121,26 +119,26 @@ class Worker:
         return embeddings, Usage(embeddings.prompt_tokens, 0, event.busy_seconds, 0.0)
 
     async def infer(self, inputs: Sequence[TensorValue | PlacedTensor]) -> list[TensorValue]:
-        """Tensors in, tensors out."""
+        """Run the model on input tensors and return its outputs."""
         event = await self._answer(lambda process, i: process.sharing.infer(i, inputs))
         if not isinstance(event, wire.Inferred):
             raise _unexpected(event)
         return [_value(output) for output in event.outputs]
 
     def region(self) -> Region | None:
-        """Where to put tensors that go to it, if anywhere; the next process has another."""
+        """Return the present process's shared memory for tensors; None if there is none."""
         return self._lifecycle.process.sharing.region
 
     def tensors(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        """Declared inputs and outputs; empty for text generation."""
+        """Return the declared inputs and outputs; empty for text generation."""
         return self._lifecycle.process.tensors
 
     def stats(self) -> WorkerStats:
-        """What it takes now, and took at most."""
+        """Return present and peak figures."""
         return self._lifecycle.stats(self._waiting)
 
     async def stop(self) -> None:
-        """Ends it for good; requests that still run are told."""
+        """Stop the worker for good; running requests raise WorkerUnavailableError."""
         await self._lifecycle.stop()
 
     async def _answer(self, make: Make) -> wire.AnyEvent:
@@ -162,6 +160,7 @@ class Worker:
                             answered = True
                             yield event
                 except ProcessGoneError as error:
+                    # Output that the caller has seen cannot be taken back: no second attempt.
                     if answered or attempt == ATTEMPTS or self._lifecycle.stopped:
                         raise self._crash(error) from error
                 else:
@@ -169,7 +168,10 @@ class Worker:
 
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[Callable[[], None]]:
-        """A place in the engine; what is given leaves it, before its answer may have been read."""
+        """Wait for a place in the engine; yield a function that frees it.
+
+        The place is freed when the final event arrives, even if the caller reads it later.
+        """
         with self._lifecycle.idle_timer.caller():
             self._waiting += 1
             try:

@@ -1,1 +1,1 @@
-"""From an assignment to a committed release, or back to what ran before."""
+"""The update of a box: from an assignment to a committed release, or back to the previous one."""

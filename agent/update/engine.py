@@ -1,4 +1,4 @@
-"""Runs assignments through the update machine: stores every state on entering it, then acts."""
+"""Run assignments through the update machine: store every state on entering it, then act."""
 
 import asyncio
 import logging
@@ -34,14 +34,14 @@ log = logging.getLogger(__name__)
 JOURNAL_RETRY_SECONDS: Final = 5.0
 MAX_DETAIL_CHARACTERS: Final = 2000
 MAX_LOGGED_CHARACTERS: Final = 300
-# Nothing that serves is touched by the update in these.
+# In these states the update does not touch the live release, so the keeper may act.
 BEFORE_STAGING: Final = frozenset({State.IDLE, State.VERIFYING, State.PLANNING, State.FETCHING})
 NO_ASSIGNMENT: Final = Assignment(generation=0, release="", manifest_sha256="")
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Where the box stands, for the control plane and for `flotilla-agent status`."""
+    """Progress of the assignment, for the control plane and for `flotilla-agent status`."""
 
     generation: int
     state: str
@@ -54,7 +54,7 @@ class Status:
 
 
 class UpdateEngine:
-    """One per daemon. ``assign`` may be called at any time; ``run`` does the work."""
+    """The update loop, one per daemon. Call ``assign`` at any time; ``run`` does the work."""
 
     def __init__(
         self,
@@ -72,17 +72,17 @@ class UpdateEngine:
         self._update = journal.update() or Update(assignment=NO_ASSIGNMENT, state=State.IDLE)
         self._job = resume_job(self._update, journal.pointers())
         self._wanted: Assignment | None = None
-        # Why the journal cannot be written, while it cannot.
+        # The last write error of the journal; empty while writes succeed.
         self._journal_problem = ""
         self._arrived = asyncio.Event()
 
     @property
     def state(self) -> State:
-        """Of the assignment in hand, or idle."""
+        """State of the present assignment; ``idle`` without one."""
         return State(self._update.state)
 
     def assign(self, assignment: Assignment) -> None:
-        """Take on an assignment if it is newer than every one seen; safe to repeat."""
+        """Accept an assignment if its generation is newer than all seen so far; idempotent."""
         newest = self._wanted or self._update.assignment
         if assignment.generation <= newest.generation:
             return
@@ -90,7 +90,7 @@ class UpdateEngine:
         self._arrived.set()
 
     def status(self) -> Status:
-        """Where the box stands now."""
+        """Return the present progress."""
         update, progress, pointers = self._update, self._job.progress, self._journal.pointers()
         return Status(
             generation=update.assignment.generation,
@@ -104,7 +104,7 @@ class UpdateEngine:
         )
 
     async def run(self) -> None:
-        """Serve what served before, finish what a past life began, then follow assignments."""
+        """Serve the current release, finish an interrupted update, then follow assignments."""
         await self._serve_current()
         await self._advance(Event.RESTARTED)
         keeper_task = asyncio.create_task(self._keeper.run(lambda: self.state in BEFORE_STAGING))
@@ -118,17 +118,18 @@ class UpdateEngine:
         while True:
             state = self.state
             if self._wanted is not None and takes_assignments(state):
-                await self._take(self._wanted)
-            elif state is State.IDLE and self._lost():
-                lost = self._update.assignment
-                detail = f"files of {lost.release} were altered or gone: it is fetched again"
-                await self._take(lost, detail)
+                await self._begin(self._wanted)
+            elif state is State.IDLE and self._is_damaged():
+                damaged = self._update.assignment
+                detail = f"files of {damaged.release} are missing or altered; fetching them again"
+                await self._begin(damaged, detail)
             elif state is State.IDLE:
+                # Clear before the check: an assignment that arrives between the two sets it again.
                 self._arrived.clear()
                 if self._wanted is None:
                     await self._arrived.wait()
             elif state in OUTCOMES:
-                # What was rolled back may come again, after an interruption: its files stay.
+                # After a rollback the same release may be assigned again: keep its files.
                 if state in {State.COMMITTED, State.REJECTED}:
                     await self._clear_store()
                 await self._advance(Event.DONE)
@@ -137,10 +138,10 @@ class UpdateEngine:
                 if event is not None:
                     await self._advance(event)
 
-    def _lost(self) -> bool:
-        """Whether what the last assignment brought was damaged since; told once, to fetch it anew.
+    def _is_damaged(self) -> bool:
+        """Check once per damage whether files of the last assignment are missing or altered.
 
-        The same assignment is followed again, as far as director and publisher still want it.
+        The caller repeats that assignment, which director and publisher must still sign.
         """
         damaged, self._keeper.damaged = self._keeper.damaged, ""
         return bool(damaged) and damaged == self._update.assignment.release
@@ -149,11 +150,11 @@ class UpdateEngine:
         try:
             await self._steps.clear_store()
         except DiskFailedError as error:
-            # What serves goes on serving; the next assignment clears again.
+            # Not fatal: the live release needs no free space, and the next assignment retries.
             log.warning("store_not_cleared error=%s", ascii(str(error)))
 
     async def _serve_current(self) -> None:
-        """Before anything else, and without any network."""
+        """Serve the current release before anything else, without the network."""
         repaired = self._journal.repaired
         if repaired:
             self._job.note(f"the journal was repaired: {repaired}")
@@ -165,8 +166,8 @@ class UpdateEngine:
             update = msgspec.structs.replace(self._update, detail=detail)
             await self._store(update, self._journal.pointers())
 
-    async def _take(self, assignment: Assignment, detail: str = "") -> None:
-        """Begin with a newer assignment; what an older one was trying is given up."""
+    async def _begin(self, assignment: Assignment, detail: str = "") -> None:
+        """Start a newer assignment and abandon the candidate of the older one."""
         if self.state is not State.IDLE:
             log.info(
                 "assignment_superseded generation=%d by=%d state=%s",
@@ -189,10 +190,12 @@ class UpdateEngine:
         self._log(entered)
 
     async def _act(self, state: State) -> Event | None:
-        """Do a state's work; None when a newer assignment interrupted it."""
+        """Run the step of a state; None if a newer assignment interrupted it."""
         step = asyncio.ensure_future(self._work(state))
         arrival = asyncio.ensure_future(self._arrived.wait())
         try:
+            # From ``switching`` on a step always runs to its end: a half-switched box has no
+            # defined release.
             if takes_assignments(state):
                 self._arrived.clear()
                 if self._wanted is not None:
@@ -213,6 +216,7 @@ class UpdateEngine:
         return Event.FAILED
 
     async def _work(self, state: State) -> Event:
+        # From ``staging`` on steps load models: exclude the keeper, which does so too.
         if state in BEFORE_STAGING:
             return await self._steps.of(state)(self._job)
         async with self._keeper.lock:
@@ -223,17 +227,17 @@ class UpdateEngine:
             await self._steps.abandon(self._job)
 
     def _fail(self, reason: str, detail: str) -> None:
-        # What went wrong first is the reason; what a rollback adds is detail.
+        # The first failure is the reason; failures of the rollback only add detail.
         self._job.reason = self._job.reason or reason
         self._job.note(detail)
 
     async def _advance(self, event: Event) -> None:
-        """Enter the next state, in memory and on disk."""
+        """Enter the next state: on disk first, then in memory."""
         state = next_state(self.state, event)
         if event is Event.RESTARTED and state is State.IDLE and self.state is State.IDLE:
             return
         if event is Event.RESTARTED and self.state in {State.SWITCHING, State.SOAKING}:
-            # Not the release's fault: the control plane may give it again.
+            # A restart is a fault of the box, not of the release.
             self._fail("interrupted", f"the agent was stopped while {self.state}")
         stores = dict(self._update.stores)
         stores[state] = stores.get(state, 0) + 1
@@ -242,6 +246,7 @@ class UpdateEngine:
             state = next_state(state, Event.FAILED)
         job = self._job
         if state in OUTCOMES and state is not State.COMMITTED:
+            # Before the receipt: it reports what serves after the failure.
             await self._abandon()
         pointers = self._pointers_in(state)
         entered = Update(
@@ -253,6 +258,7 @@ class UpdateEngine:
             received_bytes=job.received_bytes + job.progress.received_bytes,
             switch_seconds=job.switch_seconds,
         )
+        # State, pointers and receipt go into one transaction: no crash can separate them.
         receipt = self._receipt(entered, pointers) if state in OUTCOMES else None
         await self._store(entered, pointers, receipt)
         self._log(entered)
@@ -268,8 +274,8 @@ class UpdateEngine:
         )
 
     def _pointers_in(self, state: State) -> Pointers:
-        """Committing moves all three at once; until then only the candidate changes."""
-        # A rollback may have moved them in the journal.
+        """Return the pointers to store with ``state``; only ``committed`` moves all three."""
+        # Read them again: the keeper may have moved them during a rollback.
         pointers = self._journal.pointers()
         if state is State.COMMITTED:
             return pointers.committed(self._job.held, fell_back=self._keeper.fell_back)
@@ -295,7 +301,11 @@ class UpdateEngine:
     async def _store(
         self, update: Update, pointers: Pointers, receipt: Receipt | None = None
     ) -> None:
-        """Durably, before anything depends on it; what serves goes on serving on a full disk."""
+        """Write to the journal and retry until it succeeds; the live release keeps serving.
+
+        The in-memory state changes only after the write, so that a crash never finds the box
+        ahead of its journal.
+        """
         while True:
             try:
                 await asyncio.to_thread(

@@ -1,4 +1,4 @@
-"""One assignment on its way through the update machine."""
+"""The working state of one assignment in the update machine."""
 
 from dataclasses import dataclass, field
 
@@ -12,7 +12,7 @@ from artifact.manifest import Component, Release, Variant, decode_release
 
 
 class StepFailedError(Exception):
-    """A step ended the update. ``reason`` is machine-readable, the text is for people."""
+    """A step failed and ends the update. ``reason`` is machine-readable; the text is for people."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -21,18 +21,18 @@ class StepFailedError(Exception):
 
 @dataclass(slots=True)
 class UpdateJob:
-    """What the steps of one assignment hand to each other.
+    """Data that the steps of one assignment share.
 
-    ``held`` is what the journal keeps of it; ``workers`` die with the process.
+    ``held`` is stored in the journal; ``workers`` live only as long as this process.
     """
 
     assignment: Assignment
     held: HeldRelease | None = None
-    # It has served here before: nothing to fetch, and health is all that is checked.
+    # The release has served here before: no download, and probation only checks health.
     proven: bool = False
     workers: dict[str, Worker] = field(default_factory=dict)
     progress: TransferProgress = field(default_factory=TransferProgress)
-    # From past lives of this process.
+    # Received before the last restart of the agent.
     received_bytes: int = 0
     switch_seconds: float = 0.0
     reason: str = ""
@@ -41,32 +41,32 @@ class UpdateJob:
 
     @property
     def release(self) -> Release | None:
-        """The verified release; None when nothing is to be served."""
+        """The verified release; None if the assignment is empty."""
         if self.held is not None and self._release is None:
             self._release = decode_release(self.held.manifest)
         return self._release
 
     @property
     def components(self) -> tuple[Component, ...]:
-        """Of the release; none when nothing is to be served."""
+        """Components of the release; empty if the assignment is empty."""
         return self.release.components if self.release else ()
 
     def plan(self, slot: str) -> SlotPlan:
-        """What a slot is to run."""
+        """Return the plan of a slot."""
         assert self.held is not None  # noqa: S101 - a slot is of a release
         return self.held.slots[slot]
 
     def set_plan(self, slot: str, plan: SlotPlan) -> None:
-        """Change what a slot is to run."""
+        """Replace the plan of a slot."""
         assert self.held is not None  # noqa: S101 - a slot is of a release
         self.held = msgspec.structs.replace(self.held, slots=self.held.slots | {slot: plan})
 
     def decisions(self) -> tuple[Decision, ...]:
-        """Of every slot that was planned."""
+        """Return the selection decision of every planned slot."""
         return tuple(plan.decision for plan in self.held.slots.values()) if self.held else ()
 
     def checks(self) -> tuple[CheckResult, ...]:
-        """Of the variant in hand of every slot."""
+        """Return the check results of the present variant of every slot."""
         if self.held is None:
             return ()
         return tuple(
@@ -76,12 +76,12 @@ class UpdateJob:
         )
 
     def note(self, detail: str) -> None:
-        """Add to what the receipt says."""
+        """Append to the detail of the receipt."""
         self.detail = f"{self.detail}; {detail}" if self.detail else detail
 
 
 def resume_job(update: Update, pointers: Pointers) -> UpdateJob:
-    """What a past life of this process was doing."""
+    """Rebuild the job from the journal after a restart."""
     held = pointers.candidate
     return UpdateJob(
         update.assignment,
@@ -95,7 +95,7 @@ def resume_job(update: Update, pointers: Pointers) -> UpdateJob:
 
 
 def variant_of(component: Component, name: str) -> Variant:
-    """A component's variant by its name; KeyError when there is none."""
+    """Return a component's variant by name; KeyError if there is no such variant."""
     for variant in component.model.variants:
         if variant.name == name:
             return variant

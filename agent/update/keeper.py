@@ -1,8 +1,7 @@
-"""Never without a verified model: what should serve, and trying again until it does.
+"""Keep a verified release serving: current, else last_good, retrying with backoff.
 
-What serves should be ``current``. When it does not load, ``last_good`` serves, and when that does
-not load either nothing does: both are tried again, for ever, with a bounded backoff. ``current`` is
-given up for good only for a failure that no second try mends.
+If ``current`` does not load, ``last_good`` serves. If neither loads, both are retried without end
+at a bounded backoff. ``current`` is replaced for good only after a failure that a retry cannot fix.
 """
 
 import asyncio
@@ -20,16 +19,15 @@ from agent.update.loading import Loader
 
 log = logging.getLogger(__name__)
 
-# Reasons of LoadFailedError: too little memory, a slow disk, a worker that was killed. All else,
-# such as an altered file or a format that the engine refuses, fails alike every time. What is not
-# understood may pass.
+# Reasons of LoadFailedError that a retry may fix: too little memory, a slow disk, a killed worker,
+# and errors of an unknown cause. All others, such as an altered file, fail the same way again.
 TRANSIENT_REASONS: Final = frozenset(
     {"crashed", "internal_error", "not_started", "out_of_memory", "timed_out"}
 )
 
 
 class Keeper:
-    """One per daemon. ``lock`` is held by whoever changes what serves."""
+    """Loads the release that should serve. Whoever changes the deployment holds ``lock``."""
 
     def __init__(
         self,
@@ -41,11 +39,11 @@ class Keeper:
         backoff: Callable[[], Backoff] = lambda: Backoff(2, 300),
     ) -> None:
         self.lock = asyncio.Lock()
-        # Why current does not serve, in words; empty while it does.
+        # Why current does not serve, for people; empty while it serves.
         self.problem = ""
-        # Whether last_good serves for it.
+        # True while last_good serves in place of current.
         self.fell_back = False
-        # The release that could not serve as its files were altered or gone; empty for none.
+        # The release whose files are missing or altered; empty if there is none.
         self.damaged = ""
         self._journal = journal
         self._loader = loader
@@ -55,21 +53,22 @@ class Keeper:
         self._needed = asyncio.Event()
 
     async def serve(self, *, verify_files: bool = False) -> HeldRelease | None:
-        """Load what served before, or failing that what was good before it; None when neither.
+        """Load ``current``, else ``last_good``; return the one that serves, or None.
 
-        The pointers follow when ``current`` can never load again, so this is for whoever writes
-        them. With ``verify_files`` all files are hashed first.
+        If ``current`` can never load again, the pointers in the journal move, so the caller must
+        be the one that writes them. ``verify_files`` hashes all files first.
         """
         served = await self._serve_first(verify_files=verify_files)
         pointers = self._journal.pointers()
         if served is None or served == pointers.current or self._needed.is_set():
             return served
+        # A permanent failure: last_good becomes current, and there is no older one to fall back to.
         try:
             fallback = msgspec.structs.replace(pointers, current=served, last_good=None)
             await asyncio.to_thread(self._journal.record, pointers=fallback)
         except JournalError as error:
-            # It serves, which is what matters; the next start finds the same again.
-            log.warning("fall_not_recorded error=%s", ascii(str(error)))
+            # Not fatal: the release serves, and the next start comes to the same result.
+            log.warning("fallback_not_recorded error=%s", ascii(str(error)))
         else:
             self.fell_back = False
         return served
@@ -90,11 +89,11 @@ class Keeper:
             failures.append(failure)
             if failure.reason == "damaged" and held is current:
                 self.damaged = held.reference
-        self._request_retry(f"nothing serves: {_describe_failure(current, failures)}")
+        self._request_retry(f"no release serves: {_describe_failure(current, failures)}")
         return None
 
     async def _failure_of(self, held: HeldRelease, *, verify_files: bool) -> LoadFailedError | None:
-        """Serve it; why it did not load, whatever that was."""
+        """Try to serve a release; return the failure, None on success."""
         try:
             if verify_files:
                 await self._loader.check_files(held)
@@ -108,7 +107,7 @@ class Keeper:
         return None
 
     async def run(self, may_act: Callable[[], bool]) -> None:
-        """Try again whenever something is missing; ``may_act``: no update is switching now."""
+        """Retry while current does not serve. ``may_act`` is False while an update is switching."""
         backoff = self._backoff()
         while True:
             if not self._needed.is_set():
@@ -121,19 +120,19 @@ class Keeper:
                 try:
                     await self._try_again()
                 except Exception:
-                    # Whatever it was, the next try comes.
-                    log.exception("serving_again_failed")
+                    # An unknown failure must not end the retries.
+                    log.exception("retry_failed")
             self._changed()
 
     def serving_reference(self, pointers: Pointers) -> str:
-        """The reference of what serves; empty for nothing. A candidate that soaks is not meant."""
+        """Return the serving release, never a candidate in its soak; empty if none serves."""
         if not self.problem:
             return reference_of(pointers.current)
         live = self._serving.deployment
         return live.release.reference if live else ""
 
     def check_current(self) -> None:
-        """Notice that current serves, or that nothing is to serve."""
+        """Stop the retries if current serves, or if no release should serve."""
         current, live = self._journal.pointers().current, self._serving.deployment
         if current is None or (live is not None and live.release.reference == current.reference):
             self._needed.clear()
@@ -144,12 +143,12 @@ class Keeper:
         if not self._needed.is_set():
             return
         current = self._journal.pointers().current
-        assert current is not None  # noqa: S101 - something is needed
+        assert current is not None  # noqa: S101 - retries are requested only for a current release
         if self._serving.deployment is None:
-            # An update may be writing the pointers meanwhile: they stay as they are.
+            # An update may be writing the pointers at the same time: leave them as they are.
             await self._serve_first()
         elif self._loader.has_room_for(current):
-            # What serves meanwhile is verified too: it is not stopped for a try.
+            # last_good serves meanwhile and is verified: never stop it for a try.
             await self._failure_of(current, verify_files=False)
         self.check_current()
 

@@ -1,4 +1,4 @@
-"""Workers for releases that are on the disk, and what serves."""
+"""Start the workers of releases that are on the disk, and make them live."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ SHORT_OF_MEMORY: Final = frozenset({"not_started", "out_of_memory"})
 
 
 class Loader:
-    """Turns held releases into live deployments. ``room`` tells the bytes of memory left."""
+    """Turns held releases into live deployments. ``room`` returns the free memory in bytes."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class Loader:
         self._room = room
 
     async def start(self, release: Release, component: Component, plan: SlotPlan) -> Worker:
-        """A worker for one slot; LoadFailedError."""
+        """Start the worker of one slot; LoadFailedError."""
         variant = variant_of(component, plan.variant)
         shorter = plan.decision.candidate(plan.variant).context_length
         return await self._supervisor.start(
@@ -50,14 +50,14 @@ class Loader:
         )
 
     async def stop(self, workers: Mapping[str, Worker]) -> None:
-        """End workers that never went live."""
+        """Stop workers that never went live."""
         for worker in workers.values():
             await self._supervisor.stop(worker)
 
     async def make_room(self, bytes_needed: int) -> bool:
-        """Drain and stop what serves when the candidate does not fit beside it.
+        """Drain and stop the live deployment if the candidate does not fit beside it.
 
-        True when it did so; requests are held from then on.
+        Returns True if it was stopped; from then on requests are held.
         """
         if self._serving.deployment is None or bytes_needed <= self._room():
             return False
@@ -65,23 +65,23 @@ class Loader:
         return True
 
     def has_room_for(self, held: HeldRelease) -> bool:
-        """Whether a held release fits beside what serves."""
+        """Return True if a held release fits beside the live deployment."""
         plans = held.slots.values()
         needed = [plan.decision.candidate(plan.variant).predicted_memory_bytes for plan in plans]
         return sum(needed) <= self._room()
 
     async def check_files(self, held: HeldRelease) -> None:
-        """LoadFailedError when a file is not what was verified; it is then deleted."""
+        """Hash all files of a release; delete an altered one and raise LoadFailedError."""
         for file in files_of(held):
             if not await asyncio.to_thread(self._store.drop_unless_sound, file):
                 raise LoadFailedError(
                     f"a file of {held.reference} is missing or altered: {file.sha256}",
                     reason="damaged",
-                    advice="Look into the kernel's log of the box, and roll the release out again.",
+                    advice="Check the kernel log for disk errors; roll the release out again.",
                 )
 
     async def serve(self, held: HeldRelease) -> None:
-        """Load a held release and make it live; LoadFailedError, and what served serves on."""
+        """Load a held release and make it live; on LoadFailedError the live one keeps serving."""
         release = decode_release(held.manifest)
         workers: dict[str, Worker] = {}
         try:
@@ -89,16 +89,17 @@ class Loader:
                 plan = held.slots[component.slot]
                 workers[component.slot] = await self.start(release, component, plan)
         except BaseException as error:
+            # Also on cancellation: no half-loaded release may hold memory.
             await self.stop(workers)
             if isinstance(error, LoadFailedError) and error.reason not in SHORT_OF_MEMORY:
-                # An altered file fails in any of the other ways.
+                # An altered file can show as any other failure: tell the two apart by its digest.
                 await self.check_files(held)
             raise
         await self._serving.swap(Deployment(release, workers))
 
 
 def files_of(held: HeldRelease | None) -> list[File]:
-    """The files of the variants that a held release runs, and of their adapters."""
+    """Return the files of the planned variants of a held release and of its adapters."""
     if held is None:
         return []
     return [

@@ -1,8 +1,8 @@
-"""The update machine: one table, and no effects.
+"""The update machine: one transition table, no side effects.
 
-Up to ``probation`` nothing that serves is touched, so a failure only rejects the candidate. From
-``switching`` on a failure, and so a restart too, rolls back. A state is stored on entering it;
-one that is stored too often within one assignment is a loop, and counts as failed.
+Up to ``probation`` the live release is untouched, so a failure only rejects the candidate. From
+``switching`` on, a failure or a restart rolls back. A state is stored on entering it; a state that
+is entered too often within one assignment is a loop and counts as a failure.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ MAX_STORES: Final = 28
 
 
 class State(StrEnum):
-    """Where an assignment stands."""
+    """A step of an assignment."""
 
     IDLE = "idle"
     VERIFYING = "verifying"
@@ -32,16 +32,16 @@ class State(StrEnum):
 
 
 class Event(StrEnum):
-    """What happens to an assignment."""
+    """An input of the machine."""
 
     ASSIGNED = "assigned"
     DONE = "done"
     FAILED = "failed"
-    # The process was killed in this state and has started again.
+    # The agent stopped in this state and has started again.
     RESTARTED = "restarted"
     # Another variant is to be tried.
     ANOTHER = "another"
-    # The release asked for is the one that serves.
+    # The assigned release is already the live one.
     UNCHANGED = "unchanged"
 
 
@@ -110,15 +110,15 @@ OUTCOMES: Final = frozenset({_S.COMMITTED, _S.REJECTED, _S.ROLLED_BACK, _S.INCON
 
 
 def next_state(state: State, event: Event) -> State:
-    """The state after ``event``; KeyError for an event that cannot happen in ``state``."""
+    """Return the state after ``event``; KeyError if ``event`` cannot happen in ``state``."""
     return TABLE[state][event]
 
 
 def takes_assignments(state: State) -> bool:
-    """Whether a newer assignment starts now; otherwise it waits until this one has ended."""
+    """Return True if a newer assignment may interrupt ``state``; otherwise it has to wait."""
     return Event.ASSIGNED in TABLE[state]
 
 
 def is_loop(stores: int) -> bool:
-    """Whether a state that was stored so often within one assignment is a loop."""
+    """Return True if ``stores`` entries of one state within one assignment mean a loop."""
     return stores > MAX_STORES

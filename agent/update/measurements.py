@@ -1,7 +1,7 @@
-"""What is known of how variants do on this box: its own measurements, and those of its class.
+"""Measurements of variants: those made on this box, and those of its hardware class.
 
-Its own are on disk, since they are worth more with every release. They are no promise: losing them
-costs predictions, so a file that cannot be read or written is none.
+The box's own are kept on disk across releases. Losing them only makes predictions worse, so an
+unreadable file counts as empty and a failed write is logged.
 """
 
 import logging
@@ -25,14 +25,14 @@ MAX_FILE_BYTES: Final = 1 << 20
 
 
 class _Kept(Struct, frozen=True):
-    """What is in the file: measurements, newest first, and the hardware that they hold for."""
+    """Content of the file: measurements, newest first, and the hardware they were made on."""
 
     hardware: str
     measurements: tuple[Measurement, ...]
 
 
 class MeasurementStore:
-    """Safe to call from any thread; without a path it lasts as long as the process."""
+    """Measurements by variant; thread-safe. Without a path they are kept in memory only."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
@@ -41,12 +41,12 @@ class MeasurementStore:
         self._priors: Mapping[tuple[str, str], Prior] = {}
 
     def measured(self, facts: DeviceFacts) -> tuple[Measurement, ...]:
-        """What this box measured, newest first; nothing once its hardware or limits changed."""
+        """Return this box's measurements, newest first; empty after hardware or limits changed."""
         kept = self._kept
         return kept.measurements if kept.hardware == fingerprint(facts) else ()
 
     def add(self, facts: DeviceFacts, new: Measurement) -> None:
-        """Keep a measurement in place of an older one of the same variant; blocks on the disk."""
+        """Store a measurement and drop the older one of the same variant; blocks on the disk."""
         with self._lock:
             others = [one for one in self.measured(facts) if not one.is_of(new.model, new.variant)]
             kept = (new, *others)[:MAX_MEASUREMENTS]
@@ -59,13 +59,13 @@ class MeasurementStore:
                 log.warning("measurement_not_kept error=%s", ascii(str(error)))
 
     def priors(self, model: str) -> dict[str, Prior]:
-        """What devices of this hardware class measured, by variant of this model version."""
+        """Return the measurements of this hardware class by variant of a model version."""
         return {variant: prior for (of, variant), prior in self._priors.items() if of == model}
 
     def set_priors(self, priors: Iterable[tuple[str, str, Prior]]) -> None:
-        """Take the control plane's word for it: (model version, variant, measurement)."""
-        heard = list(priors)[:MAX_PRIORS]
-        self._priors = {(model, variant): prior for model, variant, prior in heard}
+        """Replace the class measurements: (model version, variant, measurement) each."""
+        accepted = list(priors)[:MAX_PRIORS]
+        self._priors = {(model, variant): prior for model, variant, prior in accepted}
 
 
 def _load(path: Path) -> _Kept:

@@ -1,4 +1,4 @@
-"""Probation of a whole candidate: slot by slot, variant by variant, until the best is settled."""
+"""Probation of a candidate release: prove variants slot by slot until the best one is settled."""
 
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -14,20 +14,19 @@ from agent.update.job import StepFailedError, UpdateJob, variant_of
 from agent.update.machine import Event
 from artifact.manifest import Component, Probation, Release
 
-# For a release that has served here before: it answers, and that is all that is asked.
+# For a release that has served here before: it only has to answer.
 HEALTH_CHECK: Final = Probation(
     checks=(), benchmark_tokens=4, benchmark_repetitions=1, timeout_seconds=30
 )
 
-
-# No check of the release: it never fails.
+# Name under which the receipt lists what probation cost; it always passes.
 COST: Final = "cost"
 
 Keep = Callable[[Measurement], Awaitable[None]]
 
 
 async def check_health(job: UpdateJob) -> None:
-    """StepFailedError unless every slot answers."""
+    """Check that every slot answers; StepFailedError otherwise."""
     for component in job.components:
         proof = await probation.prove(job.workers[component.slot], component, HEALTH_CHECK)
         if proof.outcome != "passed":
@@ -36,10 +35,10 @@ async def check_health(job: UpdateJob) -> None:
 
 
 async def prove_slots(job: UpdateJob, meter: PowerMeter | None, keep: Keep) -> Event:
-    """Prove what is not yet proven; ANOTHER when some slot's plan names a variant not loaded.
+    """Prove all unproven variants; return ANOTHER if a slot's next variant is not loaded yet.
 
-    ``keep`` is given what was measured. Raises StepFailedError when a slot has no variant left that
-    may serve.
+    Calls ``keep`` with every measurement. Raises StepFailedError if a slot has no usable variant
+    left.
     """
     another = False
     for component in job.components:
@@ -52,6 +51,7 @@ async def _prove_slot(
 ) -> bool:
     plan = job.plan(component.slot)
     tried = plan.variant
+    # After a restart in probation the plan still knows the variants proven before it.
     if job.release is not None and not plan.decision.candidate(tried).tried:
         plan = await _measured(job, job.release, component, meter, keep)
     following = plan.decision.next_candidate()
@@ -119,9 +119,9 @@ def _measurement(
 
 
 def _disproven(slot: str, plan: SlotPlan, *, ran_out_of_memory: bool) -> StepFailedError:
-    """Why no variant of a slot may serve: failed outweighs inconclusive.
+    """Explain why no variant of a slot may serve; a failed check outweighs an inconclusive one.
 
-    ``ran_out_of_memory``: the worker of the last one ran out of memory.
+    ``ran_out_of_memory`` refers to the worker of the last variant.
     """
     outcomes = {check.outcome for checks in plan.checks.values() for check in checks}
     inconclusive = "inconclusive" in outcomes and "failed" not in outcomes
@@ -137,7 +137,7 @@ def _disproven(slot: str, plan: SlotPlan, *, ran_out_of_memory: bool) -> StepFai
 
 
 def _results(slot: str, proof: probation.Proof) -> tuple[CheckResult, ...]:
-    """As the receipt tells them, with what probation itself took."""
+    """Return the checks as the receipt lists them, followed by the cost of probation."""
     checks = tuple(
         CheckResult(slot=check.slot, name=check.name, outcome=check.outcome, detail=check.detail)
         for check in proof.checks

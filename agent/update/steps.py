@@ -1,4 +1,4 @@
-"""What each state of the update machine does: one method per state that works.
+"""The side effects of the update machine: one method per state that does work.
 
 A step returns the event that happened, or raises StepFailedError. Before ``switching`` a step may
 be cancelled at any point, by a newer assignment or by the end of the process.
@@ -59,18 +59,18 @@ SOAK_LOOK_SECONDS: Final = 0.05
 
 
 class Verifier(Protocol):
-    """Of both repositories (agent.link.metadata)."""
+    """Verifies metadata of both repositories (agent.link.metadata)."""
 
     async def directive(self, assignment: Assignment) -> Directive:
-        """What the director signed for this device; UntrustedError."""
+        """Return what the director signed for this device; UntrustedError."""
 
     async def resolve(self, reference: str) -> VerifiedRelease:
-        """Raises UntrustedError, or SourceUnavailableError when metadata cannot be fetched."""
+        """Return the publisher's release; UntrustedError, or SourceUnavailableError if offline."""
 
 
 @dataclass(frozen=True)
 class Steps:
-    """The effects, and all that they act on."""
+    """The side effects of the update machine and the parts of the agent they act on."""
 
     journal: Journal
     store: FileStore
@@ -82,14 +82,14 @@ class Steps:
     serving: Serving
     facts: Callable[[], DeviceFacts]
     meter: PowerMeter | None
-    # Called when what a status would say has changed.
+    # Called when the status has changed.
     changed: Callable[[], None]
     measurements: MeasurementStore = field(default_factory=MeasurementStore)
     backoff: Callable[[], Backoff] = lambda: Backoff(0.5, 15)
     clock: Callable[[], float] = time.monotonic
 
     def of(self, state: State) -> Callable[[UpdateJob], Awaitable[Event]]:
-        """The step of a state that works."""
+        """Return the step of a state; KeyError for states without one."""
         return {
             State.VERIFYING: self.verify,
             State.PLANNING: self.plan,
@@ -102,7 +102,7 @@ class Steps:
         }[state]
 
     async def verify(self, job: UpdateJob) -> Event:
-        """Director and publisher agree on this release, and this is its manifest."""
+        """Verify that director and publisher agree on the release, and its manifest's digest."""
         try:
             return await self._verify(job)
         except ExpiredMetadataError as error:
@@ -124,6 +124,7 @@ class Steps:
             return Event.DONE
         pointers = self.journal.pointers()
         held = pointers.proven(wanted.release)
+        # The same name with another manifest is another release: it was never proven here.
         if held is not None and held.manifest_sha256 != wanted.manifest_sha256:
             held = None
         live = self.serving.deployment
@@ -157,7 +158,7 @@ class Steps:
         return await self._when_reachable(fetch)
 
     async def _when_reachable(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Try until the server answers; a newer assignment or the end of the process cancels."""
+        """Retry until the server answers; a newer assignment or the end of the process cancels."""
         backoff = self.backoff()
         while True:
             try:
@@ -167,7 +168,7 @@ class Steps:
                 await asyncio.sleep(backoff.next_seconds())
 
     async def plan(self, job: UpdateJob) -> Event:
-        """Which variant each slot tries first."""
+        """Select the variant that each slot tries first."""
         if job.proven and self._still_fits(job):
             return Event.DONE
         job.proven = False
@@ -194,7 +195,7 @@ class Steps:
         )
 
     def _still_fits(self, job: UpdateJob) -> bool:
-        """Whether what served before is all here and within today's budget."""
+        """Return True if a proven release is complete on disk and within the present budget."""
         assert job.held is not None  # noqa: S101 - it is proven
         assert job.release is not None  # noqa: S101 - it is proven
         for component in job.components:
@@ -206,12 +207,12 @@ class Steps:
         return all(self.store.has(file) for file in files_of(job.held))
 
     async def fetch(self, job: UpdateJob) -> Event:
-        """Every file of the variants in hand."""
+        """Download every file of the selected variants."""
         try:
             try:
                 await self.downloader.fetch(files_of(job.held), job.progress, self.changed)
             except DiskFullError:
-                # Assignments that were superseded may have left something.
+                # Superseded assignments may have left files.
                 if not await self.clear_store():
                     raise
                 await self.downloader.fetch(files_of(job.held), job.progress, self.changed)
@@ -220,14 +221,14 @@ class Steps:
         return Event.DONE
 
     async def stage(self, job: UpdateJob) -> Event:
-        """A worker for every slot, beside the live ones when memory allows."""
+        """Start a worker for every slot, beside the live ones if memory allows."""
         waiting = [
             component for component in job.components if not self._has_worker(job, component)
         ]
         plans = [job.plan(component.slot) for component in waiting]
         needed = [plan.decision.candidate(plan.variant).predicted_memory_bytes for plan in plans]
         if await self.loader.make_room(sum(needed)):
-            job.note("the live release was drained first, as memory does not hold both")
+            job.note("the live release was drained first because memory does not hold both")
         for component in waiting:
             if component.slot in job.workers:
                 await self.loader.stop({component.slot: job.workers.pop(component.slot)})
@@ -258,7 +259,7 @@ class Steps:
         return Event.ANOTHER
 
     async def prove(self, job: UpdateJob) -> Event:
-        """Check and measure the candidate; what has served here before only has to answer."""
+        """Check and measure the candidate; a release that has served here only has to answer."""
         if not job.proven:
             return await prove_slots(job, self.meter, self._keep)
         await check_health(job)
@@ -268,11 +269,11 @@ class Steps:
         await asyncio.to_thread(self.measurements.add, self.facts(), measurement)
 
     async def switch(self, job: UpdateJob) -> Event:
-        """Let the candidate serve; requests wait rather than fail."""
+        """Make the candidate live; requests wait rather than fail."""
         started = self.clock()
         if job.release is None:
             await self.serving.clear()
-            job.note("serves nothing, as assigned")
+            job.note("no release serves, as assigned")
             return Event.DONE
         for worker in job.workers.values():
             _require_unbroken(worker)
@@ -280,23 +281,23 @@ class Steps:
         report = await self.serving.swap(Deployment(job.release, dict(job.workers)))
         job.switch_seconds = prepared + report.switch_seconds
         if report.cut_requests:
-            job.note(f"{report.cut_requests} requests took too long to drain and were cut off")
+            job.note(f"{report.cut_requests} requests were cut off after the drain timeout")
         return Event.DONE
 
     async def soak(self, job: UpdateJob) -> Event:
-        """No worker may crash within the release's soak time."""
+        """Watch the workers for the release's soak time; a crash fails the update."""
         seconds = job.release.probation.soak_seconds if job.release else 0.0
         deadline = self.clock() + seconds
         while True:
             for worker in job.workers.values():
                 _require_unbroken(worker)
-            left = deadline - self.clock()
-            if left <= 0:
+            remaining = deadline - self.clock()
+            if remaining <= 0:
                 return Event.DONE
-            await asyncio.sleep(min(left, SOAK_LOOK_SECONDS))
+            await asyncio.sleep(min(remaining, SOAK_LOOK_SECONDS))
 
     async def roll_back(self, job: UpdateJob) -> Event:
-        """Serve what served before, or failing that what was good before it."""
+        """Serve current again, else last_good."""
         current, live = self.journal.pointers().current, self.serving.deployment
         if current is None:
             await self.serving.clear()
@@ -305,13 +306,13 @@ class Steps:
             return Event.DONE
         served = await self.keeper.serve()
         if self.keeper.problem:
-            job.note(f"at its end {self.keeper.problem}")
+            job.note(f"after the rollback {self.keeper.problem}")
         if served is None:
-            raise StepFailedError(job.reason or "rollback_failed", "the keeper tries again")
+            raise StepFailedError(job.reason or "rollback_failed", "the agent keeps retrying")
         return Event.DONE
 
     async def abandon(self, job: UpdateJob) -> None:
-        """Undo what a candidate that will not serve has taken; what served serves again."""
+        """Stop the candidate's workers and serve current again if it was drained for them."""
         live = self.serving.deployment
         serving = set(live.workers.values()) if live else set()
         await self.loader.stop(
@@ -321,16 +322,13 @@ class Steps:
         if live is not None or self.journal.pointers().current is None:
             return
         if await self.keeper.serve() is None:
-            # Requests that were held for the candidate are told, and no more are held.
+            # Fail the requests that were held for the candidate, and hold no more.
             await self.serving.clear()
         if self.keeper.problem:
-            job.note(f"at its end {self.keeper.problem}")
+            job.note(f"after the update {self.keeper.problem}")
 
     async def clear_store(self) -> int:
-        """Delete files that nothing on this box runs, would fall back to, or is trying.
-
-        Gives the bytes freed.
-        """
+        """Delete files that no pointer needs; return the freed bytes."""
         pointers = self.journal.pointers()
         kept = {
             file.sha256

@@ -1,1 +1,1 @@
-"""The process that holds one model: it dies with the daemon, and the daemon outlives it."""
+"""The worker process: it runs one model and dies with the daemon."""

@@ -1,7 +1,7 @@
-"""One model in one process: ``python -m agent.worker`` with an inherited socket.
+"""The worker's entry point: ``python -m agent.worker`` with an inherited socket.
 
-The main thread runs the engine; a second thread reads commands, so that a cancellation is seen
-between two tokens, and ends the process when the daemon has gone.
+The main thread runs the engine. A second thread reads commands, so that a cancellation takes effect
+between two tokens, and ends the process when the daemon has closed the socket.
 """
 
 import argparse
@@ -28,25 +28,25 @@ RECEIVE_BYTES = 1 << 18
 
 
 class DaemonSocket:
-    """The socket to the daemon: commands come in, events go out."""
+    """The socket to the daemon: receives commands, sends events."""
 
     def __init__(self, connection: socket.socket, region: MappedRegion) -> None:
         self._connection = connection
         self._region = region
         self._frames = messages.FrameReader()
         self._inbox: deque[messages.AnyCommand] = deque()
-        # Who reads: the main thread while it waits, the other one while it works. Changed, and
-        # read by, under the lock.
+        # The main thread reads the socket while it waits for a command, the second thread while
+        # the main one works. ``_working`` changes only under the lock, and so does the reader.
         self._working = threading.Event()
         self._reading = threading.Lock()
-        # Commands that have no final answer yet, and those of them that nobody waits for any more.
+        # Ids of commands without a final event, and of those that were cancelled.
         self._open: set[int] = set()
         self._cancelled: set[int] = set()
-        # What ends the answer to a command early.
+        # Callbacks that interrupt a running command.
         self._stops: dict[int, Callable[[], None]] = {}
 
     def first_command(self) -> messages.AnyCommand:
-        """Waits for the first command, which the daemon follows by no other until it is done."""
+        """Wait for the first command; the daemon sends no other before its final event."""
         while True:
             data = self._connection.recv(RECEIVE_BYTES)
             if not data:
@@ -55,18 +55,18 @@ class DaemonSocket:
                 return messages.decode_command(payload)
 
     def listen(self) -> None:
-        """Reads the further commands from now on, in a thread, which is confined as its maker."""
+        """Start the thread that reads commands; it inherits the confinement of its creator."""
         self._working.set()
         threading.Thread(target=self._read_meanwhile, name="commands", daemon=True).start()
 
     def next_command(self, *, wait: bool) -> messages.AnyCommand | None:
-        """The next command; None when there is none and nobody waits."""
+        """Return the next command; None if there is none and ``wait`` is False."""
         if wait:
             self._wait()
         return self._inbox.popleft() if self._inbox else None
 
     def _wait(self) -> None:
-        """Reads until there is a command: another thread would have to wake this one first."""
+        """Read until there is a command; reading here saves a wake-up by the other thread."""
         with self._reading:
             self._working.clear()
         readable = _readable(self._connection)
@@ -86,41 +86,42 @@ class DaemonSocket:
                     if self._working.is_set():
                         self._read()
         finally:
-            # The daemon wrote nonsense.
+            # A command could not be decoded: the stream has no later point to resume from.
             os._exit(0)
 
     def send(self, event: messages.AnyEvent) -> None:
-        """Sends an event; blocks while the daemon is behind."""
+        """Send an event; block while the socket buffer is full."""
         self._connection.sendall(messages.encode(event))
 
     def infer(self, command: messages.Infer, run: Run) -> messages.Inferred:
-        """Runs on tensors in the frame or the region, and answers with such."""
+        """Run on tensors in the frame or the region, and answer in the same way."""
         return self._region.infer(command, run)
 
     def cancelled(self, command_id: int) -> bool:
-        """Whether the daemon no longer wants this answer."""
+        """Return True if the daemon has cancelled this command."""
         return command_id in self._cancelled
 
     def on_cancel(self, command_id: int, stop: Callable[[], None]) -> None:
-        """Has ``stop`` called, by the other thread, as soon as ``cancelled`` is so."""
+        """Register ``stop``, which the other thread calls as soon as the command is cancelled."""
         self._stops[command_id] = stop
         if self.cancelled(command_id):
-            # The other thread may have looked before.
+            # The cancellation may have arrived before the registration.
             stop()
 
     def finished(self, command_id: int) -> None:
-        """The command has been answered; a cancellation that comes now is too late."""
+        """Forget an answered command; later cancellations have no effect."""
         self._open.discard(command_id)
         self._stops.pop(command_id, None)
         self._cancelled.discard(command_id)
 
     def _read(self) -> None:
-        """Takes in what has come; ends the process when the daemon has closed the socket."""
+        """Read available frames; end the process if the daemon has closed the socket."""
         try:
             data = self._connection.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         if not data:
+            # Not sys.exit, which would wait for the engine in the other thread.
             os._exit(0)
         for payload in self._frames.feed(data):
             command = messages.decode_command(payload)
@@ -140,9 +141,10 @@ def _readable(connection: socket.socket) -> select.poll:
 
 
 def load(daemon: DaemonSocket, command: messages.Load) -> Engine:
-    """Loads the model, telling first what the engine's code alone takes.
+    """Load the model, after reporting the memory of the engine's code alone.
 
-    Engines are imported with few files in reach, and see the model with few system calls too.
+    File access is confined before the engine is imported; system calls are confined before it
+    opens the model.
     """
     paths = [*command.files.values(), *command.adapters.values()]
     locked = confinement.confine_files(map(Path, paths))
@@ -172,13 +174,13 @@ def load(daemon: DaemonSocket, command: messages.Load) -> Engine:
 
 
 def serve(daemon: DaemonSocket) -> None:
-    """Loads what the first command says, then answers commands for good."""
+    """Execute the load command, then answer commands until the process ends."""
     first = daemon.first_command()
     if not isinstance(first, messages.Load):
         raise SystemExit(2)
     try:
         engine = load(daemon, first)
-    except Exception as error:  # noqa: BLE001 - whatever an engine raises, the daemon is told
+    except Exception as error:  # noqa: BLE001 - any error of an engine becomes a Failed event
         daemon.send(failure(first.id, error))
         return
     inputs, outputs = engine.tensors()
@@ -195,7 +197,7 @@ def serve(daemon: DaemonSocket) -> None:
 
 
 def main() -> None:
-    """Confines the process, then serves."""
+    """Confine the process, then serve."""
     parser = argparse.ArgumentParser(prog="agent.worker")
     parser.add_argument("--socket", type=int, required=True)
     parser.add_argument("--region", type=int, default=-1)

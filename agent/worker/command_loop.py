@@ -1,8 +1,8 @@
-"""What is under way in a worker: commands in turn, each a bounded share of its work at a time.
+"""The main loop of a worker: runs commands in turn, one bounded step of each per round.
 
-A round takes at most one more command in and does one step of each, so that none holds the others
-up, the daemon hears that work goes on, and a cancellation is heeded soon. All of it happens in one
-thread: the engine is nobody else's.
+A round accepts at most one more command and does one step of every running one. No command delays
+the others for long, the daemon receives signs of life, and a cancellation takes effect soon. All of
+it happens in one thread, because engines are not thread-safe.
 """
 
 import time
@@ -23,43 +23,44 @@ from runtimes.errors import (
     UnsupportedModelError,
 )
 
-# A fast model's tokens go out together, at most so often: each frame costs the daemon, and whoever
-# reads, about as much as a small model's token, and no screen shows more. The first never waits.
+# Shortest interval between two frames of one text. A frame costs the daemon and the client about
+# as much as a token of a small model, and faster updates are not visible. The first token is sent
+# at once.
 FLUSH_SECONDS = 0.02
-# A long prompt or many texts may take minutes to read, and who says nothing for minutes is taken
-# for stuck. Only a single call of the engine has to be shorter than that.
+# A long prompt or many texts may take minutes without an event, and the daemon kills a silent
+# worker. A ``Working`` event is sent at this interval between the calls of the engine.
 WORKING_SECONDS = 10.0
 
 T = TypeVar("T")
 
 
 class UnknownRuntimeError(RuntimeFault):
-    """This box has no such runtime."""
+    """The runtime of the load command is not installed on this box."""
 
 
 class CommandChannel(Protocol):
-    """Where commands come from and events go to (agent.worker.__main__)."""
+    """Source of commands and sink of events (agent.worker.__main__)."""
 
     def next_command(self, *, wait: bool) -> messages.AnyCommand | None:
-        """The next command; None when there is none and nobody waits."""
+        """Return the next command; None if there is none and ``wait`` is False."""
 
     def send(self, event: messages.AnyEvent) -> None: ...
 
     def cancelled(self, command_id: int) -> bool:
-        """Whether the daemon no longer wants this answer."""
+        """Return True if the daemon has cancelled this command."""
 
     def on_cancel(self, command_id: int, stop: Callable[[], None]) -> None:
-        """Has ``stop`` called, by another thread, as soon as ``cancelled`` is so."""
+        """Register ``stop``, which another thread calls as soon as the command is cancelled."""
 
     def finished(self, command_id: int) -> None:
-        """The command has been answered."""
+        """Forget an answered command."""
 
     def infer(self, command: messages.Infer, run: Run) -> messages.Inferred:
-        """Runs on the command's tensors (agent.worker.mapped)."""
+        """Run on the command's tensors (agent.worker.mapped)."""
 
 
 class Outbox:
-    """Pieces of a text on their way to the daemon."""
+    """Collects the pieces of a text and sends them in batches."""
 
     def __init__(self, command_id: int, send: Callable[[messages.AnyEvent], None]) -> None:
         self._command_id = command_id
@@ -68,7 +69,7 @@ class Outbox:
         self._sent_at = -FLUSH_SECONDS
 
     def put(self, piece: Piece | None, clock: float) -> None:
-        """Takes a piece, if there is one, and sends what is due."""
+        """Add a piece, if there is one, and send the batch if it is due."""
         if piece is not None:
             self._pieces.append((piece.text, piece.token, piece.finish_reason, piece.logprob))
         if self._pieces and clock - self._sent_at >= FLUSH_SECONDS:
@@ -76,7 +77,7 @@ class Outbox:
             self._sent_at = clock
 
     def flush(self) -> None:
-        """Sends what has come but was not due yet."""
+        """Send the collected pieces now."""
         if self._pieces:
             self._send(messages.Tokens(id=self._command_id, pieces=self._pieces))
             self._pieces = []
@@ -94,17 +95,17 @@ class CommandLoop:
         self._engine = engine
         self._channel = channel
         self._clock = clock
-        # By the commands' ids, in the order in which they came.
+        # By command id, in order of arrival.
         self._running: dict[int, Steps[messages.AnyEvent]] = {}
         self._working_at = clock()
 
     def serve(self) -> None:
-        """Answers commands for good."""
+        """Answer commands until the process ends."""
         while True:
             self.round()
 
     def round(self) -> None:
-        """Takes a command in, waiting for one only when there is nothing else to do."""
+        """Accept a command, waiting for one only if none is running, and advance all."""
         if len(self._running) < self._engine.parallel:
             command = self._channel.next_command(wait=not self._running)
             if command is not None:
@@ -125,7 +126,7 @@ class CommandLoop:
             event: messages.AnyEvent = cancelled(command_id)
         except StopIteration as over:
             event = over.value
-        except Exception as error:  # noqa: BLE001 - whatever an engine raises, the daemon is told
+        except Exception as error:  # noqa: BLE001 - any error of an engine becomes a Failed event
             event = failure(command_id, error)
         del self._running[command_id]
         self._channel.finished(command_id)
@@ -135,11 +136,11 @@ class CommandLoop:
         try:
             self._channel.send(event)
         except ProtocolError as error:
-            # Its inputs were small enough, and its outputs are not.
+            # The outputs exceed the frame length.
             self._channel.send(failure(event.id, error))
 
     def _answer(self, command: messages.AnyCommand) -> Steps[messages.AnyEvent]:
-        """What is done for a command, and the event that ends it."""
+        """Start a command; the generator's value is its final event."""
         engine = self._engine
         match command:
             case messages.Generate():
@@ -152,7 +153,7 @@ class CommandLoop:
                 embeddings, busy = yield from timed(engine.embed(command.texts), self._clock)
                 return messages.Embedded(id=command.id, embeddings=embeddings, busy_seconds=busy)
             case messages.Infer():
-                # One call: nobody else gets a turn during it.
+                # A single call of the engine: other commands wait for it.
                 on_cancel = partial(self._channel.on_cancel, command.id)
                 return self._channel.infer(command, lambda inputs: engine.infer(inputs, on_cancel))
             case _:
@@ -161,14 +162,14 @@ class CommandLoop:
                 )
 
     def _generate(self, command: messages.Generate) -> Steps[Usage]:
-        """Sends the text as it comes, and what was not due yet however it ends."""
+        """Generate and send text; flush the last batch even after an error."""
         prompt = command.prompt
         if prompt is None:
             prompt = self._engine.render_chat(command.messages or [])
         outbox = Outbox(command.id, self._channel.send)
         with closing(self._engine.generate(prompt, command.sampling)) as generation:
             try:
-                # Which poll raises after the last piece.
+                # ``poll`` raises StopIteration after the last piece.
                 with suppress(StopIteration):
                     while True:
                         outbox.put(generation.poll(), self._clock())
@@ -179,7 +180,7 @@ class CommandLoop:
 
 
 def timed(steps: Steps[T], clock: Callable[[], float]) -> Steps[tuple[T, float]]:
-    """The answer, and the seconds that its own steps took."""
+    """Run ``steps``; return their result and the seconds spent in them."""
     busy = 0.0
     with closing(steps):
         while True:
@@ -193,12 +194,12 @@ def timed(steps: Steps[T], clock: Callable[[], float]) -> Steps[tuple[T, float]]
 
 
 def cancelled(command_id: int) -> messages.Failed:
-    """The end of a command that nobody waits for; its tensors may be forgotten."""
+    """Return the final event of a cancelled command, after which its tensors are released."""
     return messages.Failed(id=command_id, kind="cancelled", message="cancelled", advice="")
 
 
 def failure(command_id: int, error: Exception) -> messages.Failed:
-    """An engine's exception in words that the daemon acts on."""
+    """Translate an engine's exception into a ``Failed`` event."""
     match error:
         case ContextExceededError():
             kind = "context_exceeded"

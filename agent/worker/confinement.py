@@ -1,4 +1,4 @@
-"""What a worker process does to itself before it touches a model."""
+"""Limits that a worker process puts on itself before it opens a model."""
 
 import ctypes
 import os
@@ -10,19 +10,19 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """Has the kernel kill this process when the daemon dies, however it dies (prctl(2))."""
+    """Ask the kernel to kill this process when the daemon dies (prctl(2), PR_SET_PDEATHSIG)."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent_pid:
-        # It died before the call above.
+        # The parent died before the call above, which then has no effect.
         os._exit(0)
 
 
 def limit_memory(data_bytes: int) -> None:
-    """Bounds writable private memory (RLIMIT_DATA), so that a runaway allocation fails at once.
+    """Bound writable private memory (RLIMIT_DATA), so that a runaway allocation fails at once.
 
-    Mapped model files and reserved address space do not count against it, unlike RLIMIT_AS.
+    Unlike RLIMIT_AS it does not count mapped model files and reserved address space.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if data_bytes:
@@ -30,6 +30,6 @@ def limit_memory(data_bytes: int) -> None:
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process."""
+    """Return the resident memory of this process in bytes."""
     pages = int(Path("/proc/self/statm").read_bytes().split()[1])
     return pages * resource.getpagesize()

@@ -1,4 +1,4 @@
-"""The worker's side of the region that it shares with the daemon (agent.worker.region)."""
+"""The worker's side of the memory that it shares with the daemon (agent.worker.region)."""
 
 import mmap
 import os
@@ -12,7 +12,7 @@ Run = Callable[[Sequence[TensorValue]], list[TensorValue]]
 
 
 class MappedRegion:
-    """A region, by the descriptor that was inherited; an empty one without (-1)."""
+    """A region mapped from an inherited descriptor; empty without one (-1)."""
 
     def __init__(self, descriptor: int = -1) -> None:
         self._view = memoryview(b"")
@@ -21,7 +21,7 @@ class MappedRegion:
             os.close(descriptor)
 
     def infer(self, command: Infer, run: Run) -> Inferred:
-        """Runs on what lies here, and puts large outputs here as far as there is room."""
+        """Run on the command's inputs and place large outputs in the region where they fit."""
         outputs = run([self._value(tensor) for tensor in command.inputs])
         offset, free = command.room
         answer = []
@@ -42,7 +42,7 @@ class MappedRegion:
 
     def _data(self, offset: int, length: int) -> bytes | memoryview:
         part = self._part(offset, length)
-        # Engines may take for granted that numbers lie at multiples of their size.
+        # Engines may assume that numbers are aligned to their size: copy unaligned data.
         return bytes(part) if offset % ALIGNMENT_BYTES else part.toreadonly()
 
     def _part(self, offset: int, length: int) -> memoryview:

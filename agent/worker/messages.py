@@ -1,7 +1,7 @@
-"""What the daemon and a worker process say to each other, as tagged msgpack frames.
+"""Commands and events between the daemon and a worker process, as tagged msgpack frames.
 
-A frame is a 4-byte big-endian length and that many bytes. Every command but ``Cancel`` is answered
-by events with its id, the last of which is final.
+A frame is a 4-byte big-endian length and that many bytes. Every command except ``Cancel`` is
+answered by events with its id; the last one is final.
 """
 
 import struct
@@ -18,14 +18,14 @@ MAX_FRAME_BYTES = 64 << 20
 HEADER: Final = struct.Struct(">I")
 
 
-# What a Piece consists of, in its order.
+# The fields of a Piece in order.
 WirePiece = tuple[str, int | None, str | None, float | None]
-# Of a tensor's data in the region that both sides share (agent.worker.region): offset, length.
+# Offset and length of a tensor's data in the shared region (agent.worker.region).
 Place = tuple[int, int]
 
 
 class WireTensor(Struct, frozen=True, array_like=True):
-    """A TensorValue, with its data or the place where they lie."""
+    """A TensorValue with its data or their place in the region."""
 
     name: str
     datatype: str
@@ -34,15 +34,15 @@ class WireTensor(Struct, frozen=True, array_like=True):
 
 
 class Command(Struct, frozen=True, kw_only=True, tag=True):
-    """Something the daemon wants of the worker."""
+    """A request of the daemon to the worker."""
 
     id: int
 
 
 class Load(Command, frozen=True, kw_only=True):
-    """Always the first command. ``files`` maps manifest names to paths, ``adapters`` names.
+    """The first command. ``files`` and ``adapters`` map names to paths.
 
-    ``parallel`` is how many generations are wanted at once; 0: as many as the engine thinks good.
+    ``parallel`` is the wanted number of concurrent generations; 0: the engine's own choice.
     """
 
     runtime: str
@@ -55,7 +55,7 @@ class Load(Command, frozen=True, kw_only=True):
 
 
 class Generate(Command, frozen=True, kw_only=True):
-    """Either a prompt or a conversation (role, content)."""
+    """Generate from either a prompt or a conversation (role, content)."""
 
     prompt: str | None
     messages: list[dict[str, str]] | None
@@ -63,38 +63,39 @@ class Generate(Command, frozen=True, kw_only=True):
 
 
 class ScoreText(Command, frozen=True, kw_only=True):
-    """The likelihood of a text."""
+    """Compute the likelihood of a text."""
 
     text: str
 
 
 class Embed(Command, frozen=True, kw_only=True):
-    """The embeddings of texts."""
+    """Compute the embeddings of texts."""
 
     texts: list[str]
 
 
 class Infer(Command, frozen=True, kw_only=True):
-    """Tensors in, tensors out; data of outputs may be put into ``room``."""
+    """Run the model on tensors; output data may be written to ``room``."""
 
     inputs: list[WireTensor]
     room: Place = (0, 0)
 
 
 class Cancel(Command, frozen=True, kw_only=True):
-    """Nobody waits for the answer to the command of this id any more."""
+    """Cancel the command of this id."""
 
 
 class Event(Struct, frozen=True, kw_only=True, tag=True):
-    """An answer to the command of the same id."""
+    """An event of the command with the same id."""
 
     id: int
 
 
 class Importing(Event, frozen=True, kw_only=True):
-    """The engine's code is in memory, the model is not; resident bytes so far.
+    """The engine is imported, the model is not loaded yet.
 
-    ``confinement`` says how the process is confined (runtimes.confinement).
+    ``resident_bytes`` is the memory so far; ``confinement`` describes the limits in force
+    (runtimes.confinement).
     """
 
     resident_bytes: int
@@ -102,7 +103,7 @@ class Importing(Event, frozen=True, kw_only=True):
 
 
 class Loaded(Event, frozen=True, kw_only=True):
-    """The model is in memory: what it takes of it, and the tensors that it declares."""
+    """The model is loaded: its memory, its declared tensors and its concurrency."""
 
     model_memory_bytes: int
     inputs: tuple[TensorSpec, ...]
@@ -111,7 +112,7 @@ class Loaded(Event, frozen=True, kw_only=True):
 
 
 class Working(Event, frozen=True, kw_only=True):
-    """Work goes on, though it has brought nothing to send yet; the id is 0, as it is nobody's."""
+    """A sign of life while no command has output; the id is 0, for no particular command."""
 
 
 class Tokens(Event, frozen=True, kw_only=True):
@@ -121,26 +122,26 @@ class Tokens(Event, frozen=True, kw_only=True):
 
 
 class Generated(Event, frozen=True, kw_only=True):
-    """A generation is over."""
+    """The end of a generation."""
 
     usage: Usage
 
 
 class Scored(Event, frozen=True, kw_only=True):
-    """The likelihood asked for."""
+    """The likelihood of a text."""
 
     score: Score
 
 
 class Embedded(Event, frozen=True, kw_only=True):
-    """The embeddings asked for, and the seconds that the engine worked on them."""
+    """The embeddings of texts, and the seconds that the engine worked on them."""
 
     embeddings: Embeddings
     busy_seconds: float
 
 
 class Inferred(Event, frozen=True, kw_only=True):
-    """The tensors asked for."""
+    """The output tensors."""
 
     outputs: list[WireTensor]
 
@@ -167,8 +168,8 @@ _events: msgspec.msgpack.Decoder[AnyEvent] = msgspec.msgpack.Decoder(AnyEvent)
 
 
 def encode(message: AnyCommand | AnyEvent) -> bytearray:
-    """A whole frame; ProtocolError when it would be too long."""
-    # In place: a tensor is copied once.
+    """Encode a frame; ProtocolError if it would be too long."""
+    # Encode behind the header in place, so that tensor data is copied only once.
     frame = bytearray(HEADER.size)
     _encoder.encode_into(message, frame, HEADER.size)
     length = len(frame) - HEADER.size
@@ -178,7 +179,7 @@ def encode(message: AnyCommand | AnyEvent) -> bytearray:
 
 
 def decode_command(payload: bytes | memoryview) -> AnyCommand:
-    """A command from a frame's bytes; ProtocolError for anything else."""
+    """Decode a command; ProtocolError if ``payload`` is not one."""
     try:
         return _commands.decode(payload)
     except msgspec.MsgspecError as error:
@@ -186,7 +187,7 @@ def decode_command(payload: bytes | memoryview) -> AnyCommand:
 
 
 def decode_event(payload: bytes | memoryview) -> AnyEvent:
-    """An event from a frame's bytes; ProtocolError for anything else."""
+    """Decode an event; ProtocolError if ``payload`` is not one."""
     try:
         return _events.decode(payload)
     except msgspec.MsgspecError as error:
@@ -194,22 +195,22 @@ def decode_event(payload: bytes | memoryview) -> AnyEvent:
 
 
 def check_length(length: int) -> None:
-    """ProtocolError when a frame is longer than either side accepts."""
+    """Raise ProtocolError if a frame is longer than MAX_FRAME_BYTES."""
     if length > MAX_FRAME_BYTES:
         raise ProtocolError(
-            f"a frame of {length} bytes is longer than {MAX_FRAME_BYTES}",
+            f"the frame is {length:,} bytes; the maximum is {MAX_FRAME_BYTES:,}",
             advice="Send smaller inputs.",
         )
 
 
 class FrameReader:
-    """Cuts a byte stream into frames, as it comes."""
+    """Splits a byte stream into frames."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes | bytearray) -> list[bytes]:
-        """The frames that these bytes complete; ProtocolError when one is too long."""
+        """Return the frames that ``data`` completes; ProtocolError if one is too long."""
         self._buffer += data
         frames: list[bytes] = []
         position = 0

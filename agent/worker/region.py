@@ -1,9 +1,9 @@
-"""Memory that the daemon shares with one worker process, so that large tensors need not be sent.
+"""Memory shared between the daemon and one worker process, for tensors too large for frames.
 
-The daemon makes it, hands out spans of it and says in commands where in it something lies; the
-worker maps it before it gives up files and calls. The worker runs a stranger's model and may write
-anywhere in it at any time: what lies here is an input for this very worker, or an answer of it that
-is copied out before anybody looks at it. Its size is sealed, so that no access can fault.
+The daemon creates it, allocates spans and refers to them in commands; the worker maps it before it
+is confined. The worker runs an untrusted model and may write anywhere in the region at any time.
+Therefore a region only holds inputs of this worker, and outputs that the daemon copies before it
+reads them. The size is sealed, so that no access can fault.
 """
 
 import fcntl
@@ -15,21 +15,21 @@ from typing import Final
 
 from agent.errors import ProtocolError
 
-# Room for four of the longest bodies; pages that nobody wrote to take no memory.
+# Room for four request bodies of the maximum size; untouched pages take no memory.
 REGION_BYTES: Final = 64 << 20
-# What is shorter goes in a frame as fast.
+# Shorter tensors are as fast in a frame.
 WORTH_BYTES: Final = 64 << 10
-# Kept for the next request while others come; the first spans are the first to be taken again.
+# The first bytes stay allocated between requests, because spans are taken from the start.
 KEPT_BYTES: Final = 4 << 20
 QUIET_SECONDS: Final = 3.0
-# Of a vector in the widest registers; numbers that lie across it are slow to read.
+# Size of the widest vector register; unaligned access is slow.
 ALIGNMENT_BYTES: Final = 64
 PAGE_BYTES: Final = mmap.PAGESIZE
 
 
 @dataclass(eq=False, slots=True)
 class Span:
-    """Some bytes of a region, free again once nobody holds it; whoever took it holds it first."""
+    """A reference-counted part of a region; ``take`` returns it with a count of one."""
 
     region: "Region"
     offset: int
@@ -38,27 +38,27 @@ class Span:
 
     @property
     def view(self) -> memoryview:
-        """Where to write."""
+        """The writable memory of the span."""
         return self.region.view[self.offset : self.offset + self.length]
 
     def read(self, start: int, length: int) -> bytes:
-        """A copy, which nobody changes any more; ProtocolError for what lies outside."""
+        """Return a copy, which the worker cannot change; ProtocolError if outside the span."""
         check_inside(start, length, self.length)
         return self.region.read(self.offset + start, length)
 
     def retain(self) -> None:
-        """One more holds it."""
+        """Increment the reference count."""
         self._holders += 1
 
     def release(self) -> None:
-        """One less does."""
+        """Decrement the reference count and free the span at zero."""
         self._holders -= 1
         if self._holders == 0:
             self.region.free_span(self)
 
 
 class Region:
-    """The daemon's side; OSError or AttributeError where kernel or Python have no such memory."""
+    """The daemon's side; OSError or AttributeError if kernel or Python lack sealed memfds."""
 
     def __init__(self, size: int = REGION_BYTES) -> None:
         self.size = size
@@ -68,18 +68,19 @@ class Region:
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
         fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, seals)
         self._map = mmap.mmap(self.descriptor, size)
-        # Where it cannot be given back later, it is refused now.
+        # Fail now if the kernel cannot release pages later.
         self._map.madvise(mmap.MADV_REMOVE, 0, size)
         self.view = memoryview(self._map)
-        # In the order of their offsets.
+        # Sorted by offset.
         self._taken: list[Span] = []
-        # No page past this one has been written to by the daemon since it gave them back.
+        # End of the pages that the daemon has used since it last released them.
         self.used_bytes = 0
         self._busy = False
         self._quiet_since = 0.0
 
     def take(self, length: int) -> Span | None:
-        """A span of so many bytes, on pages of its own; None when there is no room."""
+        """Return a page-aligned span of ``length`` bytes; None if there is no room."""
+        # First fit: low offsets are reused, which keeps the touched part of the region small.
         start = index = 0
         for span in self._taken:
             if start + length <= span.offset:
@@ -95,15 +96,16 @@ class Region:
         return taken
 
     def free_span(self, span: Span) -> None:
-        """A span is free; called by the last who held it."""
+        """Free a span whose reference count is zero."""
         self._taken.remove(span)
+        # MADV_REMOVE frees the pages of the memfd, so that both processes give them up.
         start = max(span.offset, KEPT_BYTES)
         end = _whole_pages(span.offset + span.length)
         if start < end:
             self._map.madvise(mmap.MADV_REMOVE, start, end - start)
 
     def release_idle_pages(self, now: float) -> None:
-        """Gives the memory back that nobody took for some seconds; to be called now and then."""
+        """Release the memory after some seconds without a span; call it periodically."""
         if self._busy or self._taken:
             self._busy = False
             self._quiet_since = now
@@ -112,19 +114,19 @@ class Region:
             self.used_bytes = 0
 
     def read(self, offset: int, length: int) -> bytes:
-        """A copy of what lies here."""
-        # By a call, which fails where touching a page would end the daemon.
+        """Return a copy of a part of the region."""
+        # pread fails with an error where touching a page could end the daemon with SIGBUS.
         return os.pread(self.descriptor, length, offset)
 
 
 def check_inside(offset: int, length: int, size: int) -> None:
-    """ProtocolError unless these are bytes of something of this size."""
+    """Raise ProtocolError unless ``offset`` and ``length`` lie within ``size`` bytes."""
     if offset < 0 or length < 0 or offset + length > size:
-        raise ProtocolError(f"{length} bytes at {offset} lie outside of {size}")
+        raise ProtocolError(f"{length} bytes at offset {offset} exceed the {size} available")
 
 
 def align_up(size: int) -> int:
-    """So many bytes, up to where the next may begin."""
+    """Round ``size`` up to the alignment of the next tensor."""
     return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 

@@ -1,7 +1,7 @@
-"""``python -m agent.worker.restore PARENT BASE DELTA DESTINATION``: a file out of a delta.
+"""``python -m agent.worker.restore PARENT BASE DELTA DESTINATION``: rebuild a file from a delta.
 
-In a process of its own, because it needs numpy, which the daemon does without, and because the
-delta may come from anybody. Exits with 0 when the file has the digest that the delta names.
+A separate process, because it imports numpy, which the daemon does not load, and because the delta
+is untrusted. Exits with 0 if the file has the digest that the delta names.
 """
 
 import sys

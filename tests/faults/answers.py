@@ -1,4 +1,4 @@
-"""What the fault tests ask of a box: the chains of states, and whether it serves, verified."""
+"""Expectations of the fault tests: chains of states, and a verified release that serves."""
 
 import copy
 import hashlib
@@ -21,7 +21,7 @@ WORKING = [
 ]
 HAPPY = [*WORKING, State.COMMITTED, State.IDLE]
 UNDONE = [State.ROLLING_BACK, State.ROLLED_BACK, State.IDLE]
-# From each stored state on, once the process has started again.
+# The chain of states after a restart in each stored state.
 AFTER_RESTART = {
     State.IDLE: [],
     State.VERIFYING: HAPPY,
@@ -40,14 +40,14 @@ AFTER_RESTART = {
 
 
 async def answer(life: Life) -> str:
-    """What local programs get from the route."""
+    """Return the text that local programs receive from the route."""
     async with life.serving.lease("assistant") as worker:
         batches = worker.generate("hi", None, Sampling(max_tokens=17))
         return "".join([piece.text async for batch in batches for piece in batch])
 
 
 async def check_serves(life: Life, reference: str) -> None:
-    """This release answers, it is current, and every installed file has its digest."""
+    """Check that this release answers, is current, and that all its files have their digests."""
     assert life.serves == reference
     assert life.pointers[:2] == ("", reference)
     assert await answer(life) == f"This is release {reference.rpartition('@')[2]}"
@@ -56,9 +56,9 @@ async def check_serves(life: Life, reference: str) -> None:
 
 
 async def resume(world: World, root: Path) -> tuple[State, list[State]]:
-    """Begin again on the box at ``root``, to the end of the second update; it must serve, verified.
+    """Restart the box at ``root`` and finish the second update; a verified release must serve.
 
-    Gives the stored state, and the states from there.
+    Returns the stored state and the following chain.
     """
     box = copy.copy(world)
     box.root = root
@@ -67,7 +67,7 @@ async def resume(world: World, root: Path) -> tuple[State, list[State]]:
     journal.close()
     assert update is not None
     async with Life(box) as life:
-        # What was idle is so at once, and loads what it serves meanwhile.
+        # An idle box is idle at once, while its release still loads.
         await eventually(lambda: life.serves)
         await life.until(State.IDLE, update.assignment.generation)
         chain = [State(each) for each in life.chain]

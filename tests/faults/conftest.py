@@ -1,4 +1,4 @@
-"""Where a test keeps what no power cut can reach."""
+"""A folder for simulated disks."""
 
 import os
 import tempfile
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder in memory, where there is one, for disks that are simulated: an fsync is free."""
+    """Return a folder in memory if available, where an fsync of a simulated disk is free."""
     shared = Path("/dev/shm")  # noqa: S108 - a folder of our own within
     if not os.access(shared, os.W_OK):
         yield tmp_path_factory.mktemp("memory")

@@ -1,4 +1,4 @@
-"""A tap on every call by which the agent changes its disk, and a disk that fails at one of them."""
+"""Interception of all calls by which the agent changes its disk, and a disk that fails."""
 
 import errno
 import io
@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-# What write_file, FileStore and Partial call, directly or through pathlib.
+# The calls of write_file, FileStore and Partial, direct or through pathlib.
 CALLS = ("open", "ftruncate", "pwrite", "fsync", "chmod", "rename", "replace", "unlink")
 Before = Callable[[str], None]
 After = Callable[[str, tuple[Any, ...]], None]
 
 
 class _TappedFile(io.FileIO):
-    """The raw file below os.fdopen's buffer."""
+    """Return the raw file below os.fdopen's buffer."""
 
     before: Before = staticmethod(lambda _: None)
 
@@ -27,7 +27,7 @@ class _TappedFile(io.FileIO):
 
 @contextmanager
 def tapped(before: Before, after: After = lambda *_: None) -> Iterator[None]:
-    """Within, ``before`` may raise instead of the call, and ``after`` sees what was done."""
+    """Intercept calls: ``before`` may raise instead of one, ``after`` sees the completed one."""
 
     def tap(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -53,7 +53,7 @@ def tapped(before: Before, after: After = lambda *_: None) -> Iterator[None]:
 
 
 class Fault:
-    """What a disk that fails says at its ``nth`` call (of one ``kind``, or of any)."""
+    """Raise the error of a failing disk at its ``nth`` call (of one ``kind``, or of any)."""
 
     def __init__(self, number: int, *, nth: int = 0, kind: str = "", forever: bool = False) -> None:
         self.hit = ""

@@ -1,4 +1,4 @@
-"""Work of the update machine that ends in an error."""
+"""Steps of the update machine that end in an error."""
 
 from collections.abc import Awaitable, Callable
 
@@ -12,7 +12,7 @@ Step = Callable[[UpdateJob], Awaitable[Event]]
 
 
 def fails_in(states: set[State], patch: pytest.MonkeyPatch, *, before: bool) -> None:
-    """The work of these states ends in an error, before or after its effects."""
+    """Make the steps of these states fail, before or after their effects."""
     real = Steps.of
 
     def of(steps: Steps, state: State) -> Step:

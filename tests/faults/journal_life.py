@@ -1,8 +1,8 @@
-"""``python -m tests.faults.journal_life ROOT``: commits, on a disk that fails once in each life.
+"""``python -m tests.faults.journal_life ROOT``: journal commits on a disk that fails once per run.
 
-With failing_calls.c loaded before libc. Every life is a fork with a folder of its own below ROOT.
-It commits COMMITS updates, each again until it is taken, marks those taken in the log, and ends as
-if it had been killed.
+Runs with failing_calls.c preloaded. Every run is a fork with a separate folder below ROOT. It
+commits COMMITS updates, retries each until it succeeds, marks the committed ones in the log, and
+exits as if it had been killed.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ FAULTS: Final = (("w", errno.EIO), ("w", errno.ENOSPC), ("s", errno.EIO), ("t", 
 
 
 def update(number: int) -> Update:
-    """It says its number more than once, and fills a page."""
+    """Build a detail that contains its number several times and fills a page."""
     release = f"acme/a@{number}"
     assignment = Assignment(generation=number, release=release, manifest_sha256="0" * 64)
     return Update(assignment=assignment, state="idle", detail=f"{number} " * 900)
@@ -33,14 +33,14 @@ def pointers(number: int) -> Pointers:
 
 
 def live(folder: Path, operation: str, after: int, error: int) -> bool:
-    """Whether the fault was met."""
+    """Run the commits; return True if the fault occurred."""
     calls = ctypes.CDLL(None)
     folder.mkdir()
     journal = Journal(folder / "journal.db")
-    # Every few commits the log moves into the pages.
+    # Checkpoint every few commits.
     journal._database.connection.execute("PRAGMA wal_autocheckpoint=12")
     journal.record(update=update(0), pointers=pointers(0))
-    # From here on it is logged; what was written till now is durable.
+    # Logging starts here; all earlier writes count as durable.
     start = folder / "start"
     start.mkdir()
     for path in folder.glob("journal.db*"):

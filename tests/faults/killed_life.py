@@ -1,7 +1,7 @@
-"""``python -m tests.faults.killed_life ROOT STATE``: an agent that is killed in a state's work.
+"""``python -m tests.faults.killed_life ROOT STATE``: an agent that is killed during a state.
 
-Works as far as the state's effects go and kills itself before the next state is stored; in an
-outcome that has no effects, as soon as that is stored. The kernel ends its workers with it.
+It completes the effects of the state and kills itself before the next state is stored; in an
+outcome, which has no effects, as soon as it is stored. The kernel ends its workers with it.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from tests.agent.box import Life, World
 
 Step = Callable[[UpdateJob], Awaitable[Event]]
 real_step, real_clear = Steps.of, Steps.clear_store
-# Whose work has to fail for an end other than the happy one.
+# The state whose step must fail to reach each outcome.
 FAILING = {
     State.REJECTED: {State.PROBATION},
     State.ROLLING_BACK: {State.SOAKING},

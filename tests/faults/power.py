@@ -1,15 +1,15 @@
-"""A disk under a power cut: what may be left of a folder at any point of the agent's work.
+"""A disk under a power cut: the possible remains of a folder at any point of the agent's work.
 
 The recorder watches every call by which the agent changes its disk (tests.faults.disk) and every
-commit of the journal. It knows what was fsynced: contents by a file's fsync, names by their
-directory's. At every such point it derives the states that a power cut could leave, each the pair
-of one choice of names and one of contents:
+commit of the journal. It tracks fsyncs: contents by a file's fsync, names by their directory's. At
+every such point it derives the states that a power cut could leave, each the pair of one choice of
+names and one of contents:
 
     names     as they are now | as of each directory's last fsync
     contents  as they are now | as of each file's last fsync, cut there or followed by zeros
 
-Journal files are SQLite's, which keeps its own order; they are taken as of the last commit, and
-also with the last commit cut short in the log.
+SQLite orders the writes of the journal itself; its files are taken as of the last commit, and also
+with the last commit truncated in the log.
 """
 
 import os
@@ -30,7 +30,7 @@ Tree = tuple[tuple[str, bytes], ...]
 
 @dataclass
 class _File:
-    """An inode, held open so that its number is not used again."""
+    """An inode, kept open so that its number is not reused."""
 
     descriptor: int
     durable: bytes = b""
@@ -41,13 +41,13 @@ class _File:
 
 @dataclass
 class Cut:
-    """A power cut: what it left, and the point at which it came."""
+    """A power cut: its point in the work and the files it left."""
 
     point: str
     tree: Tree
 
     def leave(self, root: Path) -> None:
-        """Write what was left below ``root``, which is new."""
+        """Write the remaining files below ``root``, a new folder."""
         for name, data in self.tree:
             path = root / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,19 +57,19 @@ class Cut:
 
 @dataclass
 class Recorder:
-    """Of the folders ``names`` below ``root``, and of the journal beside them, if there is one."""
+    """Recorder of the folders ``names`` below ``root`` and of the journal beside them, if any."""
 
     root: Path
     names: tuple[str, ...]
     cuts: dict[Tree, Cut] = field(default_factory=dict)
     _files: dict[int, _File] = field(default_factory=dict)
-    # What each folder holds durably: name to inode.
+    # Durable entries of each folder: name to inode.
     _entries: dict[str, dict[str, int]] = field(default_factory=dict)
     _journal: dict[str, bytes] = field(default_factory=dict)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """All that is there now is durable."""
+        """Mark the present contents as durable."""
         self._look()
         for file in self._files.values():
             file.durable = file.now()
@@ -97,7 +97,7 @@ class Recorder:
                 os.close(file.descriptor)
 
     def point(self, what: str) -> None:
-        """The power may go here."""
+        """Record the states that a power cut at this point could leave."""
         self._look()
         now = {name: self._listing(name) for name in self.names}
         for names in (now, self._entries):
@@ -108,7 +108,7 @@ class Recorder:
         before, self._journal = self._journal, self._journal_now()
         log = f"{JOURNAL}-wal"
         old, new = before.get(log, b""), self._journal.get(log, b"")
-        # The log is written over from its beginning once its pages have moved to the file.
+        # After a checkpoint SQLite overwrites the log from its beginning.
         changed = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), None)
         start = changed if changed is not None else min(len(old), len(new))
         for torn in (start + 1, (start + len(new)) // 2, len(new) - 1):
@@ -165,5 +165,5 @@ def _cut_off(file: _File) -> bytes:
 
 
 def _zeroed(file: _File) -> bytes:
-    """What file systems leave that write a file's size before its blocks."""
+    """Return content of a file system that writes a file's size before its blocks."""
     return file.durable[: len(file.now())].ljust(len(file.now()), b"\0")

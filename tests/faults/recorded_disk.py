@@ -33,7 +33,7 @@ RECORD: Final = struct.Struct("<BQQ")
 
 
 class Do(IntEnum):
-    """What the kernel asks for."""
+    """Operation codes of FUSE requests."""
 
     LOOKUP = 1
     FORGET = 2
@@ -65,7 +65,7 @@ ALWAYS_ALIKE: Final[Mapping[int, bytes]] = {
 
 
 def events(log: bytes) -> Iterator[tuple[int, bytes] | None]:
-    """Writes as offset and data, flushes as None."""
+    """Read the log: a write is an offset and data, a flush is None."""
     position = 0
     while position < len(log):
         kind, offset, size = RECORD.unpack_from(log, position)
@@ -75,7 +75,7 @@ def events(log: bytes) -> Iterator[tuple[int, bytes] | None]:
 
 
 class Server:
-    """Answers the kernel, one request at a time."""
+    """Answers the kernel's requests one at a time."""
 
     def __init__(self, kernel: int, image: Path, log: Path) -> None:
         self._kernel = kernel
@@ -84,7 +84,7 @@ class Server:
         self._size = os.fstat(self._image).st_size
 
     def run(self) -> None:
-        """Until it is unmounted."""
+        """Serve until the file system is unmounted."""
         while True:
             try:
                 request = os.read(self._kernel, MAX_WRITE + (1 << 16))

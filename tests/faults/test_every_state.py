@@ -1,8 +1,8 @@
-"""An error and a SIGKILL in every state: the exact chain, and what serves afterwards.
+"""An error and a SIGKILL in every state: the exact chain and the live release afterwards.
 
-tests.agent.update tells what each failure is called and dies right after a state was stored; here
-a state's work fails before and after its effects, and real processes die at its end. The power goes
-in every state in test_power_loss.
+tests.agent.update covers the reason of each failure and a death right after a state is stored. Here
+steps fail before and after their effects, and real processes die at the end of a step.
+test_power_loss covers power cuts in every state.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from tests.faults.answers import (
 from tests.faults.failing_steps import fails_in
 
 ROOT = Path(__file__).parents[2]
-# What ends without the second release.
+# Outcomes that leave the first release live.
 LOST = {State.REJECTED, State.ROLLED_BACK, State.INCONSISTENT}
 
 
@@ -43,7 +43,7 @@ def test_no_state_is_left_out() -> None:
 
 @pytest.fixture(scope="module")
 def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A box that serves the first release, switched off."""
+    """Return a stopped box whose current release is the first one."""
 
     async def live(world: World) -> None:
         async with Life(world) as life:

@@ -1,6 +1,6 @@
-"""A full or broken disk at every single write: a typed error, nothing half-made, no false success.
+"""A full or broken disk at every write: a typed error, no partial files, no false success.
 
-The live release never notices.
+The live release is unaffected.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ ERRORS = [(FULL, DiskFullError), (BROKEN, DiskFailedError)]
 
 
 class Box:
-    """A store that holds a file, and a server with that file's next version."""
+    """Return a store with a file, and a server with that file's next version."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -81,7 +81,7 @@ async def test_a_download_ends_typed_at_every_write_and_succeeds_once_the_disk_i
         hits.append(fault.hit)
         assert not box.store.has(box.tuned) or forever
         if not forever:
-            # A page that a failed fsync lost still reads well: none may be used again.
+            # A page lost by a failed fsync still reads correctly from the cache: do not reuse it.
             assert box.begun() == []
             again = await box.fetch(box.tuned)
             assert again.received_bytes > MIB
@@ -125,7 +125,7 @@ def test_a_small_file_is_the_old_or_the_new_whatever_write_fails(
             raised = error.errno or 0
         assert raised == (number if fault.hit else 0)
         calls.append(fault.hit)
-        # The last failure is that of the directory's fsync, after the rename.
+        # The last failure is the fsync of the directory after the rename.
         assert path.read_bytes() == (b"old" if nth < 4 else b"the new")
         assert list(tmp_path.iterdir()) == [path]
         if not fault.hit:
@@ -160,7 +160,7 @@ async def test_a_failing_disk_rejects_the_update_and_the_live_release_never_noti
     async with Life(world) as life:
         await life.do(world.publish("1"))
         life.chain.clear()
-        # Clearing would make room; there is nothing to clear.
+        # Clearing the store would make room, but there is no file to delete.
         with tapped(Fault(number, kind=kind, forever=True)):
             life.engine.assign(world.publish("2"))
             await life.until(State.REJECTED, 2)
@@ -232,7 +232,7 @@ async def test_while_the_journal_cannot_be_written_the_live_release_serves_on(
 
 @pytest.fixture
 def small_disk(tmp_path: Path, require: Callable[..., None]) -> Iterator[Path]:
-    """A file system of its own, which a test may fill."""
+    """Mount a file system that a test may fill."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(folder)]
@@ -243,7 +243,7 @@ def small_disk(tmp_path: Path, require: Callable[..., None]) -> Iterator[Path]:
 
 
 def fill(folder: Path) -> Path:
-    """Take every last byte, as a log that nobody rotates does."""
+    """Fill the file system to the last byte, like a log without rotation."""
     filler = folder / "filler"
     with filler.open("wb", buffering=0) as file:
         for size in (1 << 20, 1 << 12, 1):

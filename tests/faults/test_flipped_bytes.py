@@ -1,7 +1,7 @@
-"""Any flipped byte, on the wire or on the disk, is told or changes nothing.
+"""A flipped byte on the wire or on the disk is detected or has no effect.
 
-Those of metadata and manifests are flipped in tests/artifact/trust and tests/security, those of
-deltas in tests/artifact/deltas.
+tests/artifact/trust and tests/security cover metadata and manifests; tests/artifact/deltas covers
+deltas.
 """
 
 import itertools
@@ -31,7 +31,7 @@ Spot = tuple[float, int]
 
 
 def flip(data: bytes, spot: Spot) -> bytes:
-    """One bit, somewhere between the first byte (0) and the last (1)."""
+    """Flip one bit at a position between the first byte (0) and the last (1)."""
     where, bit = int(spot[0] * len(data)), 1 << spot[1]
     return data[:where] + bytes([data[where] ^ bit]) + data[where + 1 :]
 
@@ -41,7 +41,7 @@ def flip(data: bytes, spot: Spot) -> bytes:
 
 @dataclass
 class Wire:
-    """A server with one file of three chunks, and fresh boxes to fetch it."""
+    """Return a server with one file of three chunks, and a factory of empty boxes."""
 
     root: Path
     server: ChunkServer
@@ -107,11 +107,11 @@ def receipt(generation: int) -> Receipt:
 
 
 def contents(path: Path) -> tuple[object, ...]:
-    """Everything that a journal says; JournalError."""
+    """Return the whole content of a journal; JournalError."""
     journal = Journal(path)
     try:
         found = (journal.update(), journal.pointers(), journal.receipts(), journal.floors())
-        # A flip that shows only on writing is told then.
+        # Some flips are detected only by a write.
         journal.record(update=update(99))
         assert journal.update() == update(99)
     finally:
@@ -121,14 +121,14 @@ def contents(path: Path) -> tuple[object, ...]:
 
 @dataclass
 class Rot:
-    """A journal's files as they were when the power went, and all that it had said till then."""
+    """A journal's files at a power cut, and its content before."""
 
     folder: Path
     files: dict[str, bytes]
     said: list[tuple[object, ...]]
 
     def after(self, name: str, spot: Spot) -> tuple[object, ...] | None:
-        """What the journal says with one bit flipped; None when it is refused."""
+        """Return the content of a journal with one bit flipped; None if it is refused."""
         shutil.rmtree(self.folder, ignore_errors=True)
         (self.folder / "journal-copy").mkdir(parents=True)
         for each, data in self.files.items():
@@ -157,7 +157,7 @@ def rot(memory: Path) -> Rot:
     say(update=update(1), pointers=Pointers(current=held("acme/a@1")), receipt=receipt(1))
     journal.raise_floors({"image/timestamp": 7})
     remember()
-    # From here on it stands in the log alone.
+    # Later commits stand only in the log.
     journal._database.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     say(update=update(2), pointers=Pointers(current=held("acme/a@2"), last_good=held("acme/a@1")))
     say(receipt=receipt(2))
@@ -169,14 +169,14 @@ def rot(memory: Path) -> Rot:
 
 @pytest.fixture(scope="module")
 def closed(rot: Rot) -> Rot:
-    """The same after an orderly end, which moves all of the log into the pages."""
+    """Test a journal after an orderly end, which checkpoints the log."""
     folder = rot.folder.parent
     files = {name: (folder / name).read_bytes() for name in ("journal.db", COPY)}
     return Rot(folder / "flipped", files, rot.said)
 
 
 def alone(rot: Rot) -> Rot:
-    """The same without the journal's copy."""
+    """Test a journal without its copy."""
     return Rot(
         rot.folder, {name: data for name, data in rot.files.items() if name != COPY}, rot.said
     )
@@ -184,7 +184,7 @@ def alone(rot: Rot) -> Rot:
 
 @settings(max_examples=200)
 @given(spot=ANYWHERE)
-# In the name of a table, of which SQLite then says what is no UTF-8.
+# A flip in a table's name makes SQLite report text that is not UTF-8.
 @example(spot=(0.154296875, 7))
 def test_of_a_journal_page_none_is_believed(closed: Rot, spot: Spot) -> None:
     assert alone(closed).after("journal.db", spot) in (None, closed.said[-1])
@@ -193,7 +193,7 @@ def test_of_a_journal_page_none_is_believed(closed: Rot, spot: Spot) -> None:
 def test_a_damaged_queue_of_telemetry_lets_the_daemon_start(tmp_path: Path) -> None:
     path = tmp_path / "telemetry.db"
     _telemetry_queue(path).close()
-    # SQLite names the table in its complaint, which then is no UTF-8.
+    # SQLite's error contains the table's name, which is not UTF-8 then.
     data = path.read_bytes()
     damaged = data.replace(b"tablewire_windowswire_windows", b"table\xe5ire_windowswire_windows")
     assert damaged != data

@@ -1,4 +1,4 @@
-"""The power may go at any point: afterwards the old or the new serves, whole and verified."""
+"""After a power cut at any point, the old or the new release serves, complete and verified."""
 
 from collections import Counter
 from pathlib import Path
@@ -24,7 +24,7 @@ BOX = ("journal-copy", *STORE)
 
 
 async def restart(world: World, cut: Cut, root: Path) -> tuple[State, list[State]]:
-    """Begin again from what a cut left, to the end; the stored state, and the states from there."""
+    """Restart after a cut and finish; return the stored state and the following chain."""
     cut.leave(root)
     return await resume(world, root)
 
@@ -70,7 +70,7 @@ async def test_at_any_point_of_an_end_without_success(
         assert life.chain[-len(ends) - 1 :] == [*ends, State.IDLE]
     reached = set()
     for number, cut in enumerate(recorder.cuts.values()):
-        # What comes before is in the update that succeeds.
+        # The earlier points are the same as in the successful update.
         if stored_state(cut, tmp_path / f"look-{number}") in ends:
             state, chain = await restart(world, cut, tmp_path / str(number))
             assert chain == AFTER_RESTART[state], cut.point
@@ -132,7 +132,7 @@ def test_at_any_point_of_replacing_a_small_file_it_is_the_old_or_the_new(tmp_pat
 
 
 def test_the_recorder_sees_what_a_missing_fsync_loses(tmp_path: Path) -> None:
-    """Else the tests above would prove nothing."""
+    """Guard: the recorder of the tests above loses writes without an fsync."""
     folder = tmp_path / "box" / "identity"
     folder.mkdir(parents=True)
     (folder / "name").write_bytes(b"old")

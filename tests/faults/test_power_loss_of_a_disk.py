@@ -1,9 +1,9 @@
-"""The power goes on a real file system: afterwards the old or the new serves, whole and verified.
+"""After a power cut of a real file system, the old or the new release serves, verified.
 
-An agent updates itself on ext4, on a block device that remembers each write and flush
-(tests.faults.recorded_disk). Power cuts are spread over its flushes: all that was written before a
-flush is there, and of what was written after it any part, in any order. Each is mounted, which
-replays ext4's journal, and an agent starts on it. As root.
+An agent updates its box on ext4, on a block device that records each write and flush
+(tests.faults.recorded_disk). Power cuts are spread over the flushes: all writes before a flush are
+present, and any subset of the later ones, in any order. Each result is mounted, which replays
+ext4's journal, and an agent starts on it. Requires root.
 """
 
 import asyncio
@@ -27,12 +27,12 @@ from tests.faults.recorded_disk import events
 
 HERE = Path(__file__).parent
 SIZE_BYTES = 64 << 20
-# What a disk writes whole.
+# The atomic unit of a disk's writes.
 SECTOR_BYTES = 512
 
 
 def missing() -> str | None:
-    """Why no disk can be recorded here."""
+    """Return the reason why no disk can be recorded here; empty if it can."""
     if os.geteuid() != 0:
         return "only root may mount"
     absent = [name for name in ("mkfs.ext4", "losetup", "mount") if shutil.which(name) is None]
@@ -61,18 +61,18 @@ def mounted(device: Path, folder: Path, *options: str) -> Iterator[Path]:
 
 @dataclass
 class Disk:
-    """ext4 at ``folder``; what is on the disk is in ``image``."""
+    """Mount ext4 at ``folder`` on a recorded disk with the content of ``image``."""
 
     folder: Path
     image: Path
     log: Path
 
     def sync(self) -> None:
-        """All that was written is on the disk."""
+        """Flush all writes to the disk."""
         run("sync", "--file-system", self.folder)
 
     def logged(self) -> int:
-        """How far the log goes by now."""
+        """Return the present length of the log."""
         return self.log.stat().st_size
 
 
@@ -102,12 +102,12 @@ def recorded_disk(root: Path) -> Iterator[Disk]:
 
 
 class Cuts:
-    """The states that the power may leave: ``base``, and what the log says was done to it."""
+    """Possible images after a power cut: ``base`` plus writes from the log."""
 
     def __init__(self, base: Path, log: bytes) -> None:
         self._base = base
         self._random = random.Random(1)  # noqa: S311 - which sectors a disk loses is no secret
-        # What was written between one flush and the next.
+        # Writes between two flushes.
         self.between: list[list[tuple[int, bytes]]] = [[]]
         for event in events(log):
             if event is not None:
@@ -116,7 +116,7 @@ class Cuts:
                 self.between.append([])
 
     def images(self, most: int) -> Iterator[Path]:
-        """One after another; the earlier may be written to."""
+        """Yield at most ``most`` images in order; the caller may write to them."""
         chosen = {round(i * (len(self.between) - 1) / (most - 1)) for i in range(most)}
         left = self._base.with_name("left")
         for number, writes in enumerate(self.between):
@@ -127,7 +127,7 @@ class Cuts:
             self._write(self._base, writes)
 
     def _part_of(self, writes: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
-        """Some of the sectors; where one is written twice, the later may be lost."""
+        """Select some of the sectors; of two writes to one sector the later may be lost."""
         share = self._random.choice((0.1, 0.5, 0.9))
         return [
             (offset + start, data[start : start + SECTOR_BYTES])
@@ -173,13 +173,13 @@ def test_at_any_flush_of_an_update_the_old_or_the_new_serves(
             state, chain = asyncio.run(resume(world, folder / "box"))
             assert chain == AFTER_RESTART[state]
             reached[state] += 1
-    # Not every state has a flush of its own among those chosen.
+    # Not every state has a flush among the chosen ones.
     assert set(reached) <= set(HAPPY)
     assert len(reached) > len(HAPPY) // 2
 
 
 def test_the_recorder_sees_what_a_missing_fsync_loses(tmp_path: Path, recordable: None) -> None:
-    """Else the test above would prove nothing."""
+    """Guard: the cuts of the test above lose writes without an fsync."""
     with recorded_disk(tmp_path) as disk:
         shutil.copyfile(disk.image, tmp_path / "base")
         start = disk.logged()

@@ -1,4 +1,4 @@
-"""What a candidate must prove, on real workers of the fake runtime."""
+"""Probation of a candidate on real workers of the fake runtime."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ async def supervisor() -> AsyncIterator[Supervisor]:
 
 @dataclass
 class Meter:
-    """Draws as many joules between two readings as it is told."""
+    """A meter that advances by a given number of joules between two readings."""
 
     joules_per_reading: float
     joules: float = 0.0
@@ -94,7 +94,7 @@ def tensor_check(data: tuple[float, ...], **options: object) -> TensorCheck:
     )
 
 
-# What a fake encoder gives: the letters' codes counted by their last four bits.
+# A fake encoder counts character codes by their last four bits.
 A, B = ((0.0, 1.0) + (0.0,) * 14), ((0.0, 0.0, 1.0) + (0.0,) * 13)
 
 
@@ -134,7 +134,7 @@ async def test_a_good_candidate_passes_and_is_measured(bench: Bench) -> None:
 async def test_the_rate_is_of_decoding(bench: Bench) -> None:
     proof = await bench.prove(model=FakeModel(token_seconds=0.01))
     assert proof.speed is not None
-    # 10 ms per token, and what sleeping costs on top.
+    # 10 ms per token plus the overhead of sleeping.
     assert 60 < proof.speed.tokens_per_second <= 100
     assert 0.01 <= proof.speed.ttft_seconds < 0.03
 
@@ -144,7 +144,7 @@ async def test_a_wrong_model_fails_with_the_figures(bench: Bench) -> None:
     proof = await bench.prove(perplexity(9), model=wrong)
     assert proof.outcome == "failed"
     assert "at most 9 allowed" in proof.detail
-    # What failed a check is not worth its benchmark.
+    # A failed check skips the benchmark.
     assert proof.speed is None
 
 
@@ -157,7 +157,7 @@ async def test_a_wrong_model_fails_with_the_figures(bench: Bench) -> None:
         ),
         (
             CompletionCheck(name="c", slot="chat", prompt="hi", max_tokens=4, min_tokens=8),
-            "4 tokens, at least 8 asked",
+            "4 tokens; the minimum is 8",
         ),
         (CompletionCheck(name="c", slot="chat", prompt="x" * 600), "context holds 512"),
     ],
@@ -193,7 +193,7 @@ async def test_tensors_may_match_in_their_argmax(bench: Bench) -> None:
 
 async def test_every_vector_must_be_near_the_expected_one(bench: Bench) -> None:
     encoder = FakeModel(task=Task.EMBEDDING)
-    # Of whatever length, as long as it points there.
+    # The length does not matter, only the direction.
     long = tuple(3 * value for value in B)
     near = await bench.prove(embedding_check(0.99, aa=A, b=long), model=encoder)
     assert near.outcome == "passed", near.detail
@@ -203,7 +203,7 @@ async def test_every_vector_must_be_near_the_expected_one(bench: Bench) -> None:
     failed = await bench.prove(askew, model=encoder)
     assert failed.outcome == "failed"
     assert failed.speed is None
-    assert "cosine of text 2 is 0.8944, at least 0.9 asked of 2" in failed.detail
+    assert "cosine of text 2 is 0.8944, at least 0.9 required of 2" in failed.detail
     allowed = await bench.prove(embedding_check(0.89, aa=A, aab=A), model=encoder)
     assert allowed.outcome == "passed"
 
@@ -226,7 +226,7 @@ async def test_what_cannot_be_judged_is_inconclusive(bench: Bench) -> None:
     assert zero.outcome == "inconclusive"
     assert "own vector 1 is zero" in zero.detail
     assert (await bench.prove(nowhere)).outcome == "inconclusive"
-    # One token is prefill's alone: no decoding to time.
+    # Prefill yields the only token: there is no decode to time.
     untimed = await bench.prove(benchmark_tokens=1)
     assert untimed.outcome == "inconclusive"
     assert "nothing to time" in untimed.detail
@@ -237,7 +237,7 @@ async def test_time_that_runs_out_is_inconclusive(bench: Bench) -> None:
     check = CompletionCheck(name="slow", slot="chat", prompt="hi", max_tokens=200)
     proof = await bench.prove(check, perplexity(9), model=slow, timeout_seconds=0.3)
     assert outcome(proof, "slow").outcome == "inconclusive"
-    assert "time was over" in outcome(proof, "slow").detail
+    assert "timeout_seconds" in outcome(proof, "slow").detail
     assert proof.outcome == "inconclusive"
 
 
@@ -268,7 +268,7 @@ async def test_energy_comes_with_its_provenance(bench: Bench) -> None:
     # 20 J for five times eight tokens.
     assert proof.speed.joules_per_token == 0.5
     assert proof.speed.energy_provenance == PROVENANCE
-    # Twice more read, round all of it.
+    # Two more readings, before and after all of probation.
     assert (proof.cost.joules, proof.cost.provenance) == (60, PROVENANCE)
 
 

@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-# What costs megabytes and is needed for seconds: it belongs into the notary or into a worker.
+# Modules that cost megabytes and are needed for seconds belong in the notary or in a worker.
 NOT_IN_THE_DAEMON = (
     "cryptography",
     "llama_cpp",

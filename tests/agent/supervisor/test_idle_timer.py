@@ -1,4 +1,4 @@
-"""Models that leave memory while nobody calls them. Workers are real processes."""
+"""Models are unloaded while idle and loaded again for the next request. Workers are processes."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ TIMEOUTS = WorkerTimeouts(backoff_first_seconds=0.02, backoff_most_seconds=0.1)
 
 
 class Memory:
-    """What the box has left, as the supervisor asks for it."""
+    """The free memory that the supervisor sees."""
 
     def __init__(self) -> None:
         self.free_bytes = 1 << 40
@@ -43,7 +43,7 @@ async def supervisor(memory: Memory) -> AsyncIterator[Supervisor]:
 
 
 async def resting(supervisor: Supervisor, directory: Path, model: FakeModel) -> Worker:
-    """A worker whose model has left memory."""
+    """Return a worker whose model is unloaded."""
     spec = replace(worker_spec(directory, model), idle_unload_seconds=IDLE_SECONDS)
     worker = await supervisor.start(spec)
     await worker._lifecycle.process.gone.wait()
@@ -86,7 +86,7 @@ async def test_without_memory_for_it_the_caller_is_told_and_may_come_again(
 ) -> None:
     worker = await resting(supervisor, tmp_path, FakeModel(reply="abcd", memory_bytes=1 << 20))
     memory.free_bytes = (1 << 20) - 1
-    with pytest.raises(WorkerUnavailableError, match="takes 1 MiB, and 0 MiB are free"):
+    with pytest.raises(WorkerUnavailableError, match="needs 1 MiB; 0 MiB are free"):
         await text_of(worker)
     memory.free_bytes = 1 << 20
     assert await text_of(worker) == "abcd"
@@ -127,12 +127,12 @@ async def test_stopping_tells_who_waits_for_it_to_load(
 
 
 async def test_the_time_begins_when_the_last_caller_leaves() -> None:
-    slept = asyncio.Event()
-    rest = IdleTimer(0.01, slept.set)
-    with rest.caller():
-        with rest.caller():
+    unloaded = asyncio.Event()
+    timer = IdleTimer(0.01, unloaded.set)
+    with timer.caller():
+        with timer.caller():
             pass
-        await asyncio.sleep(0.03)
-        assert not slept.is_set()
+        assert timer._timer is None
+    assert timer._timer is not None
     async with asyncio.timeout(5):
-        await slept.wait()
+        await unloaded.wait()

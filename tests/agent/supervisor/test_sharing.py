@@ -1,4 +1,4 @@
-"""What a worker is told of shared memory, and what is believed of what it answers."""
+"""References to shared memory in commands, and the checks of those in a worker's answers."""
 
 import asyncio
 import fcntl
@@ -51,7 +51,7 @@ def answer(sharing: Sharing, *data: bytes | Place, command_id: int = 1) -> Seque
 
 
 def is_free(sharing: Sharing) -> bool:
-    """Whether nothing of its region is taken."""
+    """Return True if no span of the region is in use."""
     assert sharing.region is not None
     span = sharing.region.take(REGION_BYTES)
     if span is not None:
@@ -92,7 +92,7 @@ def test_a_span_is_not_taken_again_before_the_worker_has_answered(
 ) -> None:
     span = taken(sharing, b"12345678")
     sharing.infer(7, [placed(span)])
-    # Whoever asked has gone.
+    # The caller has given up.
     span.release()
     answer(sharing, b"", command_id=6)
     assert not is_free(sharing)
@@ -154,14 +154,14 @@ def test_what_a_worker_points_at_outside_of_its_room_is_not_read(
 @pytest.mark.parametrize("length", [0, 1])
 def test_without_room_a_worker_points_at_nothing(sharing: Sharing, length: int) -> None:
     sharing.infer(1, [])
-    with pytest.raises(ProtocolError, match="room"):
+    with pytest.raises(ProtocolError, match="reserved"):
         answer(sharing, (0, length))
 
 
 def test_no_worker_has_the_same_bytes_copied_over_and_over(sharing: Sharing) -> None:
     answer(sharing, LARGE)
     place = sharing.infer(2, []).room
-    with pytest.raises(ProtocolError, match="room"):
+    with pytest.raises(ProtocolError, match="reserved"):
         answer(sharing, place, place, command_id=2)
 
 
@@ -180,7 +180,7 @@ def test_a_process_that_has_gone_leaves_no_region_behind(sharing: Sharing) -> No
     sharing.end()
     span.release()
     del span
-    # Without a search for cycles, which an idle daemon may not come to for hours.
+    # Without the cycle collector, which an idle daemon may not run for hours.
     assert region() is None
 
 
@@ -195,7 +195,7 @@ def test_where_python_knows_no_such_memory_there_is_none(
 
 
 def test_memory_that_cannot_be_given_back_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    # As in gVisor's kernel.
+    # gVisor's kernel fails this way.
     monkeypatch.setattr(mmap, "MADV_REMOVE", 1 << 20)
     assert Sharing().region is None
 

@@ -1,4 +1,4 @@
-"""Embedding models of the demo through a whole update, on the real engines."""
+"""Whole updates with the demo's embedding models on the real engines."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ TEXT = "The import statement combines two operations."
 
 @dataclass(frozen=True)
 class Encoders:
-    """Folders as `flotilla model build` leaves them, and what the sound one's source said."""
+    """Return folders built by `flotilla model build` and the vectors of the sound source."""
 
     sound: Path
     broken: Path
@@ -77,7 +77,7 @@ def world(tmp_path: Path) -> World:
 
 
 def published(world: World, version: str, folder: Path, name: str, said: Expected) -> Assignment:
-    """A release of the one variant of a built folder, which has to be near what was said."""
+    """Return a release of one built variant whose vectors must be close to the source's."""
     model = msgspec.json.decode((folder / "model.json").read_bytes(), type=ModelVersion)
     (variant,) = (each for each in model.variants if each.name == name)
     check = EmbeddingCheck(name="means", slot="embed", expected=said.expected, min_cosine=0.95)
@@ -112,7 +112,7 @@ def outcomes(receipt: Receipt) -> dict[str, str]:
 async def test_a_sound_encoder_is_deployed_and_a_broken_one_is_not(
     world: World, encoders: Encoders, name: str
 ) -> None:
-    """Its vectors have the right shape, and the benchmark alone would let it pass."""
+    """Reject vectors of the right shape and wrong direction, which the benchmark would accept."""
     async with Life(world) as life:
         sound = await life.do(published(world, "1", encoders.sound, name, encoders.expected))
         assert (sound.outcome, sound.detail) == (State.COMMITTED, "")

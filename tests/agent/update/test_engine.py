@@ -1,7 +1,6 @@
-"""Assignments on a real box without a network: what serves, what is stored, what the receipt says.
+"""Assignments on a box without a network: the live release, the journal and the receipts.
 
-Real worker processes, a real journal and store; the runtime is the fake one, and the server is in
-memory.
+Worker processes, journal and store are real. The runtime is the fake one; the server is in memory.
 """
 
 import os
@@ -9,6 +8,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from agent.errors import JournalError, ModelRefusedError, NothingServedError
@@ -42,7 +42,7 @@ def world(tmp_path: Path) -> World:
 
 
 async def answer(life: Life) -> str:
-    """What local programs get from the route."""
+    """Return the text that local programs receive from the route."""
     async with life.serving.lease("assistant") as worker:
         batches = worker.generate("hi", None, Sampling(max_tokens=17))
         return "".join([piece.text async for batch in batches for piece in batch])
@@ -122,6 +122,23 @@ async def test_a_rollback_to_last_good_downloads_nothing(world: World) -> None:
     assert [decision.chosen_variant for decision in receipt.decisions] == ["v0"]
 
 
+@pytest.mark.parametrize("versions", [("1",), ("1", "2")], ids=["current", "last_good"])
+async def test_a_proven_release_is_not_reused_for_another_manifest_of_its_name(
+    world: World, versions: tuple[str, ...]
+) -> None:
+    async with Life(world) as life:
+        for version in versions:
+            await life.do(world.publish(version))
+        other = world.publish("1", FakeModel(reply="Another release 1. "))
+        receipt = await life.do(msgspec.structs.replace(other, generation=3))
+        assert receipt.outcome == S.COMMITTED
+        assert receipt.received_bytes > 0
+        assert await answer(life) == "Another release 1"
+        current = life.journal.pointers().current
+        assert current is not None
+        assert current.manifest_sha256 == other.manifest_sha256
+
+
 async def test_a_rollback_is_refused_when_the_publisher_lists_it_no_more(world: World) -> None:
     async with Life(world) as life:
         first = world.publish("1")
@@ -147,7 +164,7 @@ async def test_a_third_release_takes_the_first_from_the_disk(world: World) -> No
 
 
 async def test_what_superseded_assignments_left_makes_room(world: World) -> None:
-    """And never what serves, nor what is being tried."""
+    """Files of the live release and of the candidate are kept."""
     async with Life(world) as life:
         await life.do(world.publish("1"))
         (world.root / "store" / "partial" / ("0" * 64)).write_bytes(b"x" * MIB)
@@ -156,7 +173,7 @@ async def test_what_superseded_assignments_left_makes_room(world: World) -> None
         assert receipt.outcome == S.COMMITTED
         assert life.pointers == ("", TWO, ONE)
         assert len(life.files()) == 2
-        # Now there is nothing left to take.
+        # No file is left to delete.
         life.store._budget_bytes = 1
         receipt = await life.do(world.publish("3"))
         assert (receipt.outcome, receipt.reason) == (S.REJECTED, "disk_full")
@@ -203,7 +220,7 @@ async def test_an_assignment_that_is_not_newer_is_ignored(world: World) -> None:
         assert life.chain == HAPPY
 
 
-# -- failures, state by state: the live release is untouched, the reason is told
+# -- failures, state by state: the live release is untouched, the receipt names the reason
 
 
 def unlisted(world: World) -> Assignment:
@@ -289,7 +306,7 @@ async def test_a_failure_before_switching_leaves_the_live_release_alone(
 
 async def test_a_check_that_cannot_be_decided_is_inconclusive_never_success(world: World) -> None:
     async with Life(world) as life:
-        # A text check against a tensor model: nothing to measure it by.
+        # A text check against a tensor model cannot be measured.
         assignment = world.publish("1", FakeModel(task="tensor"))  # type: ignore[arg-type]
         receipt = await life.do(assignment)
     assert (receipt.outcome, receipt.reason) == (S.REJECTED, "probation_inconclusive")
@@ -387,7 +404,7 @@ async def test_a_kill_in_any_state_ends_with_the_old_release_or_the_new(
         receipt = life.journal.receipts()[-1]
         assert receipt.generation == 2
         assert receipt.current_release == serves
-        # Not the release's fault, so the control plane may give it again.
+        # A restart is a fault of the box, so the control plane may assign the release again.
         assert receipt.reason == ("interrupted" if serves == ONE else "")
 
 
@@ -515,7 +532,7 @@ async def test_a_newer_assignment_supersedes_a_candidate_in_probation(world: Wor
 
 
 async def test_a_variant_that_disappoints_makes_the_box_try_the_next(world: World) -> None:
-    # v0 is smaller, so predicted faster; v1 really is.
+    # v0 is smaller and therefore predicted to be faster; v1 is faster.
     slow = FakeModel(token_seconds=0.02, quantization="quarter")
     fast = FakeModel(padding="x" * 100)
     policy = SelectionPolicy(objective=Objective.TOKENS_PER_SECOND, min_tokens_per_second=200.0)
@@ -601,7 +618,7 @@ async def test_when_nothing_loads_again_requests_are_told_at_once_and_the_receip
         receipt = await life.do(staged(Faults(wrong_outputs=True))(world))
         with pytest.raises(NothingServedError, match="serves no release"):
             await answer(life)
-    assert f"nothing serves: {ONE} did not load" in receipt.detail
+    assert f"no release serves: {ONE} did not load" in receipt.detail
 
 
 async def test_a_newer_assignment_while_the_live_release_drains_leaves_it_serving(

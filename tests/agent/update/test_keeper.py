@@ -1,4 +1,4 @@
-"""A box that could not load what it should serve serves what it can, and goes on trying."""
+"""A box that cannot load its current release serves last_good and keeps retrying."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ def world(tmp_path: Path) -> World:
 
 
 class Shortage:
-    """Memory that other programs of the box have taken, as the releases see that need it."""
+    """A lack of memory, caused by other programs, for the given releases."""
 
     def __init__(self, life: Life, *releases: str, reason: str = "out_of_memory") -> None:
         self.releases = set(releases)
@@ -54,10 +54,10 @@ async def test_what_was_drained_and_did_not_load_again_serves_once_there_is_memo
         world.free_memory_bytes = 0
         shortage = Shortage(life, ONE)
         receipt = await life.do(world.publish("2", WRONG))
-        nothing = f"nothing serves: {ONE} did not load: no memory is left"
-        assert life.engine.status().detail == nothing
+        problem = f"no release serves: {ONE} did not load: no memory is left"
+        assert life.engine.status().detail == problem
         assert (life.engine.status().current_release, receipt.current_release) == ("", "")
-        assert f"at its end {nothing}" in receipt.detail
+        assert f"after the update {problem}" in receipt.detail
         with pytest.raises(NothingServedError):
             await answer(life)
         await eventually(lambda: shortage.tries > 5)
@@ -181,7 +181,7 @@ async def test_what_served_in_place_of_current_is_what_the_next_release_falls_ba
         assert life.pointers == ("", THREE, ONE)
 
 
-# -- files that are altered or gone
+# -- missing and altered files
 
 
 def alter(path: Path) -> None:
@@ -200,12 +200,12 @@ async def test_a_damaged_file_is_told_deleted_and_fetched_again(
     damage(world.root / "store" / "files" / damaged)
     world.publisher.reachable.clear()
     async with Life(world) as life:
-        # Meanwhile what was good before it serves, also without a network.
+        # Until then last_good serves, also without a network.
         await life.until(State.VERIFYING, 2)
         assert life.pointers == ("", ONE, "")
         assert await answer(life) == "This is release 1"
-        told = f"files of {TWO} were altered or gone: it is fetched again"
-        assert life.engine.status().detail == told
+        detail = f"files of {TWO} are missing or altered; fetching them again"
+        assert life.engine.status().detail == detail
         assert damaged not in life.files()
         world.publisher.reachable.set()
         await life.until(State.IDLE, 2)
@@ -213,7 +213,7 @@ async def test_a_damaged_file_is_told_deleted_and_fetched_again(
         assert await answer(life) == "This is release 2"
         receipts = life.journal.receipts()
         assert [receipt.generation for receipt in receipts] == [1, 2]
-        assert told in receipts[1].detail
+        assert detail in receipts[1].detail
 
 
 async def test_the_only_release_of_a_box_is_fetched_again(world: World) -> None:
@@ -294,7 +294,7 @@ async def test_after_a_damaged_journal_only_files_that_are_still_whole_serve(wor
     await commit(world, "1", "2")
     path = world.root / "store" / "files" / _files_of(world, TWO).pop()
     path.chmod(0o600)
-    # It still loads, and says something else.
+    # It still loads, with another reply.
     path.write_bytes(path.read_bytes().replace(b"release 2", b"release 9"))
     damage_journal(world)
     world.publisher.reachable.clear()

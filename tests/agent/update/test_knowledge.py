@@ -1,4 +1,4 @@
-"""What a box measured and heard decides what it tries next, and how it says what memory did."""
+"""Own and class measurements decide the order of variants, and appear in explanations."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from artifact.manifest import SelectionPolicy
 from runtimes.fake import FakeModel, Faults
 from tests.agent.box import MIB, Life, World
 
-# v0 is smaller, so the roofline has it faster; v1 really is.
+# v0 is smaller, so the roofline predicts it to be faster; v1 is faster.
 SLOW = FakeModel(token_seconds=0.02, quantization="quarter")
 FAST = FakeModel(padding="x" * 100)
 
@@ -27,7 +27,7 @@ async def test_what_was_measured_is_known_to_the_next_decision(world: World) -> 
         }
         again = await life.do(world.publish("2", SLOW, FAST))
     (decision,) = again.decisions
-    # Another version of the model: calibrated, no longer the bare roofline.
+    # For another version of the model the prediction is calibrated by measurements.
     assert {candidate.source for candidate in decision.candidates} == {Source.CALIBRATED}
 
 

@@ -1,4 +1,4 @@
-"""The update machine's chains: for every state its success, its failure, and a kill in it."""
+"""The update machine's chains of states: success, failure and a kill in every state."""
 
 import pytest
 
@@ -28,7 +28,7 @@ HAPPY = [
 
 
 def chain(start: State, first: Event) -> list[State]:
-    """The states from ``first`` on when everything after it succeeds."""
+    """Return the states from ``first`` on if every step succeeds."""
     states = [next_state(start, first)]
     while states[-1] is not State.IDLE:
         states.append(next_state(states[-1], Event.DONE))

@@ -1,4 +1,4 @@
-"""What the box measured outlasts its process, and nothing that no longer holds does."""
+"""Measurements survive a restart, and stale ones are dropped."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""A newer assignment takes the place of one not yet switched, and waits for one that has.
+"""A newer assignment replaces one before switching, and waits for one after it.
 
-Also: one that goes round and round is given up.
+An assignment that loops is given up.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ def world(tmp_path: Path) -> World:
 
 
 class Halt:
-    """The work of a state of one assignment, held up at its end until it is told to go on."""
+    """Blocks the step of one state of one assignment at its end until ``release`` is set."""
 
     def __init__(self, patch: pytest.MonkeyPatch, state: State, generation: int) -> None:
         self.reached, self.go_on = asyncio.Event(), asyncio.Event()
@@ -61,7 +61,7 @@ async def test_what_has_not_switched_is_superseded(
         assert await answer(life) == "This is release 3"
         assert life.pointers == ("", THREE, ONE)
         assert [receipt.generation for receipt in life.journal.receipts()] == [1, 3]
-        # Nothing of it is left.
+        # All its files and workers are gone.
         assert len(life.supervisor._workers) == 1
         assert len(life.files()) == 2
 
@@ -93,6 +93,29 @@ async def test_what_has_switched_is_waited_for(
         assert [receipt.generation for receipt in life.journal.receipts()] == [1, 2, 4]
 
 
+@pytest.mark.parametrize("generation", [1, 2])
+async def test_a_generation_that_is_not_newer_restarts_no_update(
+    world: World, monkeypatch: pytest.MonkeyPatch, generation: int
+) -> None:
+    halt = Halt(monkeypatch, State.FETCHING, 2)
+    async with Life(world) as life:
+        await life.do(world.publish("1"))
+        life.chain.clear()
+        second = world.publish("2")
+        life.engine.assign(second)
+        await halt.reached.wait()
+        repeated = msgspec.structs.replace(second, generation=generation)
+        life.engine.assign(repeated)
+        halt.go_on.set()
+        await life.until(State.IDLE, 2)
+        assert life.chain == HAPPY
+        # Also after its end: the server repeats the standing assignment on every connection.
+        life.engine.assign(repeated)
+        await life.do(world.publish("3"))
+        assert life.chain == [*HAPPY, *HAPPY]
+        assert [receipt.generation for receipt in life.journal.receipts()] == [1, 2, 3]
+
+
 # -- loops
 
 
@@ -104,7 +127,7 @@ async def test_what_has_switched_is_waited_for(
         (State.FETCHING, State.FETCHING, [State.REJECTED]),
         (State.STAGING, State.STAGING, [State.REJECTED]),
         (State.PROBATION, State.STAGING, [State.REJECTED]),
-        # What has switched is undone, whatever the count; only that itself may go round.
+        # A rollback runs whatever its count; only its own loop ends it.
         (State.SWITCHING, State.ROLLING_BACK, [State.INCONSISTENT]),
         (State.SOAKING, State.ROLLING_BACK, [State.INCONSISTENT]),
     ],
@@ -130,7 +153,7 @@ async def test_a_state_that_was_stored_27_times_is(world: World) -> None:
 
 
 async def _kill(world: World, state: State, stored: State, times: int) -> None:
-    """In the second update, as if a state had been stored so often already."""
+    """Start the second update with a state that was already stored so often."""
     async with Life(world) as life:
         await life.do(world.publish("1"))
     async with Life(world, die_in=state) as life:

@@ -1,4 +1,4 @@
-"""Turns between generations and other commands, over a fake engine and a line that is a list."""
+"""Turns between generations and other commands, with a fake engine and an in-memory channel."""
 
 import contextlib
 from collections import deque
@@ -15,11 +15,11 @@ from runtimes.fake import FakeEngine, FakeModel, Faults
 
 
 class NothingLeftError(Exception):
-    """Everything is answered, and it would wait."""
+    """All commands are answered, and the loop would wait for the next one."""
 
 
 class List:
-    """Commands that wait, events that were sent."""
+    """A channel of queued commands that records the sent events."""
 
     def __init__(self) -> None:
         self.commands: deque[messages.AnyCommand] = deque()
@@ -64,7 +64,7 @@ def generate(command_id: int, tokens: int = 4) -> messages.Generate:
 
 
 def run(work: CommandLoop) -> None:
-    """Rounds until all is answered."""
+    """Run rounds until all commands are answered."""
     with contextlib.suppress(NothingLeftError):
         while True:
             work.round()
@@ -191,7 +191,7 @@ def test_a_generation_that_fails_fails_alone() -> None:
     assert isinstance(failed, messages.Failed)
     assert "staged failure" in failed.message
     assert isinstance(finals[2], messages.Generated)
-    # What it had said before still goes out.
+    # Text generated before the error is still sent.
     assert len([e for e in line.events if isinstance(e, messages.Tokens) and e.id == 1]) == 3
 
 
@@ -231,7 +231,7 @@ def test_a_call_that_nobody_waits_for_any_more_is_ended() -> None:
 
 
 class Reading:
-    """A generation whose prompt takes many polls to read."""
+    """A generation whose prefill takes many polls."""
 
     usage = Usage(0, 0, 0.0, 0.0)
 

@@ -1,4 +1,4 @@
-"""The worker's end of its socket: one thread waits for commands, another reads while it works."""
+"""The worker's end of its socket: one thread waits for commands, one reads during work."""
 
 import socket
 import threading
@@ -11,12 +11,12 @@ SECONDS = 20
 COUNT = 1000
 
 
-# Both ends stay open: a worker_end ends its process when the daemon's is closed.
+# Both ends stay open: a DaemonSocket ends its process when the other end is closed.
 _OPEN: list[socket.socket] = []
 
 
 def connected() -> tuple[socket.socket, DaemonSocket]:
-    """The daemon's end, and a worker_end at the other."""
+    """Return the daemon's socket and the worker's end."""
     ours, theirs = socket.socketpair()
     _OPEN.append(ours)
     worker_end = DaemonSocket(theirs, MappedRegion())
@@ -49,7 +49,7 @@ def test_what_came_while_it_worked_is_there_when_it_waits() -> None:
     daemon.sendall(messages.encode(command(1)))
     assert worker_end.next_command(wait=True) == command(1)
     heard = cancellation(worker_end, 1)
-    # The second has been read once the cancellation after it has.
+    # The second command was read before the cancellation that follows it.
     daemon.sendall(messages.encode(command(2)) + messages.encode(messages.Cancel(id=1)))
     assert heard.wait(SECONDS)
     assert worker_end.next_command(wait=True) == command(2)
@@ -68,7 +68,7 @@ def test_no_command_is_lost_between_the_two_who_read() -> None:
 
     threading.Thread(target=work, daemon=True).start()
     for command_id in range(COUNT):
-        # It works no more, and perhaps does not wait yet.
+        # The work has ended, and the main thread may not wait yet.
         daemon.sendall(messages.encode(command(command_id)))
         assert taken.acquire(timeout=SECONDS)
     assert found == [command(command_id) for command_id in range(COUNT)]

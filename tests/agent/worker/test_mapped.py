@@ -1,4 +1,4 @@
-"""A worker's tensors in the region that it shares with the daemon."""
+"""Tensors of a worker in the memory that it shares with the daemon."""
 
 import os
 from collections.abc import Sequence
@@ -74,14 +74,14 @@ def test_an_input_that_lies_across_is_copied(region: Region, mapped: MappedRegio
 
 @pytest.mark.parametrize("place", [(-1, 1), (0, SIZE + 1), (SIZE, 1), (0, -1), (1 << 62, 1 << 62)])
 def test_a_place_outside_is_refused(mapped: MappedRegion, place: tuple[int, int]) -> None:
-    with pytest.raises(ProtocolError, match="outside"):
+    with pytest.raises(ProtocolError, match="exceed"):
         mapped.infer(Infer(id=1, inputs=[wire(place)]), same)
 
 
 def test_without_a_region_all_goes_in_frames() -> None:
     answer = MappedRegion().infer(Infer(id=1, inputs=[wire(LARGE)]), same)
     assert answer.outputs == [wire(LARGE)]
-    with pytest.raises(ProtocolError, match="outside"):
+    with pytest.raises(ProtocolError, match="exceed"):
         MappedRegion().infer(Infer(id=1, inputs=[wire((0, 1))]), same)
 
 

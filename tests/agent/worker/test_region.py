@@ -1,4 +1,4 @@
-"""Spans of the shared memory: whose they are, where they lie, and when pages are given back."""
+"""Spans of the shared memory: allocation, reference counts and release of pages."""
 
 import gc
 import os
@@ -73,7 +73,7 @@ def test_what_was_written_is_read_as_a_copy(region: Region) -> None:
 @pytest.mark.parametrize(("start", "length"), [(-1, 2), (0, 11), (10, 1), (0, -1), (1 << 70, 1)])
 def test_nothing_outside_of_a_span_is_read(region: Region, start: int, length: int) -> None:
     span = take(region, 10)
-    with pytest.raises(ProtocolError, match="outside"):
+    with pytest.raises(ProtocolError, match="exceed"):
         span.read(start, length)
 
 
@@ -116,7 +116,7 @@ def test_its_descriptor_is_closed_with_it() -> None:
     def open_descriptors() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
 
-    # Other tests' regions and their spans hold each other until they are collected.
+    # Regions and spans of other tests form reference cycles until they are collected.
     gc.collect()
     before = open_descriptors()
     region = Region(PAGE_BYTES)
