@@ -11,7 +11,7 @@ import pytest
 from agent.errors import JournalError
 from agent.journal import Assignment, HeldRelease, Journal, Pointers, Update
 from agent.journal.contents import VERSION, Contents
-from agent.journal.database import Database
+from agent.journal.database import DamagedError, Database
 from agent.journal.duplicate import Duplicate
 
 HELD = HeldRelease(reference="acme/a@1", manifest=b"{}" * 500, manifest_sha256="0" * 64)
@@ -210,6 +210,55 @@ def test_every_commit_of_the_database_is_flushed_to_the_disk(path: Path) -> None
     assert database.connection.execute("PRAGMA synchronous").fetchone() == (2,)
     assert database.connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     database.close()
+
+
+def test_a_new_folder_of_the_copy_is_made_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a sync of its parent, a power cut can lose the folder and the copy in it."""
+    synced: list[Path] = []
+    monkeypatch.setattr("agent.journal.duplicate.sync_directory", synced.append)
+    Journal(tmp_path / "journal.db").close()
+    assert synced == [tmp_path]
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CORRUPT_VTAB])
+def test_damage_is_recognised_by_primary_and_extended_codes(
+    path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fail(*_: object) -> None:
+        error = sqlite3.DatabaseError("malformed")
+        error.sqlite_errorcode = code
+        raise error
+
+    monkeypatch.setattr(Database, "_open", fail)
+    with pytest.raises(DamagedError):
+        Database(path)
+
+
+def test_a_passing_error_is_not_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        error = sqlite3.OperationalError("database is locked")
+        error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+        raise error
+
+    monkeypatch.setattr(Database, "_open", fail)
+    with pytest.raises(sqlite3.OperationalError):
+        Database(path)
+
+
+def test_a_failed_transaction_is_rolled_back_and_the_next_one_works(path: Path) -> None:
+    database = Database(path)
+    before = database.contents
+    unstorable = msgspec.structs.replace(before, documents={**before.documents, "x": object()})
+    with pytest.raises(TypeError):
+        database.write(before, unstorable)
+    storable = msgspec.structs.replace(before, documents={**before.documents, "x": b"1"})
+    database.write(before, storable)
+    database.close()
+    again = Database(path)
+    assert again.contents.documents["x"] == b"1"
+    again.close()
 
 
 def test_who_only_looks_changes_nothing(path: Path) -> None:

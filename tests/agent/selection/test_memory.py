@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from agent.selection import Knowledge, Measurement, rank
@@ -94,3 +95,10 @@ def test_the_whole_context_is_never_shortened_without_need() -> None:
     asked = SelectionPolicy(min_context_length=64)
     fits = rank(component(variant("v", 1)), asked, Knowledge(FACTS)).candidate("v")
     assert fits.context_length == 0
+
+
+def test_without_bytes_per_token_no_shorter_context_is_known_to_fit() -> None:
+    unknown = msgspec.structs.replace(LONG, context_bytes=0)
+    model = memory_model(unknown, "demo/model@1", [])
+    assert model.longest_context(6 * GIB) == 4096
+    assert model.longest_context(5 * GIB) == 0

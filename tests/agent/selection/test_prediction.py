@@ -4,10 +4,18 @@ import itertools
 from dataclasses import replace
 from statistics import median
 
+import numpy as np
 import pytest
 
 from agent.selection import Measurement, Prior, Source
-from agent.selection.prediction import Predictor, weight_rate
+from agent.selection.prediction import (
+    PULL,
+    TOKEN_SECONDS,
+    TOKEN_SHARE,
+    Predictor,
+    _fit,
+    weight_rate,
+)
 from artifact.device_facts import MicroBenchmark
 from artifact.manifest import File, Task, Variant
 
@@ -156,3 +164,22 @@ def test_energy_and_ttft_follow_what_was_measured() -> None:
     # Energy per token is the same power times the token's time.
     assert found.joules_per_token == pytest.approx(20 / found.tokens_per_second)
     assert found.ttft_seconds == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("times", [(0.12, 0.2, 0.31), (0.1, 0.2, 0.4)])
+def test_the_fit_solves_its_ridge_regression(times: tuple[float, ...]) -> None:
+    """The oracle is NumPy's least squares on the same rows and priors, without a constant < 0."""
+    bares, units, weights = (0.1, 0.15, 0.3), (1.0, 1.5, 2.0), (1.0, 0.5, 0.25)
+    pull_c = PULL / (TOKEN_SHARE * median(times)) ** 2
+    rows = [
+        [np.sqrt(w) * bare / time, np.sqrt(w) * unit / time]
+        for bare, unit, time, w in zip(bares, units, times, weights, strict=True)
+    ]
+    right = [np.sqrt(w) for w in weights]
+    rows += [[np.sqrt(PULL), 0.0], [0.0, np.sqrt(pull_c)]]
+    right += [np.sqrt(PULL), np.sqrt(pull_c) * TOKEN_SECONDS]
+    matrix, wanted = np.array(rows), np.array(right)
+    slowness, constant = np.linalg.lstsq(matrix, wanted, rcond=None)[0]
+    if constant < 0:
+        (slowness,), constant = np.linalg.lstsq(matrix[:, :1], wanted, rcond=None)[0], 0.0
+    assert _fit(bares, units, times, weights) == pytest.approx((slowness, constant))
