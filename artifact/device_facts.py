@@ -1,16 +1,26 @@
-"""What the agent knows about its box, as plain data (after flotilla/v1/hardware.proto)."""
+"""Hardware facts of a device (flotilla/v1/hardware.proto as plain data) and its hardware class.
+
+A hardware class holds devices so alike that a measurement on one predicts another. The device
+computes its own class; the control plane computes it from the reported facts. A publisher may
+restrict a release to some classes.
+"""
 
 import hashlib
+import re
 from dataclasses import dataclass, field
+
+from artifact.manifest import canonical_json
+
+CLASS_DIGITS = 12
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBenchmark:
-    """Measured rates per second; 0 where nothing was measured.
+    """Measured rates per second; 0 if not measured.
 
-    ``weight_bytes_per_second`` is by kernel, for instance q4_k: weights of that kind that all cores
-    together read from memory and multiply. ``spreads`` tells by figure how far its repetitions lay
-    apart: half of their interquartile range over their median.
+    ``weight_bytes_per_second`` is by kernel, such as q4_k: the weights of that type that all cores
+    together read from memory and multiply. ``spreads`` is by figure: half of the interquartile
+    range of its repetitions over their median.
     """
 
     memory_bytes_per_second: float = 0.0
@@ -23,7 +33,7 @@ class MicroBenchmark:
 
 @dataclass(frozen=True, slots=True)
 class CoreCluster:
-    """Physical cores of one kind; ``max_megahertz`` is 0 where the kernel does not say."""
+    """Physical cores of one kind; ``max_megahertz`` is 0 if the kernel does not report it."""
 
     cores: int
     max_megahertz: int
@@ -31,9 +41,9 @@ class CoreCluster:
 
 @dataclass(frozen=True, slots=True)
 class CpuTopology:
-    """The whole machine's, whatever this process may use of it; zeros where it cannot be told.
+    """Topology of the whole machine, regardless of limits; zeros if unknown.
 
-    Clusters are in falling order of their clock: more than one means big and little cores.
+    Clusters are in descending order of their clock: several mean performance and efficiency cores.
     """
 
     sockets: int = 0
@@ -44,20 +54,20 @@ class CpuTopology:
 
 @dataclass(frozen=True, slots=True)
 class DeviceFacts:
-    """What a box is made of.
+    """Hardware, limits and runtimes of a device; 0 and empty if unknown.
 
-    ``cores`` and ``memory_bytes`` are what this process may use: the smallest of hardware, affinity
-    and cgroup limits. ``cpu_quota`` is that limit in cores, 0 without one. ``model_memory_bytes``
-    is what one model may take, set by the owner; ``runtimes`` maps the names of loadable runtimes
-    to their versions; ``gpus`` are graphics processors, used by a runtime or not.
+    ``cores`` and ``memory_bytes`` are what the agent may use: the minimum of hardware, affinity and
+    cgroup limits. ``cpu_quota`` is the cgroup limit in cores, 0 without one. ``model_memory_bytes``
+    is the owner's limit for one model. ``runtimes`` maps installed runtimes to their versions;
+    ``gpus`` are graphics processors, whether or not a runtime uses them.
     """
 
-    architecture: str
-    cpu_model: str
-    isa: tuple[str, ...]
-    cores: int
-    memory_bytes: int
-    model_memory_bytes: int
+    architecture: str = ""
+    cpu_model: str = ""
+    isa: tuple[str, ...] = ()
+    cores: int = 0
+    memory_bytes: int = 0
+    model_memory_bytes: int = 0
     accelerators: tuple[str, ...] = ()
     power_source: str = "unknown"
     os: str = ""
@@ -70,7 +80,7 @@ class DeviceFacts:
 
 
 def fingerprint(facts: DeviceFacts) -> str:
-    """Equal as long as what was measured on this box still holds: same hardware, same limits."""
+    """Return a digest of hardware and limits; measurements on this box hold while it is equal."""
     parts = (
         facts.cpu_model,
         facts.isa,
@@ -81,3 +91,43 @@ def fingerprint(facts: DeviceFacts) -> str:
         sorted(facts.runtimes.items()),
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def hardware_class(facts: DeviceFacts) -> str:
+    """Return a digest of the facts that determine speed and energy; equal for identical boxes.
+
+    Excludes the operating system, measured rates (they vary between runs) and the owner's memory
+    limit (a setting, not hardware).
+    """
+    normalised = {
+        "architecture": _normalise(facts.architecture),
+        "cpu_model": normalise_cpu_model(facts.cpu_model),
+        "isa": sorted({_normalise(extension) for extension in facts.isa}),
+        "cores": facts.cores,
+        "memory": memory_bucket(facts.memory_bytes),
+        "accelerators": sorted(_normalise(accelerator) for accelerator in facts.accelerators),
+        "power_source": _normalise(facts.power_source),
+    }
+    return hashlib.sha256(canonical_json(normalised)).hexdigest()[:CLASS_DIGITS]
+
+
+def memory_bucket(size: int) -> int:
+    """Return the installed memory in bytes, estimated from what the kernel reports.
+
+    Rounds up to a power of two or one and a half of it: 7.6 GiB is an 8 GiB box, 11.5 GiB a 12 GiB
+    one. Returns 0 for 0.
+    """
+    if size <= 0:
+        return 0
+    power = 1 << (size - 1).bit_length()
+    return power * 3 // 4 if size <= power * 3 // 4 else power
+
+
+def normalise_cpu_model(name: str) -> str:
+    """Remove trademarks and clock rates, which differ between boards with the same processor."""
+    name = re.sub(r"\((?:r|tm)\)", " ", name, flags=re.IGNORECASE)
+    return _normalise(re.sub(r"@.*$", "", name))
+
+
+def _normalise(text: str) -> str:
+    return " ".join(text.lower().split())

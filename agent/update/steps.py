@@ -35,14 +35,13 @@ from agent.update.loading import Loader, files_of
 from agent.update.machine import Event, State
 from agent.update.measurements import MeasurementStore
 from agent.update.proving import check_health, prove_slots
-from artifact.device_facts import DeviceFacts
+from artifact.device_facts import DeviceFacts, hardware_class
 from artifact.errors import (
     ArtifactError,
     ClockSetBackError,
     ExpiredMetadataError,
     InvalidManifestError,
 )
-from artifact.hardware import hardware_class
 from artifact.manifest import MAX_MANIFEST_BYTES, Component
 from artifact.trust.statements import (
     Directive,

@@ -7,6 +7,7 @@ from typing import Final
 
 from flotilla.v1 import device_pb2 as wire
 
+from artifact.device_facts import hardware_class
 from controlplane.api.assignment import assignment_to_wire
 from controlplane.api.interceptor import Context, current_certificate, current_device
 from controlplane.api.receipts import detail, receipt_from_wire
@@ -20,7 +21,6 @@ from controlplane.api.translate import (
 )
 from controlplane.api.windows import window_from_wire
 from controlplane.errors import ControlPlaneError, InvalidInputError
-from controlplane.fleet import hardware_class
 from controlplane.services.devices.class_measurements import ExperienceService
 from controlplane.services.devices.enrollment import EnrollService
 from controlplane.services.devices.identification import IdentificationService

@@ -11,13 +11,10 @@ from typing import Final
 from flotilla.v1 import device_pb2, hardware_pb2, server_keys_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from artifact.device_facts import CoreCluster, CpuTopology, DeviceFacts, MicroBenchmark
 from artifact.trust.statements import Authorities
 from controlplane.errors import InvalidInputError
 from controlplane.fleet import (
-    CoreCluster,
-    CpuTopology,
-    HardwareFacts,
-    MicroBenchmark,
     UpdateState,
 )
 
@@ -56,9 +53,9 @@ def word(text: str) -> str:
     return text.replace("\x00", "")[:MAX_WORD_CHARACTERS]
 
 
-def facts_from_wire(facts: hardware_pb2.HardwareFacts) -> HardwareFacts:
+def facts_from_wire(facts: hardware_pb2.HardwareFacts) -> DeviceFacts:
     benchmark = facts.benchmark
-    return HardwareFacts(
+    return DeviceFacts(
         architecture=word(facts.architecture),
         cpu_model=word(facts.cpu_model),
         isa=tuple(word(extension) for extension in facts.isa[:MAX_WORDS]),
@@ -108,7 +105,7 @@ def finite(value: float, what: str) -> float:
     return value
 
 
-def facts_to_wire(facts: HardwareFacts) -> hardware_pb2.HardwareFacts:
+def facts_to_wire(facts: DeviceFacts) -> hardware_pb2.HardwareFacts:
     benchmark = facts.benchmark
     return hardware_pb2.HardwareFacts(
         architecture=facts.architecture,

@@ -1,68 +1,16 @@
-"""What a device is made of, as it says itself."""
+"""Hardware facts of a device as text for operators."""
 
 import math
-from dataclasses import dataclass, field
 
-from artifact.hardware import cpu_model
+from artifact.device_facts import DeviceFacts, normalise_cpu_model
 
 GIB = 1 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class MicroBenchmark:
-    """What the box measured of itself, per second; 0 where it did not."""
-
-    memory_bytes_per_second: float = 0.0
-    matmul_flops_per_second: float = 0.0
-    storage_bytes_per_second: float = 0.0
-    int8_operations_per_second: float = 0.0
-    weight_bytes_per_second: dict[str, float] = field(default_factory=dict)
-    spreads: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class CoreCluster:
-    """Physical cores of one kind; 0 MHz where the kernel does not say."""
-
-    cores: int
-    max_megahertz: int
-
-
-@dataclass(frozen=True, slots=True)
-class CpuTopology:
-    """Of the whole machine; zeros where it could not tell."""
-
-    sockets: int = 0
-    physical_cores: int = 0
-    threads_per_core: int = 0
-    clusters: tuple[CoreCluster, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class HardwareFacts:
-    """What a box says it is made of. Sizes in bytes; 0 and empty where it could not tell."""
-
-    architecture: str = ""
-    cpu_model: str = ""
-    isa: tuple[str, ...] = ()
-    cores: int = 0
-    memory_bytes: int = 0
-    accelerators: tuple[str, ...] = ()
-    power_source: str = "unknown"
-    os: str = ""
-    kernel: str = ""
-    model_memory_bytes: int = 0
-    benchmark: MicroBenchmark = MicroBenchmark()
-    runtimes: dict[str, str] = field(default_factory=dict)
-    topology: CpuTopology = CpuTopology()
-    cpu_quota: float = 0.0
-    gpus: tuple[str, ...] = ()
-
-
-def describe(facts: HardwareFacts) -> str:
-    """One line for people."""
+def describe(facts: DeviceFacts) -> str:
+    """Return one line: processor, cores, memory and accelerators."""
     parts = [
-        cpu_model(facts.cpu_model) or facts.architecture or "unknown processor",
+        normalise_cpu_model(facts.cpu_model) or facts.architecture or "unknown processor",
         f"{facts.cores} cores" if facts.cores else "",
         f"{math.ceil(facts.memory_bytes / GIB * 10) / 10:g} GiB" if facts.memory_bytes else "",
         *facts.accelerators,

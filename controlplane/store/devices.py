@@ -22,8 +22,9 @@ from sqlalchemy import (
     update,
 )
 
+from artifact.device_facts import DeviceFacts
 from controlplane.errors import NameTakenError, NotFoundError
-from controlplane.fleet import HardwareFacts, UpdateState
+from controlplane.fleet import UpdateState
 from controlplane.store.assignments import ASSIGNMENTS
 from controlplane.store.database import BATCH_IDS, AnyRow, Transaction, batches
 from controlplane.store.paging import Page, PageRequest, fetch_page
@@ -93,7 +94,7 @@ class Device:
     certificate_authority: str = ""
     certificate_seen_at: datetime | None = None
     hardware_class: str = ""
-    facts: HardwareFacts = field(default_factory=HardwareFacts)
+    facts: DeviceFacts = field(default_factory=DeviceFacts)
     agent_version: str = ""
     boot_id: str = ""
     session: str | None = None
@@ -126,7 +127,7 @@ def _device(row: AnyRow) -> Device:
     fields = dict(row._mapping)  # noqa: SLF001 - the documented way to a row's names
     fields["state"] = DeviceState(fields["state"])
     fields["update_state"] = UpdateState(fields["update_state"])
-    fields["facts"] = msgspec.convert(fields["facts"], HardwareFacts)
+    fields["facts"] = msgspec.convert(fields["facts"], DeviceFacts)
     fields["assigned_generation"] = fields["assigned_generation"] or 0
     fields["assigned_release"] = fields["assigned_release"] or ""
     fields["assigned_manifest_sha256"] = fields["assigned_manifest_sha256"] or ""

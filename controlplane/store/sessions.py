@@ -7,7 +7,8 @@ from datetime import datetime
 import msgspec
 from sqlalchemy import update
 
-from controlplane.fleet import HardwareFacts, UpdateState
+from artifact.device_facts import DeviceFacts
+from controlplane.fleet import UpdateState
 from controlplane.store.database import BATCH_IDS, Transaction, batches
 from controlplane.store.devices import DEVICES
 
@@ -18,7 +19,7 @@ class Greeting:
 
     boot_id: str
     agent_version: str
-    facts: HardwareFacts
+    facts: DeviceFacts
     hardware_class: str
     current_release: str
     last_good_release: str

@@ -13,6 +13,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from artifact.device_facts import DeviceFacts, hardware_class
 from artifact.trust.statements import Authorities
 from controlplane.errors import (
     ConflictError,
@@ -21,7 +22,7 @@ from controlplane.errors import (
     NotFoundError,
     UnauthenticatedError,
 )
-from controlplane.fleet import HardwareFacts, check_labels, hardware_class
+from controlplane.fleet import check_labels
 from controlplane.services.access import secret_digest
 from controlplane.services.devices.states import check_active
 from controlplane.services.keys.server_keys import ServerKeys, serial_of
@@ -97,7 +98,7 @@ class EnrollService:
         csr_pem: bytes,
         name: str,
         labels: dict[str, str],
-        facts: HardwareFacts,
+        facts: DeviceFacts,
         recover: str = "",
     ) -> Enrolment:
         """A device of this name, with a certificate for the key of the signing request.

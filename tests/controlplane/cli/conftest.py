@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from model_service import FakeModelService, self_signed, serving
 from operator_cli import Operator, document
 
+from artifact.device_facts import DeviceFacts
 from artifact.manifest import (
     Component,
     File,
@@ -29,7 +30,7 @@ from artifact.manifest import (
 from artifact.sketch import Sketch
 from artifact.window import Window
 from controlplane.cli.command import cli
-from controlplane.fleet import HardwareFacts, UpdateState
+from controlplane.fleet import UpdateState
 from controlplane.store import devices, receipts, releases, telemetry
 from controlplane.store.database import Database, Transaction, embedded_url, open_database
 from controlplane.store.devices import Device
@@ -117,7 +118,7 @@ def device(name: str, **labels: str) -> Device:
         certificate_serial=f"serial-{name}",
         certificate_expires_at=NOW + timedelta(days=7),
         hardware_class="abc",
-        facts=HardwareFacts(cpu_model="Tiny CPU", cores=4, memory_bytes=4 << 30),
+        facts=DeviceFacts(cpu_model="Tiny CPU", cores=4, memory_bytes=4 << 30),
         last_seen_at=NOW,
         current_release=RELEASE,
     )

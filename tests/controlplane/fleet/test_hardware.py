@@ -2,11 +2,10 @@ from dataclasses import replace
 
 import pytest
 
-from artifact.hardware import memory_bucket
-from controlplane.fleet import HardwareFacts, MicroBenchmark, hardware_class
+from artifact.device_facts import DeviceFacts, MicroBenchmark, hardware_class, memory_bucket
 from controlplane.fleet.hardware import GIB, describe
 
-FACTS = HardwareFacts(
+FACTS = DeviceFacts(
     architecture="x86_64",
     cpu_model="Intel(R) Core(TM) i5-8250U CPU @ 1.60GHz",
     isa=("avx2", "sse4_2"),
@@ -59,4 +58,4 @@ def test_memory_counts_as_it_was_bought(size: float, bucket: float) -> None:
 
 def test_description_reads_in_one_line() -> None:
     assert describe(FACTS) == "intel core i5-8250u cpu, 4 cores, 7.6 GiB, GPU a, npu b"
-    assert describe(HardwareFacts()) == "unknown processor"
+    assert describe(DeviceFacts()) == "unknown processor"

@@ -9,7 +9,7 @@ import pytest
 from databases import fresh_postgres
 from sqlalchemy import URL
 
-from controlplane.fleet import HardwareFacts
+from artifact.device_facts import DeviceFacts
 from controlplane.store import devices
 from controlplane.store.database import Database, embedded_url, open_database
 from controlplane.store.devices import Device
@@ -27,7 +27,7 @@ def device(name: str, now: datetime) -> Device:
         public_key=b"key",
         certificate_serial="1",
         certificate_expires_at=now + timedelta(days=1),
-        facts=HardwareFacts(cpu_model="A76", isa=("neon",), runtimes={"onnx": "1"}),
+        facts=DeviceFacts(cpu_model="A76", isa=("neon",), runtimes={"onnx": "1"}),
     )
 
 

@@ -2,7 +2,8 @@
 
 from datetime import datetime, timedelta
 
-from controlplane.fleet import HardwareFacts, UpdateState
+from artifact.device_facts import DeviceFacts
+from controlplane.fleet import UpdateState
 from controlplane.store import devices, sessions
 from controlplane.store.database import Database
 from controlplane.store.sessions import Greeting, Progress
@@ -10,7 +11,7 @@ from controlplane.store.sessions import Greeting, Progress
 GREETING = Greeting(
     boot_id="b",
     agent_version="1",
-    facts=HardwareFacts(),
+    facts=DeviceFacts(),
     hardware_class="c",
     current_release="",
     last_good_release="",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.fleet import HardwareFacts
+from artifact.device_facts import DeviceFacts
 from controlplane.rollouts.commands import Outcome
 from controlplane.services.access import Caller, Role
 from controlplane.services.rollouts.driver import RolloutDriver
@@ -96,7 +96,7 @@ class World:
                     greeting = Greeting(
                         boot_id="b",
                         agent_version="1",
-                        facts=HardwareFacts(),
+                        facts=DeviceFacts(),
                         hardware_class="",
                         current_release=device.assigned_release,
                         last_good_release="",
