@@ -32,6 +32,7 @@ from artifact.manifest.models import (
     Quality,
     Relation,
     Task,
+    Trial,
     Variant,
 )
 from artifact.manifest.probation import (
@@ -88,6 +89,7 @@ __all__ = [
     "Tensor",
     "TensorCheck",
     "Text",
+    "Trial",
     "Variant",
     "Version",
     "canonical_json",

@@ -16,6 +16,12 @@ from artifact.manifest.fields import (
     Version,
 )
 
+# As ONNX names operators and tensors.
+OperatorName = Annotated[str, Meta(min_length=1, max_length=128)]
+TensorName = Annotated[str, Meta(min_length=1, max_length=256)]
+Shape = Annotated[tuple[Annotated[int, Meta(ge=0, le=1 << 32)], ...], Meta(max_length=8)]
+Count = Annotated[int, Meta(ge=0, le=1 << 32)]
+
 
 class Task(StrEnum):
     """What a model does, and so which endpoints can call it."""
@@ -73,6 +79,19 @@ class Divergence(Record, frozen=True):
     mean_kl: Annotated[float, Meta(ge=0)] | None = None
 
 
+class Trial(Record, frozen=True):
+    """A run of the variant at build, compared with a run of its source on the same inputs.
+
+    ``inputs`` names the data: ``generated``, or an evaluation data set. ``relative_error`` is the
+    root mean square of the difference between the outputs, divided by that of the source's outputs,
+    over ``values`` values that are finite in the source; 0 for a model deployed as published.
+    """
+
+    inputs: Annotated[str, Meta(max_length=200)]
+    values: Annotated[int, Meta(ge=0, le=1 << 53)]
+    relative_error: Annotated[float, Meta(ge=0)]
+
+
 class Variant(Record, frozen=True):
     """One deployable build of a model version.
 
@@ -82,7 +101,11 @@ class Variant(Record, frozen=True):
     ``decode_bytes`` are those that one generated token reads, by type (empty: unknown), in so many
     ``matrices`` (0: unknown).
     ``measured_memory_bytes`` is what loading and evaluating it took at its peak where it was built
-    (0: unmeasured). ``recipe`` says how it was made of its source, beyond ``quantization``.
+    (0: unmeasured). ``recipe`` describes how it was made from its source, beyond ``quantization``.
+    ``weight_bytes`` are the bytes of weights by stored type, and ``operators`` the number of nodes
+    by ONNX operator, of a model deployed as published. ``input_shapes`` are sizes of all inputs,
+    by name, that the variant ran with at build (empty: every size is fixed, or none was found).
+    ``warnings`` are findings of the build that an operator should read before deploying.
     """
 
     name: Label
@@ -101,6 +124,15 @@ class Variant(Record, frozen=True):
     divergence: Divergence | None = None
     measured_memory_bytes: Bytes = 0
     recipe: Annotated[str, Meta(max_length=1024)] = ""
+    weight_bytes: Annotated[dict[Label, Bytes], Meta(max_length=64)] = field(default_factory=dict)
+    operators: Annotated[dict[OperatorName, Count], Meta(max_length=1024)] = field(
+        default_factory=dict
+    )
+    input_shapes: Annotated[dict[TensorName, Shape], Meta(max_length=4096)] = field(
+        default_factory=dict
+    )
+    trial: Trial | None = None
+    warnings: Annotated[tuple[Annotated[str, Meta(max_length=500)], ...], Meta(max_length=32)] = ()
 
     @property
     def size_bytes(self) -> int:
