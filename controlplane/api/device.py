@@ -18,7 +18,7 @@ from controlplane.metrics import Metrics
 from controlplane.services.devices.enrollment import EnrollService
 from controlplane.services.devices.identification import IdentificationService
 from controlplane.services.publishing.deltas import BeingMade, DeltaService, FileDigests, Ready
-from controlplane.services.publishing.releases import TrustService
+from controlplane.services.publishing.metadata import ImageRepositoryService
 from controlplane.services.signals import Signals, device_key
 
 MAX_DIGESTS: Final = 4096
@@ -33,7 +33,7 @@ class DeviceServicer:
         *,
         enroll: EnrollService,
         identification: IdentificationService,
-        trust: TrustService,
+        repository: ImageRepositoryService,
         deltas: DeltaService,
         signals: Signals,
         bandwidth: Bandwidth,
@@ -41,7 +41,7 @@ class DeviceServicer:
     ) -> None:
         self._enroll = enroll
         self._identification = identification
-        self._trust = trust
+        self._repository = repository
         self._deltas = deltas
         self._signals = signals
         self._bandwidth = bandwidth
@@ -84,7 +84,7 @@ class DeviceServicer:
     async def FetchMetadata(
         self, request: wire.FetchMetadataRequest, context: Context
     ) -> wire.FetchMetadataResponse:
-        return wire.FetchMetadataResponse(data=await self._trust.metadata(request.name))
+        return wire.FetchMetadataResponse(data=await self._repository.file(request.name))
 
     async def RenewCertificate(
         self, request: wire.RenewCertificateRequest, context: Context

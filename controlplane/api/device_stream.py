@@ -21,7 +21,7 @@ from controlplane.api.translate import (
 )
 from controlplane.api.windows import window_from_wire
 from controlplane.errors import ControlPlaneError, InvalidInputError
-from controlplane.services.devices.class_measurements import ExperienceService
+from controlplane.services.devices.class_measurements import ClassMeasurementService
 from controlplane.services.devices.enrollment import EnrollService
 from controlplane.services.devices.identification import IdentificationService
 from controlplane.services.director import DirectorService
@@ -50,7 +50,7 @@ class DeviceStreams:
         enroll: EnrollService,
         identification: IdentificationService,
         director: DirectorService,
-        experience: ExperienceService,
+        class_measurements: ClassMeasurementService,
         signals: Signals,
         streams: Streams,
         admission: Admission,
@@ -60,7 +60,7 @@ class DeviceStreams:
         self._enroll = enroll
         self._identification = identification
         self._director = director
-        self._experience = experience
+        self._class_measurements = class_measurements
         self._signals = signals
         self._streams = streams
         self._admission = admission
@@ -138,7 +138,7 @@ class DeviceStreams:
                         sent = wanted
                         signed = await self._director.sign(device.id, wanted)
                         release = wanted.assignment.release
-                        known = await self._experience.of(device_class, release)
+                        known = await self._class_measurements.measurements(device_class, release)
                         assignment = assignment_to_wire(wanted.assignment, signed, known)
                         await outgoing.put(wire.ConnectResponse(assignment=assignment))
                     await changed.wait()

@@ -6,7 +6,8 @@ from flotilla.v1 import fleet_pb2_grpc
 from controlplane.api.interceptor import Context, current_caller
 from controlplane.api.receipts import check_to_wire, decision_to_wire, receipt_to_wire
 from controlplane.api.translate import facts_to_wire, timestamp, update_state_to_wire
-from controlplane.services.devices.inventory import DeviceView, FleetService
+from controlplane.services.devices.inventory import DeviceView, InventoryService
+from controlplane.services.devices.join_tokens import JoinTokenService
 from controlplane.services.devices.states import DeviceStateService
 from controlplane.store.join_tokens import JoinToken
 from controlplane.store.paging import page_request
@@ -15,14 +16,21 @@ from controlplane.store.paging import page_request
 class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
     """Devices and join tokens."""
 
-    def __init__(self, service: FleetService, states: DeviceStateService) -> None:
-        self._service = service
+    def __init__(
+        self,
+        *,
+        inventory: InventoryService,
+        states: DeviceStateService,
+        join_tokens: JoinTokenService,
+    ) -> None:
+        self._inventory = inventory
         self._states = states
+        self._join_tokens = join_tokens
 
     async def ListDevices(
         self, request: wire.ListDevicesRequest, context: Context
     ) -> wire.ListDevicesResponse:
-        page = await self._service.page(
+        page = await self._inventory.page(
             request.selector, page_request(request.page_size, request.page_token)
         )
         return wire.ListDevicesResponse(
@@ -32,7 +40,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
     async def GetDevice(
         self, request: wire.GetDeviceRequest, context: Context
     ) -> wire.GetDeviceResponse:
-        view, receipts = await self._service.get(request.device)
+        view, receipts = await self._inventory.get(request.device)
         return wire.GetDeviceResponse(
             device=_device(view), receipts=[receipt_to_wire(receipt) for receipt in receipts]
         )
@@ -40,7 +48,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
     async def ExplainDevice(
         self, request: wire.ExplainDeviceRequest, context: Context
     ) -> wire.ExplainDeviceResponse:
-        explanation = await self._service.explain(request.device)
+        explanation = await self._inventory.explain(request.device)
         answer = wire.ExplainDeviceResponse(device=_device(explanation.view))
         if explanation.receipt is not None:
             answer.release = explanation.receipt.release
@@ -51,7 +59,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
     async def UpdateDeviceLabels(
         self, request: wire.UpdateDeviceLabelsRequest, context: Context
     ) -> wire.UpdateDeviceLabelsResponse:
-        view = await self._service.update_labels(
+        view = await self._inventory.update_labels(
             current_caller(),
             request.request_id,
             request.device,
@@ -66,13 +74,13 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         device_id = await self._states.change(
             current_caller(), request.request_id, request.device, request.state, request.reason
         )
-        view, _ = await self._service.get(device_id)
+        view, _ = await self._inventory.get(device_id)
         return wire.SetDeviceStateResponse(device=_device(view))
 
     async def CreateJoinToken(
         self, request: wire.CreateJoinTokenRequest, context: Context
     ) -> wire.CreateJoinTokenResponse:
-        made = await self._service.create_join_token(
+        made = await self._join_tokens.create(
             current_caller(),
             request.request_id,
             uses=request.uses,
@@ -84,9 +92,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
     async def ListJoinTokens(
         self, request: wire.ListJoinTokensRequest, context: Context
     ) -> wire.ListJoinTokensResponse:
-        page = await self._service.list_join_tokens(
-            page_request(request.page_size, request.page_token)
-        )
+        page = await self._join_tokens.page(page_request(request.page_size, request.page_token))
         return wire.ListJoinTokensResponse(
             tokens=[_token(token) for token in page.items], next_page_token=page.next_token
         )
@@ -94,9 +100,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
     async def RevokeJoinToken(
         self, request: wire.RevokeJoinTokenRequest, context: Context
     ) -> wire.RevokeJoinTokenResponse:
-        token = await self._service.revoke_join_token(
-            current_caller(), request.request_id, request.id
-        )
+        token = await self._join_tokens.revoke(current_caller(), request.request_id, request.id)
         return wire.RevokeJoinTokenResponse(token=_token(token))
 
 

@@ -10,7 +10,9 @@ from artifact.trust.update import Update
 from controlplane.api.interceptor import Context, current_caller
 from controlplane.api.translate import timestamp
 from controlplane.services.publishing.comparison import ComparisonService
-from controlplane.services.publishing.releases import TrustService
+from controlplane.services.publishing.metadata import ImageRepositoryService
+from controlplane.services.publishing.releases import ReleaseService
+from controlplane.services.publishing.uploads import UploadService
 from controlplane.store.paging import page_request
 from controlplane.store.releases import StoredRelease
 
@@ -18,14 +20,23 @@ from controlplane.store.releases import StoredRelease
 class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     """Publishing, and what was published."""
 
-    def __init__(self, service: TrustService, comparison: ComparisonService) -> None:
-        self._service = service
+    def __init__(
+        self,
+        *,
+        repository: ImageRepositoryService,
+        uploads: UploadService,
+        releases: ReleaseService,
+        comparison: ComparisonService,
+    ) -> None:
+        self._repository = repository
+        self._uploads = uploads
+        self._releases = releases
         self._comparison = comparison
 
     async def GetTrust(
         self, request: wire.GetTrustRequest, context: Context
     ) -> wire.GetTrustResponse:
-        state = await self._service.state()
+        state = await self._repository.state()
         return wire.GetTrustResponse(
             snapshot_key=state.snapshot_key,
             timestamp_key=state.timestamp_key,
@@ -37,7 +48,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     async def InitializeTrust(
         self, request: wire.InitializeTrustRequest, context: Context
     ) -> wire.InitializeTrustResponse:
-        await self._service.initialise(
+        await self._repository.initialise(
             current_caller(),
             request.request_id,
             root=request.root,
@@ -50,25 +61,25 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         self, request: wire.UpdateTrustRequest, context: Context
     ) -> wire.UpdateTrustResponse:
         update = Update(request.root or None, request.targets or None, dict(request.delegated))
-        version = await self._service.update(current_caller(), request.request_id, update)
+        version = await self._repository.update(current_caller(), request.request_id, update)
         return wire.UpdateTrustResponse(root_version=version)
 
     async def GetMetadata(
         self, request: wire.GetMetadataRequest, context: Context
     ) -> wire.GetMetadataResponse:
-        return wire.GetMetadataResponse(data=await self._service.metadata(request.name))
+        return wire.GetMetadataResponse(data=await self._repository.file(request.name))
 
     async def MissingChunks(
         self, request: wire.MissingChunksRequest, context: Context
     ) -> wire.MissingChunksResponse:
-        return wire.MissingChunksResponse(digests=await self._service.missing(request.digests))
+        return wire.MissingChunksResponse(digests=await self._uploads.missing(request.digests))
 
     async def UploadChunks(
         self, request_iterator: AsyncIterator[wire.UploadChunksRequest], context: Context
     ) -> wire.UploadChunksResponse:
         answer = wire.UploadChunksResponse()
         async for request in request_iterator:
-            if await self._service.put_chunk(request.data):
+            if await self._uploads.put(request.data):
                 answer.chunks_stored += 1
                 answer.bytes_stored += len(request.data)
         return answer
@@ -76,7 +87,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     async def PublishRelease(
         self, request: wire.PublishReleaseRequest, context: Context
     ) -> wire.PublishReleaseResponse:
-        release = await self._service.publish(
+        release = await self._releases.publish(
             current_caller(),
             request.request_id,
             manifest=request.manifest,
@@ -87,8 +98,8 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     async def ListReleases(
         self, request: wire.ListReleasesRequest, context: Context
     ) -> wire.ListReleasesResponse:
-        page = await self._service.releases(page_request(request.page_size, request.page_token))
-        paths = await self._service.installable()
+        page = await self._releases.page(page_request(request.page_size, request.page_token))
+        paths = await self._repository.installable()
         releases = [
             _release(release, listed=target_path(release.reference) in paths)
             for release in page.items
@@ -98,8 +109,8 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     async def GetRelease(
         self, request: wire.GetReleaseRequest, context: Context
     ) -> wire.GetReleaseResponse:
-        release = await self._service.release(request.reference)
-        listed = target_path(release.reference) in await self._service.installable()
+        release = await self._releases.get(request.reference)
+        listed = target_path(release.reference) in await self._repository.installable()
         return wire.GetReleaseResponse(
             release=_release(release, listed=listed), manifest=release.manifest
         )

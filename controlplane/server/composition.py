@@ -1,4 +1,4 @@
-"""Every use case, made once, over one database and one set of keys."""
+"""Composition: every service of the control plane, made once."""
 
 import time
 from collections.abc import Callable
@@ -9,10 +9,11 @@ from controlplane.blobs import ChunkStore, DeltaCache
 from controlplane.config import Config
 from controlplane.metrics import Metrics
 from controlplane.services.access import AccessService
-from controlplane.services.devices.class_measurements import ExperienceService
+from controlplane.services.devices.class_measurements import ClassMeasurementService
 from controlplane.services.devices.enrollment import EnrollService
 from controlplane.services.devices.identification import IdentificationService
-from controlplane.services.devices.inventory import FleetService
+from controlplane.services.devices.inventory import InventoryService
+from controlplane.services.devices.join_tokens import JoinTokenService
 from controlplane.services.devices.states import DeviceStateService
 from controlplane.services.director import DirectorService
 from controlplane.services.ingest import IngestService
@@ -20,7 +21,9 @@ from controlplane.services.keys.authority_change import AuthorityService
 from controlplane.services.keys.server_keys import ServerKeys
 from controlplane.services.publishing.comparison import ComparisonService
 from controlplane.services.publishing.deltas import DeltaService
-from controlplane.services.publishing.releases import TrustService
+from controlplane.services.publishing.metadata import ImageRepositoryService
+from controlplane.services.publishing.releases import ReleaseService
+from controlplane.services.publishing.uploads import UploadService
 from controlplane.services.rollouts.driver import RolloutDriver
 from controlplane.services.rollouts.steering import RolloutService
 from controlplane.services.signals import Signals
@@ -29,7 +32,7 @@ from controlplane.store.database import Database
 
 
 class Services:
-    """Every use case, over one database and one set of keys."""
+    """Every service, over one database and one set of keys."""
 
     def __init__(
         self, config: Config, database: Database, keys: ServerKeys, clock: Callable[[], datetime]
@@ -45,13 +48,16 @@ class Services:
         self.access = AccessService(database, clock)
         self.driver = RolloutDriver(database, self.signals, clock)
         self.rollouts = RolloutService(database, self.signals, self.driver, clock)
-        self.trust = TrustService(database, self.chunks, keys.online, clock)
+        self.repository = ImageRepositoryService(database, keys.online, clock)
+        self.uploads = UploadService(self.chunks)
+        self.releases = ReleaseService(database, self.chunks, self.uploads, keys.online, clock)
         self.director = DirectorService(database, keys.director, self.signals, clock)
-        self.experience = ExperienceService(database, time.monotonic)
+        self.class_measurements = ClassMeasurementService(database, time.monotonic)
         cache = DeltaCache(config.data_dir / "deltas", config.delta_cache_bytes)
         self.deltas = DeltaService(self.chunks, cache)
-        self.comparison = ComparisonService(self.trust, self.chunks, self.deltas)
-        self.fleet = FleetService(database, keys, clock)
+        self.comparison = ComparisonService(self.releases, self.chunks, self.deltas)
+        self.inventory = InventoryService(database, clock)
+        self.join_tokens = JoinTokenService(database, keys, clock)
         self.telemetry = TelemetryService(database)
         self.ingest = IngestService(database, self.signals, self.driver, self.metrics, clock)
         self.states = DeviceStateService(database, self.signals, clock)

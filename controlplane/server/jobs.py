@@ -1,4 +1,4 @@
-"""Everything that happens by itself, on one page."""
+"""Periodic jobs, and the loop that drives rollouts."""
 
 import asyncio
 import contextlib
@@ -18,17 +18,17 @@ log = logging.getLogger(__name__)
 
 Work = Callable[[], Awaitable[None]]
 
-# Rollouts also have timeouts, which no signal announces.
+# Rollouts have timeouts, which no signal announces.
 TICK_SECONDS: Final = 1.0
-# A busy fleet changes all the time: what changes during a pause is taken together.
+# A busy fleet changes all the time; one tick handles every change since the last.
 LEAST_PAUSE_SECONDS: Final = 0.05
-# A tick over thousands of devices takes long: the rest of the server gets the greater part.
+# A tick over thousands of devices takes long; the pause leaves 4/5 of the time to requests.
 PAUSE_PER_TICK: Final = 4.0
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """``work`` runs every so often, never twice at once; a failed run is logged and counted."""
+class PeriodicJob:
+    """Work that runs at an interval, never twice at once; a failed run is logged and counted."""
 
     name: str
     every: timedelta
@@ -37,26 +37,26 @@ class Job:
 
 def jobs(
     *,
-    refresh_trust: Work,
+    refresh_metadata: Work,
     touch_streams: Work,
     expire_streams: Work,
     forget_windows: Work,
     forget_requests: Work,
     renew_certificate: Work,
-) -> tuple[Job, ...]:
-    """All but the rollouts' tick, which ``drive_rollouts`` runs at every change."""
+) -> tuple[PeriodicJob, ...]:
+    """Return every periodic job; ``drive_rollouts`` runs the tick of the rollouts."""
     return (
-        Job("refresh_trust", timedelta(minutes=10), refresh_trust),
-        Job("touch_streams", timedelta(seconds=15), touch_streams),
-        Job("expire_streams", timedelta(seconds=30), expire_streams),
-        Job("forget_windows", timedelta(hours=1), forget_windows),
-        Job("forget_requests", timedelta(hours=6), forget_requests),
-        Job("renew_certificate", timedelta(hours=1), renew_certificate),
+        PeriodicJob("refresh_metadata", timedelta(minutes=10), refresh_metadata),
+        PeriodicJob("touch_streams", timedelta(seconds=15), touch_streams),
+        PeriodicJob("expire_streams", timedelta(seconds=30), expire_streams),
+        PeriodicJob("forget_windows", timedelta(hours=1), forget_windows),
+        PeriodicJob("forget_requests", timedelta(hours=6), forget_requests),
+        PeriodicJob("renew_certificate", timedelta(hours=1), renew_certificate),
     )
 
 
-def schedule(work: tuple[Job, ...], metrics: Metrics) -> AsyncIOScheduler:
-    """A scheduler for these jobs; start and stop it in a running event loop."""
+def schedule(work: tuple[PeriodicJob, ...], metrics: Metrics) -> AsyncIOScheduler:
+    """Return a scheduler for these jobs; start and stop it in a running event loop."""
     scheduler = AsyncIOScheduler(timezone="UTC")
     for job in work:
         scheduler.add_job(
@@ -72,7 +72,7 @@ def schedule(work: tuple[Job, ...], metrics: Metrics) -> AsyncIOScheduler:
 
 
 async def run(name: str, work: Work, metrics: Metrics) -> None:
-    """One run of a job: whatever it raises must not stop the next."""
+    """Run a job once; an exception is logged and counted, so that the next run happens."""
     try:
         await work()
     except Exception:
@@ -88,9 +88,9 @@ async def drive_rollouts(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
-    """Tick when the fleet changes, at once after a quiet while, and every second or so.
+    """Tick when the fleet changes, and at least every TICK_SECONDS, until cancelled.
 
-    Between two ticks stands a pause, however many changes there are. Until cancelled.
+    A pause follows every tick, however many changes arrive during it.
     """
     with signals.subscribe(FLEET_CHANGED) as changed:
         while True:
@@ -99,7 +99,7 @@ async def drive_rollouts(
             await run("tick_rollouts", tick, metrics)
             pause = max(LEAST_PAUSE_SECONDS, PAUSE_PER_TICK * (clock() - began))
             await sleep(min(pause, TICK_SECONDS))
-            # Not wait_for, which in Python 3.11 forgets a cancellation that meets the change.
+            # asyncio.wait_for in Python 3.11 loses a cancellation that arrives with the event.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TICK_SECONDS):
                     await changed.wait()

@@ -1,4 +1,4 @@
-"""The three ports: what is served where, and to whom."""
+"""The three ports and the services on each."""
 
 import asyncio
 import contextlib
@@ -65,7 +65,7 @@ async def start_device_port(services: Services, stack: contextlib.AsyncExitStack
         enroll=services.enroll,
         identification=services.identification,
         director=services.director,
-        experience=services.experience,
+        class_measurements=services.class_measurements,
         signals=services.signals,
         streams=services.streams,
         admission=Admission(config.connect_burst, config.connects_per_second, time.monotonic),
@@ -77,7 +77,7 @@ async def start_device_port(services: Services, stack: contextlib.AsyncExitStack
     servicer = DeviceServicer(
         enroll=services.enroll,
         identification=services.identification,
-        trust=services.trust,
+        repository=services.repository,
         deltas=services.deltas,
         signals=services.signals,
         bandwidth=Bandwidth(
@@ -104,10 +104,21 @@ async def start_public_port(
     )
     access_pb2_grpc.add_AccessServiceServicer_to_server(AccessServicer(services.access), server)
     fleet_pb2_grpc.add_FleetServiceServicer_to_server(
-        FleetServicer(services.fleet, services.states), server
+        FleetServicer(
+            inventory=services.inventory,
+            states=services.states,
+            join_tokens=services.join_tokens,
+        ),
+        server,
     )
     model_pb2_grpc.add_ModelServiceServicer_to_server(
-        ModelServicer(services.trust, services.comparison), server
+        ModelServicer(
+            repository=services.repository,
+            uploads=services.uploads,
+            releases=services.releases,
+            comparison=services.comparison,
+        ),
+        server,
     )
     rollout_pb2_grpc.add_RolloutServiceServicer_to_server(
         RolloutServicer(services.rollouts), server

@@ -1,4 +1,4 @@
-"""The running control plane: everything started, and stopped in order."""
+"""Start and stop of the control plane, in order."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from controlplane.config import Config
 from controlplane.server.composition import Services
 from controlplane.server.data_directory import Endpoints, locked, write_contexts
-from controlplane.server.jobs import Job, drive_rollouts, jobs, schedule
+from controlplane.server.jobs import PeriodicJob, drive_rollouts, jobs, schedule
 from controlplane.server.ports import start_device_port, start_http, start_public_port
 from controlplane.services.keys.server_keys import ServerKeys
 from controlplane.store import requests
@@ -25,7 +25,7 @@ def now() -> datetime:
 
 @contextlib.asynccontextmanager
 async def running(config: Config, clock: Callable[[], datetime] = now) -> AsyncIterator[Endpoints]:
-    """A control plane that answers on its ports within this block.
+    """Run a control plane that answers on its ports within this block.
 
     Makes the data directory on the first start. Raises DataDirectoryError and AddressError.
     """
@@ -45,7 +45,7 @@ async def running(config: Config, clock: Callable[[], datetime] = now) -> AsyncI
         services = Services(config, database, keys, clock)
         stack.push_async_callback(services.deltas.close)
         await services.ingest.expire(everyone=database.embedded)
-        await services.trust.refresh()
+        await services.repository.refresh()
         http = await start_http(services, stack)
         device = await start_device_port(services, stack)
         public = await start_public_port(services, device, stack)
@@ -61,7 +61,7 @@ async def running(config: Config, clock: Callable[[], datetime] = now) -> AsyncI
         log.info("server_stopping")
 
 
-def _jobs(services: Services) -> tuple[Job, ...]:
+def _jobs(services: Services) -> tuple[PeriodicJob, ...]:
     async def renew_certificate() -> None:
         if await asyncio.to_thread(services.keys.renew, services.clock()):
             log.info("server_certificate_renewed")
@@ -72,7 +72,7 @@ def _jobs(services: Services) -> tuple[Job, ...]:
             await requests.forget(tx, services.clock() - retention)
 
     return jobs(
-        refresh_trust=services.trust.refresh,
+        refresh_metadata=services.repository.refresh,
         touch_streams=lambda: services.ingest.touch(services.streams.devices()),
         expire_streams=services.ingest.expire,
         forget_windows=lambda: services.ingest.forget_windows(

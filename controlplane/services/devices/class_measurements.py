@@ -1,4 +1,4 @@
-"""What a hardware class knows of a release's variants, for the next device of it to start from."""
+"""Measurements of a release's variants by the other devices of a hardware class."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,41 +15,44 @@ from controlplane.fleet.class_measurements import (
 from controlplane.store import receipts, releases
 from controlplane.store.database import Database
 
-# A storm of devices asks the same; what a class knows changes slowly.
+# Thousands of reconnecting devices of one class ask the same; the answer changes slowly.
 FRESH_SECONDS: Final = 60.0
 MAX_REMEMBERED: Final = 1024
-# The newest of a class.
+# The newest receipts of a class that are read.
 MAX_RECEIPTS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class _Remembered:
     at: float
     measurements: tuple[ClassMeasurement, ...]
 
 
-class ExperienceService:
-    """Advice, unsigned: devices let it move a variant in the ranking, and no more."""
+class ClassMeasurementService:
+    """Unsigned advice: a device lets it change the ranking of variants and nothing else."""
 
     def __init__(self, database: Database, clock: Callable[[], float]) -> None:
         self._database = database
         self._clock = clock
-        self._remembered: dict[tuple[str, str], _Known] = {}
+        self._remembered: dict[tuple[str, str], _Remembered] = {}
         self._lock = asyncio.Lock()
 
-    async def of(self, hardware_class: str, release: str) -> tuple[ClassMeasurement, ...]:
-        """What devices of this class measured of this release's models; up to a minute old."""
+    async def measurements(self, hardware_class: str, release: str) -> tuple[ClassMeasurement, ...]:
+        """Return what devices of this class measured for the release's models.
+
+        The answer may be ``FRESH_SECONDS`` old.
+        """
         if not release:
             return ()
         key = (hardware_class, release)
         async with self._lock:
-            known = self._remembered.get(key)
-            if known is None or self._clock() - known.at > FRESH_SECONDS:
+            found = self._remembered.get(key)
+            if found is None or self._clock() - found.at > FRESH_SECONDS:
                 if len(self._remembered) >= MAX_REMEMBERED:
                     self._remembered.clear()
-                known = _Known(self._clock(), await self._read(hardware_class, release))
-                self._remembered[key] = known
-            return known.measurements
+                found = _Remembered(self._clock(), await self._read(hardware_class, release))
+                self._remembered[key] = found
+            return found.measurements
 
     async def _read(self, hardware_class: str, release: str) -> tuple[ClassMeasurement, ...]:
         async with self._database.read() as tx:

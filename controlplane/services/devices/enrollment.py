@@ -1,4 +1,4 @@
-"""Letting boxes into the fleet, and giving them certificates."""
+"""Enrolment: boxes become devices, and devices renew their certificates."""
 
 import hashlib
 import logging
@@ -18,12 +18,14 @@ from artifact.trust.statements import Authorities
 from controlplane.errors import (
     ConflictError,
     InvalidInputError,
-    JoinRefusedError,
     NotFoundError,
-    UnauthenticatedError,
 )
-from controlplane.fleet import check_labels
-from controlplane.services.access import secret_digest
+from controlplane.services.devices.join_tokens import (
+    FIRST_ROOT,
+    check_admits,
+    merge_labels,
+    usable_token,
+)
 from controlplane.services.devices.states import check_active
 from controlplane.services.keys.server_keys import ServerKeys, serial_of
 from controlplane.store import audit, devices, join_tokens, trust_metadata
@@ -36,14 +38,11 @@ log = logging.getLogger(__name__)
 
 DEVICE_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 MAX_CSR_BYTES: Final = 16 << 10
-MAX_SECRET_CHARACTERS: Final = 128
-FIRST_ROOT: Final = "1.root.json"
-_MAKE_ANOTHER: Final = "Make another with `flotilla token create`."
 
 
 @dataclass(frozen=True, slots=True)
 class TrustBundle:
-    """What a join token names by digest: the authorities, and the first root of each repository."""
+    """Everything that a join token names by digest: authorities and first roots."""
 
     authorities: Authorities
     image_root: bytes
@@ -52,14 +51,14 @@ class TrustBundle:
 
 @dataclass(frozen=True, slots=True)
 class Enrolment:
-    """A box that is now a device."""
+    """A new device and its certificate."""
 
     device_id: str
     certificate_pem: bytes
 
 
 class EnrollService:
-    """Join tokens for certificates, old certificates for new ones."""
+    """Issues certificates: for a join token, and for a certificate that is about to expire."""
 
     def __init__(
         self,
@@ -75,7 +74,7 @@ class EnrollService:
         self._lifetime = certificate_lifetime
 
     async def trust_bundle(self) -> TrustBundle:
-        """ConflictError before the image repository has a root."""
+        """Return the trust bundle; ConflictError before the image repository has a root."""
         async with self._database.read() as tx:
             root = await trust_metadata.file(tx, FIRST_ROOT)
         if root is None:
@@ -88,7 +87,7 @@ class EnrollService:
         return TrustBundle(offered, root, director.first_root)
 
     def authorities(self) -> Authorities:
-        """Whom devices are to trust now."""
+        """Return the certificate authorities that devices should trust now."""
         return self._keys.authorities.offered
 
     async def enroll(
@@ -101,13 +100,13 @@ class EnrollService:
         facts: DeviceFacts,
         recover: str = "",
     ) -> Enrolment:
-        """A device of this name, with a certificate for the key of the signing request.
+        """Make a device of this name, with a certificate for the key of the signing request.
 
-        A key that is a device already is that device again: when an answer was lost, and when the
-        box was off until its certificate had expired. ``recover`` is the device that the box was;
-        it gets that one or none. Raises UnauthenticatedError and JoinRefusedError for the token,
-        NotFoundError when there is nothing to recover, ForbiddenError when that is not active,
-        InvalidInputError for the rest.
+        A key that belongs to a device already gets that device again: an answer may have been
+        lost, or the box may have been off until its certificate expired. ``recover`` is the id of
+        the device that the box was; then no other device is made. Raises UnauthenticatedError or
+        JoinRefusedError for the token, NotFoundError if there is no device to recover,
+        ForbiddenError if that device is not active, InvalidInputError for any other argument.
         """
         if not DEVICE_NAME.fullmatch(name):
             raise InvalidInputError(
@@ -119,17 +118,17 @@ class EnrollService:
         key_sha256 = hashlib.sha256(spki).hexdigest()
         now = self._clock()
         async with self._database.write() as tx:
-            token = await _usable_token(tx, secret, now)
+            token = await usable_token(tx, secret, now)
             used = await join_tokens.device_of_use(tx, token.id, key_sha256) is not None
             known = await devices.find_by_key(tx, spki)
             if recover and (known is None or known.id != recover):
                 raise NotFoundError(
-                    f"there is no device {recover[:80]!r} with this key",
+                    f"no device {recover[:80]!r} has this key",
                     advice="It was retired: enrol the box anew, into an empty data directory.",
                 )
-            _check_admits(token, used=used, known=known is not None)
+            check_admits(token, used=used, known=known is not None)
             if known is not None:
-                enrolment = await self._again(tx, known, name, public_key, now)
+                enrolment = await self._reissue(tx, known, name, public_key, now)
                 if not used:
                     await join_tokens.use(tx, token.id, key_sha256, known.id)
                     await _note(tx, token, "device.recover", known, now)
@@ -139,7 +138,7 @@ class EnrollService:
             device = Device(
                 id=device_id,
                 name=name,
-                labels=_merged(labels, token.labels),
+                labels=merge_labels(labels, token.labels),
                 enrolled_at=now,
                 public_key=spki,
                 certificate_serial=serial_of(certificate),
@@ -154,7 +153,7 @@ class EnrollService:
         log.info("device_enrolled device=%s name=%s token=%s", device_id, name, token.id)
         return Enrolment(device_id, certificate.public_bytes(Encoding.PEM))
 
-    async def _again(
+    async def _reissue(
         self,
         tx: Transaction,
         device: Device,
@@ -172,7 +171,7 @@ class EnrollService:
         return Enrolment(device.id, await self._issue(tx, device, public_key, now))
 
     async def renew(self, device: Device, csr_pem: bytes) -> bytes:
-        """A new certificate for the same key; the old one serves until the new one is seen."""
+        """Issue a new certificate for the same key; the old one works until the new one does."""
         public_key = _requested_key(csr_pem)
         spki = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         if spki != device.public_key:
@@ -195,45 +194,18 @@ class EnrollService:
         now: datetime,
     ) -> bytes:
         certificate = self._keys.issue_device(public_key, device.id, now, self._lifetime)
-        # When two answers in a row get lost, the box still has the one that it last showed.
-        shown = device.previous_serial or device.certificate_serial
+        # If two answers in a row are lost, the box still has the certificate that it last used.
+        # So the previous serial stays the last one seen, however often a new one is issued.
+        last_used = device.previous_serial or device.certificate_serial
         await devices.set_certificate(
             tx,
             device.id,
             serial=serial_of(certificate),
-            previous=shown,
+            previous=last_used,
             authority=self._keys.authorities.current.sha256,
             expires_at=certificate.not_valid_after_utc,
         )
         return certificate.public_bytes(Encoding.PEM)
-
-
-async def _usable_token(tx: Transaction, secret: str, now: datetime) -> JoinToken:
-    known = len(secret) <= MAX_SECRET_CHARACTERS
-    token = await join_tokens.find_by_secret(tx, secret_digest(secret)) if known else None
-    if token is None:
-        raise UnauthenticatedError(
-            "the join token is unknown to this server",
-            advice="Copy the whole token, and check that it is from this server. " + _MAKE_ANOTHER,
-        )
-    if token.revoked:
-        raise JoinRefusedError(f"join token {token.id} was revoked", advice=_MAKE_ANOTHER)
-    if token.expires_at <= now:
-        raise JoinRefusedError(
-            f"join token {token.id} expired at {token.expires_at.isoformat()}", advice=_MAKE_ANOTHER
-        )
-    return token
-
-
-def _check_admits(token: JoinToken, *, used: bool, known: bool) -> None:
-    """JoinRefusedError unless there is a use left, or it went to this key and device before."""
-    if used and not known:
-        raise JoinRefusedError(
-            f"this key has used join token {token.id} for a device that was retired",
-            advice=_MAKE_ANOTHER,
-        )
-    if token.uses_left < 1 and not used:
-        raise JoinRefusedError(f"all uses of join token {token.id} are spent", advice=_MAKE_ANOTHER)
 
 
 async def _note(
@@ -249,24 +221,14 @@ async def _note(
     )
 
 
-def _merged(own: dict[str, str], given: dict[str, str]) -> dict[str, str]:
-    """A box may add to the labels that its token gives, not change them."""
-    for key in own.keys() & given.keys():
-        if own[key] != given[key]:
-            raise InvalidInputError(
-                f"the label {key}={own[key][:63]!r} contradicts the join token's {given[key]!r}",
-                advice=f"Leave --label {key} out, or use another token.",
-            )
-    merged = {**own, **given}
-    check_labels(merged)
-    return merged
-
-
 def _requested_key(csr_pem: bytes) -> ec.EllipticCurvePublicKey:
-    """The key of a signing request that its own key signed; the rest of it is ignored."""
+    """Return the key of a signing request that its own key signed; its other fields are ignored."""
     advice = "Make it with `flotilla-agent enroll`: PKCS#10, PEM, P-256."
     if len(csr_pem) > MAX_CSR_BYTES:
-        raise InvalidInputError(f"a signing request of {len(csr_pem)} bytes is none", advice=advice)
+        raise InvalidInputError(
+            f"the signing request is {len(csr_pem):,} bytes; the maximum is {MAX_CSR_BYTES:,}",
+            advice=advice,
+        )
     try:
         request = x509.load_pem_x509_csr(csr_pem)
         key = request.public_key()

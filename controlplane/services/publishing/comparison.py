@@ -1,4 +1,4 @@
-"""What a change of release costs a device in bytes: counted by chunks, measured by delta."""
+"""Bytes that a change of release costs a device, by chunks and by delta."""
 
 import asyncio
 from collections.abc import Sequence
@@ -9,18 +9,18 @@ from artifact.deltas.likeness import like_files
 from artifact.manifest import File, Release, decode_release
 from controlplane.blobs import ChunkStore
 from controlplane.services.publishing.deltas import BeingMade, DeltaService, FileDigests, Ready
-from controlplane.services.publishing.releases import TrustService
+from controlplane.services.publishing.releases import ReleaseService
 
 
 @dataclass(frozen=True, slots=True)
 class VariantDifference:
-    """What a device that holds one release's variant fetches for another's."""
+    """Bytes that a device with one release's variant fetches for another's."""
 
     slot: str
     variant: str
     size_bytes: int
     chunk_bytes: int
-    # By chunks or by delta, whichever is less for each file.
+    # For each file the smaller of the two ways.
     delta_bytes: int
     being_made: bool
 
@@ -28,18 +28,18 @@ class VariantDifference:
 class ComparisonService:
     """Compares published releases."""
 
-    def __init__(self, trust: TrustService, chunks: ChunkStore, deltas: DeltaService) -> None:
-        self._trust = trust
+    def __init__(self, releases: ReleaseService, chunks: ChunkStore, deltas: DeltaService) -> None:
+        self._releases = releases
         self._chunks = chunks
         self._deltas = deltas
 
     async def compare(self, held: str, wanted: str, variant: str = "") -> list[VariantDifference]:
-        """Per variant of ``wanted``, for a device that holds the same variant of ``held``.
+        """Compare each variant of ``wanted`` with the same variant of ``held``.
 
-        NotFoundError for a release that was not published.
+        Raises NotFoundError if either release was not published.
         """
         before, after = [
-            decode_release((await self._trust.release(reference)).manifest)
+            decode_release((await self._releases.get(reference)).manifest)
             for reference in (held, wanted)
         ]
         known = _variants(before)
@@ -69,7 +69,7 @@ class ComparisonService:
             if isinstance(found, Ready):
                 delta_index = bytes.fromhex(found.delta.index)
                 delta_index_bytes = self._deltas.holder(delta_index).size(delta_index) or 0
-                # A box asks for a delta once the file's own index says what it lacks.
+                # A box fetches the file's own index before it asks for a delta: both count.
                 by_delta = index_bytes + delta_index_bytes + found.delta.size
             chunk_bytes += by_chunks
             delta_bytes += min(by_chunks, by_delta)

@@ -13,7 +13,7 @@ from controlplane.server.jobs import (
     LEAST_PAUSE_SECONDS,
     PAUSE_PER_TICK,
     TICK_SECONDS,
-    Job,
+    PeriodicJob,
     drive_rollouts,
     run,
     schedule,
@@ -42,7 +42,7 @@ async def test_a_job_runs_again_after_a_failure() -> None:
             twice.set()
         raise RuntimeError("disk gone")
 
-    scheduler = schedule((Job("sweep", timedelta(milliseconds=10), work),), Metrics())
+    scheduler = schedule((PeriodicJob("sweep", timedelta(milliseconds=10), work),), Metrics())
     scheduler.start()
     try:
         await asyncio.wait_for(twice.wait(), 10)

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.services.devices.class_measurements import FRESH_SECONDS, ExperienceService
+from controlplane.services.devices.class_measurements import FRESH_SECONDS, ClassMeasurementService
 from controlplane.store.database import Database, embedded_url, open_database
 from controlplane.store.migrate import migrate
 
 
-class Counted(ExperienceService):
+class Counted(ClassMeasurementService):
     """Counts what it reads."""
 
     reads = 0
@@ -33,12 +33,12 @@ async def test_a_storm_of_one_class_reads_once(database: Database) -> None:
     now = 0.0
     service = Counted(database, lambda: now)
     for _ in range(5):
-        assert await service.of("0123", "acme/unpublished@1") == ()
+        assert await service.measurements("0123", "acme/unpublished@1") == ()
     assert service.reads == 1
-    assert await service.of("4567", "acme/unpublished@1") == ()
+    assert await service.measurements("4567", "acme/unpublished@1") == ()
     assert service.reads == 2
     now = FRESH_SECONDS + 1
-    await service.of("0123", "acme/unpublished@1")
+    await service.measurements("0123", "acme/unpublished@1")
     assert service.reads == 3
-    assert await service.of("0123", "") == ()
+    assert await service.measurements("0123", "") == ()
     assert service.reads == 3
