@@ -1,14 +1,13 @@
-"""What serves now: the live deployment, the names that lead to it, and the swap to the next.
+"""The live deployment, its routes, and the swap to the next deployment.
 
-A request holds a lease on the deployment that answers it. A swap points new leases at the
-candidate, waits until the old deployment's leases are given back, and only then stops its workers:
-no request fails for it.
+A request holds a visit to the deployment that answers it. A swap directs new visits to the
+candidate, waits until the visits of the old deployment have ended, and only then stops its workers,
+so that no request fails.
 """
 
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -22,27 +21,47 @@ log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 120.0
 HOLD_SECONDS = 60.0
-# Of the gateway's 64 places, so that callers of one slot never keep out those of all others.
+# Of the gateway's 64 places, so that the callers of one slot leave places for other slots.
 MOST_PER_SLOT = 48
+
+
+@dataclass(eq=False, slots=True)
+class Visit:
+    """A request that a deployment answers.
+
+    ``slot`` is the one whose worker it uses now; empty between the steps of a composed route.
+    """
+
+    deployment: "Deployment"
+    slot: str = ""
+
+    @contextmanager
+    def worker(self, slot: str) -> Iterator[Worker]:
+        """Use a slot's worker; raise SlotBusyError if the slot's limit is reached."""
+        self.deployment.check_limit(slot)
+        self.slot = slot
+        try:
+            yield self.deployment.workers[slot]
+        finally:
+            self.slot = ""
 
 
 @dataclass(eq=False)
 class Deployment:
-    """A release with a worker for each of its slots."""
+    """A release with a worker for each of its slots, and the requests that it answers."""
 
     release: Release
     workers: dict[str, Worker]
     routes: dict[str, Route] = field(init=False)
-    leases: int = field(init=False, default=0)
     limits: dict[str, int] = field(init=False)
-    # Leases by slot.
-    inside: Counter[str] = field(init=False, default_factory=Counter)
+    visits: set[Visit] = field(init=False, default_factory=set)
+    # Set while there are no visits.
     idle: asyncio.Event = field(init=False, default_factory=asyncio.Event)
-    # By name and, where one was asked for, version.
+    # By name and requested version (empty if none).
     _splits: dict[tuple[str, str], Split] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        # A slot is its own route unless a route took its name, and so is each of its adapters.
+        # Each slot and each adapter is a route too, unless the release names another route so.
         own = [Route(name=slot, slot=slot) for slot in self.workers]
         own += [
             Route(name=f"{part.slot}:{adapter.name}", slot=part.slot, adapter=adapter.name)
@@ -54,31 +73,37 @@ class Deployment:
         self.idle.set()
 
     def route_of(self, name: str) -> Route:
-        """Where a name leads; UnknownRouteError."""
+        """Return the route of a name; raise UnknownRouteError."""
         route = self.routes.get(name)
         if route is None:
             known = ", ".join(sorted(self.routes))
             raise UnknownRouteError(
-                f"there is no model {name[:200]!a} here", advice=f"Use one of: {known}."
+                f"the model {name[:200]!a} is not served here", advice=f"Use one of: {known}."
             )
         return route
 
     def versions_of(self, route: Route) -> list[str]:
-        """Of the models that it may lead to, each once."""
+        """Return the versions of the models behind a route, without duplicates."""
         return list(dict.fromkeys(self._version(target) for target in route.targets()))
 
     def targets_of(self, route: Route, version: str = "") -> Sequence[Target]:
-        """Where requests to it may end up, in a model of this version; UnknownRouteError."""
+        """Return the targets of a route whose model has this version (any if empty).
+
+        Raises UnknownRouteError if there is none.
+        """
         found = [target for target in route.targets() if version in {"", self._version(target)}]
         if not found:
             raise UnknownRouteError(
-                f"there is no version {version[:200]!a} of {route.name!a} here",
-                advice=f"Leave it out, or say {' or '.join(self.versions_of(route))}.",
+                f"the version {version[:200]!a} of {route.name!a} is not served here",
+                advice=f"Leave it out, or use {' or '.join(self.versions_of(route))}.",
             )
         return found
 
     def target_of(self, route: Route, version: str = "") -> Target:
-        """Where the next request to it goes; ModelRefusedError when its text has to be read."""
+        """Return the target of the next request to a route.
+
+        Raises ModelRefusedError for cascades and pipelines, which choose by the text.
+        """
         if route.cascade or route.pipeline:
             raise ModelRefusedError(
                 f"the model {route.name!a} is composed of several that generate text",
@@ -96,41 +121,40 @@ class Deployment:
     def _version(self, target: Target) -> str:
         return self.workers[target.slot].spec.model.version
 
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Keeps every worker alive meanwhile."""
-        self.leases += 1
-        self.idle.clear()
-        try:
-            yield
-        finally:
-            self.leases -= 1
-            if self.leases == 0:
-                self.idle.set()
+    def requests_in(self, slot: str) -> int:
+        """Return the number of requests that use a slot's worker, waiting ones included."""
+        return sum(visit.slot == slot for visit in self.visits)
 
-    @contextmanager
-    def lease(self, slot: str) -> Iterator[Worker]:
-        """A slot's worker, within a visit; SlotBusyError past the slot's limit."""
+    def check_limit(self, slot: str) -> None:
+        """Raise SlotBusyError if a slot has as many requests as it may."""
         limit = self.limits.get(slot) or MOST_PER_SLOT
-        if self.inside[slot] >= limit:
+        if self.requests_in(slot) >= limit:
             raise SlotBusyError(
-                f"slot {slot!r} answers {limit} requests already",
+                f"slot {slot!r} has {limit} requests in progress, which is its maximum",
                 advice="Send it again after the time in Retry-After.",
             )
-        self.inside[slot] += 1
+
+    @contextmanager
+    def visit(self) -> Iterator[Visit]:
+        """Count a request, which keeps all workers alive until it ends."""
+        visit = Visit(self)
+        self.visits.add(visit)
+        self.idle.clear()
         try:
-            yield self.workers[slot]
+            yield visit
         finally:
-            self.inside[slot] -= 1
+            self.visits.remove(visit)
+            if not self.visits:
+                self.idle.set()
 
 
 @dataclass(frozen=True, slots=True)
 class SwapReport:
-    """How a swap went for those who called meanwhile.
+    """Effect of a swap on the requests during it.
 
-    ``switch_seconds``: until the candidate took new requests; ``drain_seconds``: until the old one
-    had answered its last; ``longest_wait_seconds``: the longest that a request was held;
-    ``cut_requests``: those that still ran when draining took too long.
+    ``switch_seconds``: until the candidate took new requests; ``drain_seconds``: from then until
+    the old deployment had answered its last; ``longest_wait_seconds``: longest time that a request
+    was held; ``cut_requests``: those still running when the drain timed out.
     """
 
     switch_seconds: float
@@ -141,7 +165,7 @@ class SwapReport:
 
 
 class Serving:
-    """Holds the live deployment. All methods belong to one event loop."""
+    """Owner of the live deployment. All methods must be called on one event loop."""
 
     def __init__(
         self,
@@ -163,32 +187,33 @@ class Serving:
 
     @property
     def deployment(self) -> Deployment | None:
-        """What serves now."""
+        """The live deployment; None if there is none."""
         return self._deployment
 
     @asynccontextmanager
-    async def visit(self) -> AsyncIterator[Deployment]:
-        """The live deployment, kept alive until the visit ends; NothingServedError."""
-        await self._pass_the_gate()
-        deployment = self._served()
-        with deployment.kept():
-            yield deployment
+    async def visit(self) -> AsyncIterator[Visit]:
+        """Visit the live deployment, waiting for one while a swap holds requests.
+
+        Raises NothingServedError.
+        """
+        await self._wait_until_open()
+        with self._served().visit() as visit:
+            yield visit
 
     @asynccontextmanager
     async def lease(self, name: str, version: str = "") -> AsyncIterator[Worker]:
-        """The worker behind a route that leads to one, kept alive until the lease ends.
-
-        With a ``version``, only models of that are led to.
+        """Use the worker behind a route that leads to one model, of this version if given.
 
         Raises NothingServedError, UnknownRouteError, ModelRefusedError or SlotBusyError.
         """
-        async with self.visit() as deployment:
+        async with self.visit() as visit:
+            deployment = visit.deployment
             target = deployment.target_of(deployment.route_of(name), version)
-            with deployment.lease(target.slot) as worker:
+            with visit.worker(target.slot) as worker:
                 yield worker
 
     def worker(self, name: str, version: str = "") -> Worker:
-        """The worker behind a route, to look at; of a composed route, that of its first target.
+        """Return the worker behind a route for inspection; of a composed route, the first.
 
         Raises NothingServedError or UnknownRouteError.
         """
@@ -196,7 +221,7 @@ class Serving:
         return deployment.workers[deployment.targets_of(deployment.route_of(name), version)[0].slot]
 
     def versions(self, name: str) -> list[str]:
-        """Of the models behind a route; NothingServedError or UnknownRouteError."""
+        """Return the versions behind a route; raise NothingServedError or UnknownRouteError."""
         deployment = self._served()
         return deployment.versions_of(deployment.route_of(name))
 
@@ -204,16 +229,16 @@ class Serving:
         if self._deployment is None:
             raise NothingServedError(
                 "this box serves no release yet",
-                advice="Roll one out to it, or look at `flotilla-agent status`.",
+                advice="Roll one out to it, or see `flotilla-agent status`.",
             )
         return self._deployment
 
     async def hold(self) -> int:
-        """Holds new requests, drains the live deployment and stops its workers.
+        """Hold new requests, drain the live deployment and stop its workers.
 
-        For a box where the candidate does not fit beside the live model; the next ``swap`` or
-        ``clear`` lets requests go on. Returns how many requests were cut off. Cancelled while it
-        drains, the live deployment serves on.
+        For a box whose memory cannot hold the candidate beside the live model. The next ``swap`` or
+        ``clear`` releases the held requests. Returns the number of requests that were cut off.
+        If cancelled during the drain, the live deployment continues to serve.
         """
         self._open.clear()
         self._longest_wait, self._held = 0.0, 0
@@ -228,7 +253,7 @@ class Serving:
         return cut
 
     async def swap(self, deployment: Deployment) -> SwapReport:
-        """Makes a deployment live, then drains the old one and stops the workers it alone used."""
+        """Make a deployment live, drain the old one and stop the workers that only it used."""
         started = self._clock()
         if self._open.is_set():
             self._longest_wait, self._held = 0.0, 0
@@ -254,12 +279,12 @@ class Serving:
         return report
 
     async def clear(self) -> None:
-        """Serves nothing any more."""
+        """Stop serving: drain the live deployment and stop its workers."""
         old, self._deployment = self._deployment, None
         self._open.set()
         await self._retire(old, keep=frozenset())
 
-    async def _pass_the_gate(self) -> None:
+    async def _wait_until_open(self) -> None:
         if self._open.is_set():
             return
         arrived = self._clock()
@@ -269,7 +294,7 @@ class Serving:
                 await self._open.wait()
         except TimeoutError:
             raise NothingServedError(
-                f"the next release did not come up within {self._hold_seconds:g} s",
+                f"the next release did not start within {self._hold_seconds:g} s",
                 advice="Send the request again later.",
             ) from None
         finally:
@@ -281,18 +306,20 @@ class Serving:
         return cut
 
     async def _drain(self, old: Deployment | None) -> int:
-        """Wait for its requests, not for ever; how many still run."""
+        """Wait up to the drain limit for a deployment's requests; return how many still run."""
         if old is None:
             return 0
         try:
             async with asyncio.timeout(self._drain_seconds):
                 await old.idle.wait()
         except TimeoutError:
-            log.warning("drain_timed_out release=%s requests=%d", old.release.reference, old.leases)
-        return old.leases
+            log.warning(
+                "drain_timed_out release=%s requests=%d", old.release.reference, len(old.visits)
+            )
+        return len(old.visits)
 
     async def _stop(self, old: Deployment | None, keep: frozenset[Worker]) -> None:
         workers = old.workers.values() if old else ()
         stops = [self._supervisor.stop(worker) for worker in workers if worker not in keep]
-        # Nothing leads to these any more: once begun they all end, even for who was cancelled.
+        # Shielded: no route leads to these workers, so a cancellation must not leave any running.
         await asyncio.shield(asyncio.gather(*stops))

@@ -1,6 +1,6 @@
-"""Tensors between the Open Inference Protocol's JSON numbers and the bytes that engines take.
+"""Convert tensors between the Open Inference Protocol's JSON numbers and the engines' bytes.
 
-Without numpy, which the daemon does not load.
+Uses ``struct`` because the daemon does not load numpy.
 """
 
 import math
@@ -31,7 +31,10 @@ MAX_RANK: Final = 8
 
 
 def pack(name: str, datatype: str, shape: Sequence[int], values: Iterable[Any]) -> TensorValue:
-    """A tensor from flat or nested row-major numbers; ModelRefusedError when they do not fit."""
+    """Build a tensor from flat or nested row-major numbers.
+
+    Raises ModelRefusedError if shape, datatype and values do not fit together.
+    """
     code = _code(name, datatype)
     count = _elements(name, shape)
     flat = list(_flatten(values, MAX_RANK))
@@ -43,13 +46,13 @@ def pack(name: str, datatype: str, shape: Sequence[int], values: Iterable[Any]) 
         data = struct.pack(f"<{count}{code}", *flat)
     except (struct.error, OverflowError) as error:
         raise ModelRefusedError(
-            f"tensor {name[:128]!a} holds a value that is no {datatype}: {error}"
+            f"tensor {name[:128]!a} has a value that is not {datatype}: {error}"
         ) from error
     return TensorValue(name, datatype, tuple(shape), data)
 
 
 def check_size(name: str, datatype: str, shape: Sequence[int], size: int) -> None:
-    """ModelRefusedError unless a tensor takes so many bytes."""
+    """Raise ModelRefusedError unless a tensor of this shape has ``size`` bytes."""
     needed = _elements(name, shape) * struct.calcsize(f"<{_code(name, datatype)}")
     if size != needed:
         raise ModelRefusedError(
@@ -58,11 +61,14 @@ def check_size(name: str, datatype: str, shape: Sequence[int], size: int) -> Non
 
 
 def numbers(tensor: TensorValue) -> list[Any]:
-    """A tensor's values, flat and row-major; ModelRefusedError for a datatype JSON cannot carry."""
+    """Return a tensor's values, flat and row-major.
+
+    Raises ModelRefusedError for a datatype that JSON cannot represent.
+    """
     code = FORMATS.get(tensor.datatype)
     if code is None:
         raise ModelRefusedError(
-            f"output {tensor.name!a} is {tensor.datatype}, which JSON cannot carry",
+            f"output {tensor.name!a} is {tensor.datatype}, which JSON cannot represent",
             unsupported=True,
         )
     count = len(tensor.data) // struct.calcsize(f"<{code}")
@@ -70,18 +76,20 @@ def numbers(tensor: TensorValue) -> list[Any]:
 
 
 def from_manifest(tensor: Tensor) -> TensorValue:
-    """A manifest's tensor as an engine takes it; whole numbers for whole-number datatypes."""
+    """Convert a manifest's tensor for an engine; its values become integers for integer types."""
     values: Iterable[float] = tensor.data
     if not tensor.datatype.startswith("FP"):
         try:
             values = [int(value) for value in tensor.data]
         except (ValueError, OverflowError) as error:
-            raise ModelRefusedError(f"tensor {tensor.name!a} holds no number: {error}") from error
+            raise ModelRefusedError(
+                f"tensor {tensor.name!a} has a value that is not an integer: {error}"
+            ) from error
     return pack(tensor.name, tensor.datatype, tensor.shape, values)
 
 
 def synthetic(spec: TensorSpec) -> TensorValue:
-    """A tensor of zeros that a declared input takes; free dimensions are 1."""
+    """Return a tensor of zeros for a declared input; free dimensions are 1."""
     shape = tuple(1 if size < 0 else size for size in spec.shape)
     return pack(spec.name, spec.datatype, shape, [0] * math.prod(shape))
 
@@ -102,8 +110,8 @@ def _elements(name: str, shape: Sequence[int]) -> int:
     count = math.prod(shape)
     if count > MAX_ELEMENTS:
         raise ModelRefusedError(
-            f"tensor {name[:128]!a} has {count} values, more than {MAX_ELEMENTS}",
-            advice="Send it in several requests.",
+            f"tensor {name[:128]!a} has {count:,} values; the maximum is {MAX_ELEMENTS:,}",
+            advice="Split it over several requests.",
         )
     return count
 
@@ -112,7 +120,7 @@ def _flatten(values: Iterable[Any], depth: int) -> Iterator[Any]:
     for value in values:
         if isinstance(value, list | tuple):
             if depth == 0:
-                raise ModelRefusedError(f"tensor data is nested deeper than {MAX_RANK}")
+                raise ModelRefusedError(f"tensor data is nested deeper than {MAX_RANK} levels")
             yield from _flatten(value, depth - 1)
         else:
             yield value

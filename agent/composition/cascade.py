@@ -1,4 +1,4 @@
-"""Asking the small model first: hear its answer out, and say whether it stands."""
+"""Cascades: generate with the small model first, and escalate if its answer is not good enough."""
 
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -10,27 +10,27 @@ from runtimes.base import Piece, Sampling, Usage
 
 
 class Pieces(Protocol):
-    """A generation, as callers see it (agent.supervisor.Generation); ``usage`` once exhausted."""
+    """The interface of agent.supervisor.Generation; ``usage`` is set once it is exhausted."""
 
     usage: Usage | None
 
     def __aiter__(self) -> AsyncIterator[list[Piece]]: ...
 
     async def aclose(self) -> None:
-        """Stops generating."""
+        """Stop generating."""
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """An answer, and why the next model has to be asked; empty: it stands."""
+class TriedAnswer:
+    """The answer of a step; ``escalation_reason`` is empty if it is good enough."""
 
     pieces: list[Piece]
     usage: Usage | None
-    why: str
+    escalation_reason: str
 
 
-def attempt(sampling: Sampling, escalation: Escalation) -> Sampling:
-    """How a step that is not the last generates: no longer than an answer may get."""
+def limit_sampling(sampling: Sampling, escalation: Escalation) -> Sampling:
+    """Return the sampling of a step that is not the last: bounded, with the needed figures."""
     longest = escalation.max_tokens or sampling.max_tokens
     return replace(
         sampling,
@@ -39,42 +39,42 @@ def attempt(sampling: Sampling, escalation: Escalation) -> Sampling:
     )
 
 
-async def hear(
+async def try_answer(
     generation: Pieces,
     escalation: Escalation,
-    wanted_tokens: int,
+    allowed_tokens: int,
     clock: Callable[[], float] = time.perf_counter,
-) -> Heard:
-    """The whole answer, or as much of it as shows that it does not stand.
+) -> TriedAnswer:
+    """Read a generation to its end, or until a refusal shows that it must be escalated.
 
-    ``wanted_tokens`` is what the caller allowed: an answer cut off there is not too long. Of one
-    that is not heard out the usage is what came, and how long that took after the first.
+    ``allowed_tokens`` is the caller's limit: an answer cut off there is not too long. The usage of
+    an answer that was stopped early counts its pieces and the time after the first.
     """
     pieces: list[Piece] = []
     first_at: float | None = None
-    refusals = Phrases(escalation.refusals)
-    async for some in generation:
-        pieces += some
+    refusals = PhraseFinder(escalation.refusals)
+    async for batch in generation:
+        pieces += batch
         first_at = clock() if first_at is None else first_at
-        if refusals.complete("".join(piece.text for piece in some)):
+        if refusals.find("".join(piece.text for piece in batch)):
             usage = generation.usage or Usage(0, len(pieces), 0.0, clock() - first_at)
-            return Heard(pieces, usage, "refusal")
+            return TriedAnswer(pieces, usage, "refusal")
     cut_off = bool(pieces) and pieces[-1].finish_reason == "length"
     longest = escalation.max_tokens
-    if cut_off and longest is not None and len(pieces) >= longest and wanted_tokens > longest:
-        return Heard(pieces, generation.usage, "too_long")
+    if cut_off and longest is not None and len(pieces) >= longest and allowed_tokens > longest:
+        return TriedAnswer(pieces, generation.usage, "too_long")
     least = escalation.below_mean_log_probability
     known = [piece.logprob for piece in pieces if piece.logprob is not None]
     if least is not None and known and sum(known) / len(known) < least:
-        return Heard(pieces, generation.usage, "unsure")
-    return Heard(pieces, generation.usage, "")
+        return TriedAnswer(pieces, generation.usage, "unsure")
+    return TriedAnswer(pieces, generation.usage, "")
 
 
-class Phrases:
-    """Finds phrases, in upper or lower case, in a text that comes bit by bit.
+class PhraseFinder:
+    """Finds phrases, ignoring case, in a text that arrives in parts.
 
-    Of the text it keeps only the end in which a phrase may have begun: what a bit costs does not
-    grow with the answer.
+    Keeps only the end of the text in which a phrase may have begun, so that the cost of a part
+    does not grow with the text.
     """
 
     def __init__(self, phrases: Sequence[str]) -> None:
@@ -82,24 +82,24 @@ class Phrases:
         self._longest = max(map(len, self._phrases), default=0)
         self._end = ""
 
-    def complete(self, text: str) -> bool:
-        """Whether there is a phrase in the text that so goes on."""
-        # Folded bit by bit it is the same as folded whole: each character by itself.
+    def find(self, text: str) -> bool:
+        """Append a part of the text; return True if a phrase ends in it."""
+        # Case folding works per character, so folding the parts equals folding the whole.
         text = self._end + text.casefold()
         self._end = text[max(len(text) - self._longest + 1, 0) :]
         return any(phrase in text for phrase in self._phrases)
 
 
 class Replay:
-    """An answer that was heard out, for its caller."""
+    """A tried answer as a generation, for sending it to the caller."""
 
-    def __init__(self, heard: Heard) -> None:
-        self.usage = heard.usage
-        self._pieces = list(heard.pieces)
+    def __init__(self, answer: TriedAnswer) -> None:
+        self.usage = answer.usage
+        self._pieces = list(answer.pieces)
 
     async def __aiter__(self) -> AsyncIterator[list[Piece]]:
         if self._pieces:
             yield self._pieces
 
     async def aclose(self) -> None:
-        """Nothing runs any more."""
+        """Do nothing: the generation has ended."""

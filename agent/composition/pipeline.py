@@ -1,4 +1,4 @@
-"""Sending a text to the model for its kind: embed it, classify the embedding, take the target."""
+"""Pipelines: embed a text, classify the embedding, and route the text by its class."""
 
 from collections.abc import Sequence
 
@@ -8,24 +8,27 @@ from artifact.manifest import Pipeline, Target
 from runtimes.base import Embeddings, TensorValue
 
 
-def input_of(pipeline: Pipeline, embeddings: Embeddings) -> TensorValue:
-    """The embedding of one text, as the classifier takes it: FP32, (1, dimensions)."""
+def classifier_input(pipeline: Pipeline, embeddings: Embeddings) -> TensorValue:
+    """Return the embedding of one text as the classifier's input: FP32, (1, dimensions)."""
     return TensorValue(pipeline.input, "FP32", (1, embeddings.dimensions), embeddings.vectors[0])
 
 
-def target_of(pipeline: Pipeline, outputs: Sequence[TensorValue]) -> Target:
-    """The target of the highest score; ModelRefusedError when there is not one score for each."""
+def select_target(pipeline: Pipeline, outputs: Sequence[TensorValue]) -> Target:
+    """Return the target with the highest score.
+
+    Raises ModelRefusedError unless the classifier gives one score for each target.
+    """
     found = {output.name: output for output in outputs}
     if pipeline.output not in found:
         raise ModelRefusedError(
             f"the classifier of slot {pipeline.classify!r} has no output {pipeline.output!a}",
-            advice=f"The release has to name one of: {', '.join(found)}.",
+            advice=f"Publish a release whose pipeline names one of: {', '.join(found)}.",
         )
     scores = tensors.numbers(found[pipeline.output])
     if len(scores) != len(pipeline.targets):
         raise ModelRefusedError(
             f"the classifier of slot {pipeline.classify!r} gives {len(scores)} scores for "
             f"{len(pipeline.targets)} targets",
-            advice="The release has to list a target for each class.",
+            advice="Publish a release whose pipeline lists a target for each class.",
         )
     return pipeline.targets[max(range(len(scores)), key=scores.__getitem__)]

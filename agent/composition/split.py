@@ -1,4 +1,4 @@
-"""Dealing requests out by weight."""
+"""Splits: distribute requests over targets by weight."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,10 @@ from artifact.manifest import Share
 
 
 class Split:
-    """Gives each share its part of any run of requests, evenly spread: smooth weighted round-robin.
+    """Smooth weighted round-robin: every run of requests is divided evenly by weight.
 
-    Every share earns its weight per request; the one with most pays the whole weight and is taken.
+    Per request each share gains its weight as credit; the share with the most credit is chosen and
+    pays the sum of all weights.
     """
 
     def __init__(self, shares: Sequence[Share]) -> None:
@@ -16,7 +17,7 @@ class Split:
         self._credit = [0] * len(shares)
 
     def next(self) -> Share:
-        """The share that the next request goes to."""
+        """Return the share that the next request goes to."""
         for at, share in enumerate(self._shares):
             self._credit[at] += share.weight
         chosen = max(range(len(self._shares)), key=self._credit.__getitem__)

@@ -77,7 +77,7 @@ async def test_of_a_split_only_the_version_that_was_asked_for_is_led_to(
     assert serving.worker("both", "2") is workers["new"]
     with pytest.raises(UnknownRouteError, match="'3' of 'both'") as caught:
         await led_to("3")
-    assert caught.value.advice == "Leave it out, or say 1 or 2."
+    assert caught.value.advice == "Leave it out, or use 1 or 2."
 
 
 async def test_a_swap_under_load_fails_no_request(supervisor: Supervisor, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ async def test_a_held_request_is_told_when_nothing_comes_up(
     serving = Serving(supervisor, hold_seconds=0.05)
     await serving.swap(await deploy(supervisor, tmp_path, "1"))
     await serving.hold()
-    with pytest.raises(NothingServedError, match="did not come up"):
+    with pytest.raises(NothingServedError, match="did not start within"):
         await ask(serving)
 
 

@@ -27,12 +27,12 @@ def test_nested_and_flat_are_the_same() -> None:
         ("FP32", [2], [1], "needs 2 values, not 1"),
         ("FP32", [-1], [1], "impossible shape"),
         ("FP32", [1] * 9, [1], "impossible shape"),
-        ("FP32", [1 << 23], [], "more than"),
-        ("INT8", [1], [200], "no INT8"),
-        ("INT8", [1], [1.5], "no INT8"),
-        ("FP32", [1], ["a"], "no FP32"),
-        ("FP32", [1], [None], "no FP32"),
-        ("FP32", [1], [1e300], "no FP32"),
+        ("FP32", [1 << 23], [], "the maximum is"),
+        ("INT8", [1], [200], "not INT8"),
+        ("INT8", [1], [1.5], "not INT8"),
+        ("FP32", [1], ["a"], "not FP32"),
+        ("FP32", [1], [None], "not FP32"),
+        ("FP32", [1], [1e300], "not FP32"),
     ],
 )
 def test_what_does_not_fit_is_refused(

@@ -84,7 +84,7 @@ def _workers(serving: Serving) -> list[tuple[dict[str, str], WorkerStats, int]]:
     if deployment is None:
         return []
     return [
-        (_words(labels_of(worker)), worker.stats(), deployment.inside[slot])
+        (_words(labels_of(worker)), worker.stats(), deployment.requests_in(slot))
         for slot, worker in deployment.workers.items()
     ]
 

@@ -1,15 +1,21 @@
-"""The OpenAI API for text: /v1/models, /v1/completions, /v1/chat/completions.
+"""The OpenAI API for text: /v1/completions and /v1/chat/completions.
 
-Beside ``usage`` an answer carries ``timings`` in the words of llama.cpp's server, and ``ttft_ms``.
+Besides ``usage`` an answer has ``timings`` with the fields of llama.cpp's server, and ``ttft_ms``.
 """
 
 import logging
 import time
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from agent.composition import Replay, attempt, hear, input_of, target_of
+from agent.composition import (
+    Replay,
+    classifier_input,
+    limit_sampling,
+    select_target,
+    try_answer,
+)
 from agent.composition.cascade import Pieces
 from agent.errors import AgentError, ModelRefusedError
 from agent.gateway.http.exchange import Exchange
@@ -18,14 +24,16 @@ from agent.gateway.openai.sampling import sampling_of, wants_logprobs
 from agent.gateway.recording import Recording
 from agent.gateway.refusals import RequestRefusedError
 from agent.gateway.schemas import ChatRequest, CompletionRequest, GenerationRequest, decode
-from agent.serving import Deployment, Serving
+from agent.serving import Serving, Visit
 from agent.supervisor import Worker
+from agent.supervisor.worker import Generation
 from agent.telemetry import Collector
 from artifact.manifest import Escalation, Pipeline, Target, Task
+from runtimes.base import Sampling
 
 log = logging.getLogger(__name__)
 
-# Fields that would change the answer, each with the values that leave it off.
+# Fields that would change the answer, each with the values that leave it unchanged.
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "best_of": (None, 1),
     "echo": (None, False),
@@ -44,41 +52,40 @@ _PATHS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """What is asked, as a prompt or as a conversation, and the shape of the answer."""
+@dataclass(slots=True)
+class TextCall:
+    """One call of a text endpoint: a prompt or a conversation, and the answer to build.
 
+    ``started`` is the arrival by time.perf_counter; ``route`` is the composed route, if any.
+    """
+
+    exchange: Exchange
+    request: GenerationRequest
     answer: TextAnswer
-    prompt: str | None
-    conversation: list[dict[str, str]] | None
+    prompt: str | None = None
+    conversation: list[dict[str, str]] | None = None
+    started: float = field(default_factory=time.perf_counter)
+    route: str = ""
 
     @property
     def text(self) -> str:
-        """What the text is about, for who chooses by it: the prompt, or the last message."""
+        """The text that a pipeline classifies: the prompt, or the last message."""
         if self.conversation is not None:
             return self.conversation[-1]["content"]
         return self.prompt or ""
 
-
-@dataclass(frozen=True, slots=True)
-class Making:
-    """A request under way; ``route`` is empty unless it is a composed one."""
-
-    exchange: Exchange
-    request: GenerationRequest
-    call: Call
-    route: str
-    started: float
+    def generate(self, worker: Worker, sampling: Sampling) -> Generation:
+        """Start generating on a worker."""
+        return worker.generate(self.prompt, self.conversation, sampling)
 
     async def send(self, generation: Pieces, recording: Recording) -> None:
-        """Answers in the shape and the way that was asked for."""
+        """Send the answer, whole or as a stream."""
         if self.request.stream:
             options = self.request.stream_options
             usage = bool(options and options.include_usage)
-            answer = self.call.answer
-            await answer.stream(self.exchange, generation, recording, include_usage=usage)
+            await self.answer.stream(self.exchange, generation, recording, include_usage=usage)
         else:
-            await self.call.answer.whole(self.exchange, generation, recording)
+            await self.answer.whole(self.exchange, generation, recording)
 
 
 class TextApi:
@@ -96,7 +103,7 @@ class TextApi:
         answer = CompletionAnswer(
             request.model, exchange.request_id, logprobs=wants_logprobs(request)
         )
-        await self._answer(exchange, request, Call(answer, prompt, None))
+        await self._answer(TextCall(exchange, request, answer, prompt=prompt))
 
     async def chat(self, exchange: Exchange, body: bytes) -> None:
         """POST /v1/chat/completions."""
@@ -104,72 +111,68 @@ class TextApi:
         _refuse_unsupported(request)
         conversation = [message.plain() for message in request.messages]
         answer = ChatAnswer(request.model, exchange.request_id, logprobs=wants_logprobs(request))
-        await self._answer(exchange, request, Call(answer, None, conversation))
+        await self._answer(TextCall(exchange, request, answer, conversation=conversation))
 
-    async def _answer(self, exchange: Exchange, request: GenerationRequest, call: Call) -> None:
-        """By the route's one target; of a cascade, by the first step whose answer stands."""
-        started = time.perf_counter()
-        async with self._serving.visit() as deployment:
-            route = deployment.route_of(request.model)
-            composed = "" if route.slot else route.name
-            made = Making(exchange, request, call, composed, started)
+    async def _answer(self, call: TextCall) -> None:
+        """Answer with the route's target; of a cascade, the first step with a good answer."""
+        async with self._serving.visit() as visit:
+            deployment = visit.deployment
+            route = deployment.route_of(call.request.model)
+            call.route = "" if route.slot else route.name
             if route.cascade is not None:
                 *tries, last = route.cascade.steps
                 for target in tries:
-                    if await self._try(deployment, target, made, route.cascade.escalate):
+                    if await self._try(visit, target, call, route.cascade.escalate):
                         return
             elif route.pipeline is not None:
-                last = await self._choose(deployment, route.pipeline, made)
+                last = await self._choose(visit, route.pipeline, call)
             else:
                 last = deployment.target_of(route)
-            with self._worker(deployment, last, made) as (worker, recording):
-                _refuse_other_tasks(request.model, worker)
-                sampling = sampling_of(request, worker, last.adapter)
-                generation = worker.generate(call.prompt, call.conversation, sampling)
+            with self._worker(visit, last, call) as (worker, recording):
+                _refuse_other_tasks(call.request.model, worker)
+                generation = call.generate(worker, sampling_of(call.request, worker, last.adapter))
                 async with aclosing(generation):
-                    await made.send(generation, recording)
+                    await call.send(generation, recording)
 
     async def _try(
-        self, deployment: Deployment, target: Target, made: Making, escalation: Escalation
+        self, visit: Visit, target: Target, call: TextCall, escalation: Escalation
     ) -> bool:
-        """Whether this step's answer stood, and was sent; if not, nothing was."""
+        """Run a cascade's step; return True if its answer was good and has been sent."""
         try:
-            with self._worker(deployment, target, made) as (worker, recording):
-                sampling = sampling_of(made.request, worker, target.adapter)
-                generation = worker.generate(
-                    made.call.prompt, made.call.conversation, attempt(sampling, escalation)
-                )
+            with self._worker(visit, target, call) as (worker, recording):
+                sampling = sampling_of(call.request, worker, target.adapter)
+                generation = call.generate(worker, limit_sampling(sampling, escalation))
                 async with aclosing(generation):
-                    heard = await hear(generation, escalation, sampling.max_tokens)
-                recording.usage = heard.usage
-                if heard.why:
-                    recording.count_tokens(len(heard.pieces))
+                    tried = await try_answer(generation, escalation, sampling.max_tokens)
+                recording.usage = tried.usage
+                if tried.escalation_reason:
+                    recording.count_tokens(len(tried.pieces))
                     recording.escalated = True
                 else:
-                    await made.send(Replay(heard), recording)
+                    await call.send(Replay(tried), recording)
         except AgentError as error:
-            if made.exchange.started:
+            if call.exchange.started:
                 raise
-            # Whatever ails the small model, the next one may not have.
+            # A failure of this model need not be one of the next.
             log.info("cascade_step_failed slot=%s error=%s", target.slot, ascii(str(error))[:300])
             return False
-        return not heard.why
+        return not tried.escalation_reason
 
-    async def _choose(self, deployment: Deployment, pipeline: Pipeline, made: Making) -> Target:
-        """The target for this text's class."""
-        with self._worker(deployment, Target(slot=pipeline.embed), made) as (worker, recording):
-            embeddings, recording.usage = await worker.embed([made.call.text])
-        with self._worker(deployment, Target(slot=pipeline.classify), made) as (worker, _):
-            outputs = await worker.infer([input_of(pipeline, embeddings)])
-        return target_of(pipeline, outputs)
+    async def _choose(self, visit: Visit, pipeline: Pipeline, call: TextCall) -> Target:
+        """Return the target for the class of this text."""
+        with self._worker(visit, Target(slot=pipeline.embed), call) as (worker, recording):
+            embeddings, recording.usage = await worker.embed([call.text])
+        with self._worker(visit, Target(slot=pipeline.classify), call) as (worker, _):
+            outputs = await worker.infer([classifier_input(pipeline, embeddings)])
+        return select_target(pipeline, outputs)
 
     @contextmanager
     def _worker(
-        self, deployment: Deployment, target: Target, made: Making
+        self, visit: Visit, target: Target, call: TextCall
     ) -> Iterator[tuple[Worker, Recording]]:
         with (
-            deployment.lease(target.slot) as worker,
-            Recording(self._collector, worker, made.started, route=made.route) as recording,
+            visit.worker(target.slot) as worker,
+            Recording(self._collector, worker, call.started, route=call.route) as recording,
         ):
             yield worker, recording
 

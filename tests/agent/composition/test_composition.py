@@ -1,4 +1,4 @@
-"""Splits, cascades and pipelines, without any model."""
+"""Splits, cascades and pipelines without a model."""
 
 import struct
 import time
@@ -7,7 +7,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from agent.composition import Replay, Split, attempt, hear, input_of, target_of
+from agent.composition import (
+    Replay,
+    Split,
+    classifier_input,
+    limit_sampling,
+    select_target,
+    try_answer,
+)
 from agent.errors import ModelRefusedError
 from artifact.manifest import Escalation, Pipeline, Share, Target
 from runtimes.base import Embeddings, Piece, Sampling, TensorValue, Usage
@@ -16,16 +23,16 @@ USAGE = Usage(prompt_tokens=3, generated_tokens=4, prefill_seconds=0.1, decode_s
 
 
 class Spoken:
-    """A generation that is all there, in lists of one piece."""
+    """A complete generation in lists of one piece."""
 
     def __init__(self, pieces: list[Piece]) -> None:
         self.usage: Usage | None = None
-        self.heard = 0
+        self.read = 0
         self._pieces = pieces
 
     async def __aiter__(self) -> AsyncIterator[list[Piece]]:
         for piece in self._pieces:
-            self.heard += 1
+            self.read += 1
             yield [piece]
         self.usage = USAGE
 
@@ -51,9 +58,9 @@ def test_a_split_gives_each_share_its_part_evenly_spread(weights: tuple[int, ...
 
 async def test_a_good_answer_stands_and_is_replayed_whole() -> None:
     rules = Escalation(below_mean_log_probability=-1.0, refusals=("i cannot",), max_tokens=8)
-    heard = await hear(said("All", " is", " well"), rules, 16)
-    assert (heard.why, heard.usage) == ("", USAGE)
-    replay = Replay(heard)
+    tried = await try_answer(said("All", " is", " well"), rules, 16)
+    assert (tried.escalation_reason, tried.usage) == ("", USAGE)
+    replay = Replay(tried)
     assert [piece.text async for pieces in replay for piece in pieces] == ["All", " is", " well"]
     assert replay.usage == USAGE
 
@@ -63,7 +70,7 @@ async def test_a_good_answer_stands_and_is_replayed_whole() -> None:
     [
         (Escalation(below_mean_log_probability=-1.0), said("Hm", "?", logprob=-1.5), "unsure"),
         (Escalation(below_mean_log_probability=-2.0), said("Hm", "?", logprob=-1.5), ""),
-        # An engine that does not tell leaves the rule without effect.
+        # Without log-probabilities the rule has no effect.
         (Escalation(below_mean_log_probability=-1.0), said("Hm", "?", logprob=None), ""),
         (Escalation(refusals=("i cannot",)), said("Sorry, I", " Cannot", " help"), "refusal"),
         (Escalation(refusals=("no", "i cannot")), said(*"Well, I CANNOT help"), "refusal"),
@@ -75,22 +82,24 @@ async def test_a_good_answer_stands_and_is_replayed_whole() -> None:
     ],
 )
 async def test_each_rule_sends_an_answer_on(rules: Escalation, answer: Spoken, why: str) -> None:
-    assert (await hear(answer, rules, 16)).why == why
+    assert (await try_answer(answer, rules, 16)).escalation_reason == why
 
 
 async def test_what_the_caller_cut_off_is_not_too_long() -> None:
     rules = Escalation(max_tokens=2)
-    assert (await hear(said("on", "and on", end="length"), rules, 2)).why == ""
+    assert (await try_answer(said("on", "and on", end="length"), rules, 2)).escalation_reason == ""
 
 
-async def test_a_refusal_is_not_heard_to_its_end() -> None:
+async def test_a_refusal_ends_the_attempt_early() -> None:
     answer = said("I", " cannot", " do", " this", " at", " all")
-    assert (await hear(answer, Escalation(refusals=("I cannot",)), 16)).why == "refusal"
-    assert answer.heard == 2
+    assert (
+        await try_answer(answer, Escalation(refusals=("I cannot",)), 16)
+    ).escalation_reason == "refusal"
+    assert answer.read == 2
 
 
-async def test_hearing_takes_no_longer_per_piece_the_longer_the_answer_gets() -> None:
-    """20 MB: with the whole of it looked through for each piece it would take hours."""
+async def test_the_cost_of_a_piece_does_not_grow_with_the_answer() -> None:
+    """20 MB, which would take hours if every piece were searched together with all before it."""
     answer = said(*["All is well. " * 32] * 50_000)
     begun = time.process_time()
 
@@ -100,17 +109,17 @@ async def test_hearing_takes_no_longer_per_piece_the_longer_the_answer_gets() ->
                 yield pieces
                 assert time.process_time() - begun < 5
 
-    heard = await hear(Bounded([]), Escalation(refusals=("I cannot", "as an AI")), 10**6)
-    assert (heard.why, len(heard.pieces)) == ("", 50_000)
+    tried = await try_answer(Bounded([]), Escalation(refusals=("I cannot", "as an AI")), 10**6)
+    assert (tried.escalation_reason, len(tried.pieces)) == ("", 50_000)
 
 
 def test_a_step_generates_no_more_than_its_answer_may_have() -> None:
     wanted = Sampling(max_tokens=100)
-    assert attempt(wanted, Escalation(max_tokens=8)).max_tokens == 8
-    assert attempt(Sampling(max_tokens=4), Escalation(max_tokens=8)).max_tokens == 4
-    assert attempt(wanted, Escalation()).max_tokens == 100
-    assert not attempt(wanted, Escalation()).logprobs
-    assert attempt(wanted, Escalation(below_mean_log_probability=-1)).logprobs
+    assert limit_sampling(wanted, Escalation(max_tokens=8)).max_tokens == 8
+    assert limit_sampling(Sampling(max_tokens=4), Escalation(max_tokens=8)).max_tokens == 4
+    assert limit_sampling(wanted, Escalation()).max_tokens == 100
+    assert not limit_sampling(wanted, Escalation()).logprobs
+    assert limit_sampling(wanted, Escalation(below_mean_log_probability=-1)).logprobs
 
 
 PIPELINE = Pipeline(
@@ -124,11 +133,11 @@ PIPELINE = Pipeline(
 
 def test_a_pipeline_takes_the_target_of_the_highest_score() -> None:
     vector = struct.pack("<2f", 0.6, 0.8)
-    given = input_of(PIPELINE, Embeddings((vector,), 2, 5))
+    given = classifier_input(PIPELINE, Embeddings((vector,), 2, 5))
     assert given == TensorValue("x", "FP32", (1, 2), vector)
     scores = TensorValue("scores", "FP32", (1, 2), struct.pack("<2f", -3.0, -1.0))
     other = TensorValue("label", "INT64", (1,), struct.pack("<q", 0))
-    assert target_of(PIPELINE, [other, scores]) == Target(slot="code", adapter="python")
+    assert select_target(PIPELINE, [other, scores]) == Target(slot="code", adapter="python")
 
 
 @pytest.mark.parametrize(
@@ -140,12 +149,12 @@ def test_a_pipeline_takes_the_target_of_the_highest_score() -> None:
 )
 def test_a_classifier_that_does_not_fit_is_told(output: TensorValue, reason: str) -> None:
     with pytest.raises(ModelRefusedError, match=reason) as refused:
-        target_of(PIPELINE, [output])
+        select_target(PIPELINE, [output])
     assert refused.value.advice
 
 
-async def test_an_answer_that_is_not_heard_out_costs_what_came_of_it() -> None:
+async def test_an_attempt_that_ends_early_counts_the_pieces_read() -> None:
     ticks = iter((10.0, 12.0))
     rules = Escalation(refusals=("cannot",))
-    heard = await hear(said("I", " cannot", " help"), rules, 16, clock=lambda: next(ticks))
-    assert (heard.why, heard.usage) == ("refusal", Usage(0, 2, 0.0, 2.0))
+    tried = await try_answer(said("I", " cannot", " help"), rules, 16, clock=lambda: next(ticks))
+    assert (tried.escalation_reason, tried.usage) == ("refusal", Usage(0, 2, 0.0, 2.0))

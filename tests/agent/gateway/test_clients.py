@@ -202,8 +202,8 @@ async def test_tritonclient_infers(address: str, version: str, *, binary: bool) 
 async def test_tritonclient_raises_its_own_errors(address: str) -> None:
     for model, version, width, words in (
         ("digits", "1", 3, "shape"),
-        ("digits", "2", 64, "there is no version"),
-        ("nobody", "", 64, "there is no model"),
+        ("digits", "2", 64, "is not served here"),
+        ("nobody", "", 64, "is not served here"),
     ):
         image = np.zeros((1, width), dtype=np.float32)
         call = partial(inferred, address, model, image, binary=True, version=version)

@@ -217,7 +217,7 @@ async def test_requests_may_follow_before_the_answer(box: Box, cut: int) -> None
 @pytest.mark.parametrize(
     ("sent", "status", "words"),
     [
-        (request(path="/v2/models/none/infer"), 404, "no model"),
+        (request(path="/v2/models/none/infer"), 404, "is not served here"),
         (request(path="/v2/nothing"), 404, "no path"),
         (request(infer_json(size=len(DATA) - 1)), 400, "bytes"),
         (request(infer_json(rows=ROWS - 1)), 400, "bytes"),
