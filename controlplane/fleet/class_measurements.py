@@ -1,4 +1,4 @@
-"""What devices of one hardware class measured of a variant, as one figure each."""
+"""Measurements of a hardware class, reduced to one figure per variant."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable
@@ -11,7 +11,7 @@ MAX_CLASS_MEASUREMENTS: Final = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VariantMeasurement:
-    """What one device's probation measured; joules are None where no meter could tell."""
+    """Measurement of one device's probation; joules are None without a meter."""
 
     device: str
     model: str
@@ -23,7 +23,7 @@ class VariantMeasurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassMeasurement:
-    """Medians over ``devices``, so that one that lies or is disturbed moves little."""
+    """Medians over ``devices``, so that a false or disturbed measurement moves them little."""
 
     model: str
     variant: str
@@ -36,7 +36,7 @@ class ClassMeasurement:
 def class_measurements(
     newest_first: Iterable[VariantMeasurement], models: Collection[str]
 ) -> tuple[ClassMeasurement, ...]:
-    """Of these model versions, the newest of each device counting; at most 256, the best known."""
+    """Return medians of these models' variants by each device's newest; at most 256 entries."""
     found: defaultdict[tuple[str, str], dict[str, VariantMeasurement]] = defaultdict(dict)
     for one in newest_first:
         if one.model in models and one.tokens_per_second > 0:

@@ -1,4 +1,4 @@
-"""What a device label may look like."""
+"""Rules for device labels."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ WORD_ADVICE = "Use letters, digits, dots, dashes and underscores, at most 63 of 
 
 
 def check_labels(labels: Mapping[str, str]) -> None:
-    """InvalidInputError when there are too many labels, or one is not well-formed."""
+    """Raise InvalidInputError for too many labels or a malformed one."""
     if len(labels) > MAX_LABELS:
         raise InvalidInputError(
             f"{len(labels)} labels are more than {MAX_LABELS}",

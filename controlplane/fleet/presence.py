@@ -1,14 +1,14 @@
-"""Presence: whether a device can hear us now."""
+"""Presence: whether a device is reachable now."""
 
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-# A restarting agent reconnects within its backoff; that is not being gone.
+# An agent that restarts reconnects within its backoff, so it still counts as reachable.
 GRACE_SECONDS = 30.0
 
 
 class Presence(StrEnum):
-    """What we may expect of a device."""
+    """Reachability of a device."""
 
     CONNECTED = "connected"
     # Lost its stream moments ago.

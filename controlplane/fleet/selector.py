@@ -1,4 +1,4 @@
-"""Label selectors: which devices something is about.
+"""Label selectors choose devices.
 
     site=lab,tier!=canary,gpu,!retired,rack in (a1, a2),os notin (trixie)
 
@@ -30,7 +30,7 @@ _TERM = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One condition. ``values`` None asks whether the label is there at all."""
+    """One condition; ``values`` None asks whether the label exists."""
 
     key: str
     values: frozenset[str] | None
@@ -44,7 +44,7 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """All of its terms must match; no terms match everything."""
+    """Conjunction of terms; without terms it matches every device."""
 
     terms: tuple[Term, ...] = ()
 
@@ -53,7 +53,7 @@ class Selector:
 
 
 def parse_selector(text: str) -> Selector:
-    """The selector that ``text`` writes; InvalidSelectorError when it is none."""
+    """Parse a selector; raise InvalidSelectorError if it is malformed."""
     if len(text) > MAX_LENGTH:
         raise InvalidSelectorError(
             f"the selector has {len(text)} characters, more than {MAX_LENGTH}",
@@ -71,7 +71,7 @@ def parse_selector(text: str) -> Selector:
 
 
 def _split(text: str) -> list[str]:
-    """At the commas outside parentheses; they do not nest."""
+    """Split at the commas outside parentheses, which do not nest."""
     return re.split(r",(?![^()]*\))", text)
 
 

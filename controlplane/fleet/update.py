@@ -1,10 +1,10 @@
-"""How far a device is with its assignment, in the words of the agent's update machine."""
+"""Progress of a device's assignment, in the states of the agent's update machine."""
 
 from enum import StrEnum
 
 
 class UpdateState(StrEnum):
-    """The agent's states; the last four end an update and stand in its receipt."""
+    """States of the agent; the last four end an update and are a receipt's outcome."""
 
     IDLE = "idle"
     VERIFYING = "verifying"
@@ -22,7 +22,7 @@ class UpdateState(StrEnum):
 
     @property
     def final(self) -> bool:
-        """Whether a receipt may have it as its outcome."""
+        """True if a receipt can have this state as its outcome."""
         return self in _FINAL
 
 

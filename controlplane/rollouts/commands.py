@@ -1,4 +1,4 @@
-"""What operators and receipts change in a rollout."""
+"""Effects of operators' commands and of receipts on a rollout."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -21,8 +21,8 @@ from controlplane.rollouts.undoing import revertible
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a device's receipt says of one generation; ``interrupted``: not the release's fault."""
+class UpdateResult:
+    """A receipt's result of one generation; ``interrupted`` is not the release's fault."""
 
     generation: int
     committed: bool
@@ -33,13 +33,13 @@ class Outcome:
 
 
 def pause(rollout: Rollout, reason: str, now: datetime) -> Rollout:
-    """Gives nothing out any more; devices already told go on."""
+    """Stop giving out assignments; devices that have one continue."""
     _check(rollout, RolloutState.PAUSED, "paused")
     return replace(enter(rollout, RolloutState.PAUSED, reason), updated_at=now)
 
 
 def resume(rollout: Rollout, facts: Facts, now: datetime) -> Rollout:
-    """Goes on, and accepts what stopped it: the failures so far, or too little data."""
+    """Continue, and accept the cause of the stop: the failures so far, or too little data."""
     if rollout.state is not RolloutState.PAUSED:
         raise _refusal(rollout, "resumed")
     index = current_wave(rollout)
@@ -63,13 +63,13 @@ def resume(rollout: Rollout, facts: Facts, now: datetime) -> Rollout:
 
 
 def abort(rollout: Rollout, reason: str, now: datetime) -> Rollout:
-    """Stops for good and leaves every device where it is."""
+    """End the rollout and leave every device where it is."""
     _check(rollout, RolloutState.ABORTED, "aborted")
     return replace(enter(rollout, RolloutState.ABORTED, reason), updated_at=now)
 
 
 def roll_back(rollout: Rollout, facts: Facts, reason: str, now: datetime) -> Rollout:
-    """Sends back every device that nothing else has moved since."""
+    """Send back every device that no other rollout has moved since."""
     _check(rollout, RolloutState.ROLLING_BACK, "rolled back")
     if not revertible(rollout, facts):
         raise ConflictError(
@@ -81,12 +81,12 @@ def roll_back(rollout: Rollout, facts: Facts, reason: str, now: datetime) -> Rol
 
 
 def retries_allowed(state: RolloutState, strategy: Strategy) -> int:
-    """How often a device may try again: never in a rollout that gives nothing out any more."""
+    """Return the number of retries; zero in a rollout that gives out no more assignments."""
     return 0 if state.finished else strategy.max_retries
 
 
-def settle(member: Member, outcome: Outcome, max_retries: int = 0) -> Member:
-    """The device after its receipt; unchanged for one of another generation or seen before."""
+def settle(member: Member, outcome: UpdateResult, max_retries: int = 0) -> Member:
+    """Return the member after its receipt; unchanged by a repeat or another generation."""
     if outcome.generation != member.generation:
         return member
     if outcome.interrupted and not outcome.committed and member.retries < max_retries:
@@ -113,7 +113,7 @@ def settle(member: Member, outcome: Outcome, max_retries: int = 0) -> Member:
     return member
 
 
-def _try_again(member: Member, outcome: Outcome) -> Member:
+def _try_again(member: Member, outcome: UpdateResult) -> Member:
     if member.state not in {MemberState.ASSIGNED, MemberState.REVERTING}:
         return member
     forward = member.state is MemberState.ASSIGNED

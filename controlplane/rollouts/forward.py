@@ -1,4 +1,4 @@
-"""Going forward: from wave to wave, each given out, soaked and judged."""
+"""Going forward: each wave is assigned, soaked and judged before the next."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -19,13 +19,20 @@ from controlplane.rollouts.machine import (
     WaveState,
     step,
 )
-from controlplane.rollouts.plan import Assign, Plan, enter, holds, silence, stragglers
+from controlplane.rollouts.plan import (
+    Assign,
+    Plan,
+    describe_waiting,
+    enter,
+    is_awaiting_receipt,
+    silent_timeout,
+)
 from controlplane.rollouts.records import Facts, Member, Rollout, Wave, is_reachable
 from controlplane.rollouts.strategy import OnFailure
 
 
 def go_forward(plan: Plan, facts: Facts, now: datetime) -> Plan:
-    """The next step of a running rollout; devices that wait for another try come first."""
+    """Return the next step of a running rollout; interrupted devices are assigned again first."""
     interrupted = _interrupted(plan.rollout, facts)
     if interrupted:
         return _assign(plan, interrupted, facts, now)
@@ -33,7 +40,7 @@ def go_forward(plan: Plan, facts: Facts, now: datetime) -> Plan:
 
 
 def current_wave(rollout: Rollout) -> int | None:
-    """The first wave that has not passed."""
+    """Return the index of the first wave that has not passed; None if all have."""
     for index, wave in enumerate(rollout.waves):
         if wave.state is not WaveState.PASSED:
             return index
@@ -41,7 +48,7 @@ def current_wave(rollout: Rollout) -> int | None:
 
 
 def _interrupted(rollout: Rollout, facts: Facts) -> list[Member]:
-    """Devices of any wave that wait for another try."""
+    """Return the devices of any wave that wait for a retry."""
     return [
         member
         for member in rollout.members.values()
@@ -53,7 +60,7 @@ def _run(plan: Plan, facts: Facts, now: datetime) -> Plan:
     rollout = plan.rollout
     index = current_wave(rollout)
     if index is None:
-        reason = stragglers(rollout, MemberState.ASSIGNED, "gets it when it comes back")
+        reason = describe_waiting(rollout, MemberState.ASSIGNED, "gets it when it comes back")
         return replace(plan, rollout=enter(rollout, RolloutState.SUCCEEDED, reason))
     wave = rollout.waves[index]
     match wave.state:
@@ -86,9 +93,9 @@ def _run_wave(plan: Plan, index: int, facts: Facts, now: datetime) -> Plan:
 
 
 def _next_members(rollout: Rollout, index: int, facts: Facts, now: datetime) -> list[Member]:
-    """Pending devices of this wave, as many as may change at once.
+    """Return the pending devices of a wave that may change now.
 
-    Offline ones are among them: their assignment waits for them.
+    Unreachable devices are always included: their assignment waits for them and takes nothing down.
     """
     pending = [
         member
@@ -100,7 +107,9 @@ def _next_members(rollout: Rollout, index: int, facts: Facts, now: datetime) -> 
         return pending
     away = [member for member in pending if not is_reachable(facts, member.device_id)]
     here = [member for member in pending if is_reachable(facts, member.device_id)]
-    changing = sum(holds(rollout, member, facts, now) for member in rollout.members.values())
+    changing = sum(
+        is_awaiting_receipt(rollout, member, facts, now) for member in rollout.members.values()
+    )
     return away + here[: max(limit - changing, 0)]
 
 
@@ -109,9 +118,9 @@ def _is_active(facts: Facts, member: Member) -> bool:
 
 
 def _is_waiting(rollout: Rollout, index: int, facts: Facts, now: datetime) -> bool:
-    """Something may still come: a device at work, or enough reports to judge by."""
+    """Return True while a device may still report, or too few have reported to judge the wave."""
     members = rollout.of_wave(index)
-    if any(holds(rollout, member, facts, now) for member in members):
+    if any(is_awaiting_receipt(rollout, member, facts, now) for member in members):
         return True
     if any(
         member.state is MemberState.PENDING and is_reachable(facts, member.device_id)
@@ -122,7 +131,7 @@ def _is_waiting(rollout: Rollout, index: int, facts: Facts, now: datetime) -> bo
     if counts.reported >= required_reports(rollout.strategy.gates.failure, counts):
         return False
     started = rollout.waves[index].started_at
-    return started is not None and now - started < silence(rollout)
+    return started is not None and now - started < silent_timeout(rollout)
 
 
 def _assign(plan: Plan, chosen: Iterable[Member], facts: Facts, now: datetime) -> Plan:
@@ -154,7 +163,7 @@ def _soak(rollout: Rollout, index: int, facts: Facts, now: datetime) -> Rollout:
 
 
 def verdicts(rollout: Rollout, index: int, facts: Facts) -> tuple[Verdict, ...]:
-    """What every gate says of a wave that is over."""
+    """Return the verdict of every gate on a finished wave."""
     return (judge_failures(rollout.strategy.gates.failure, rollout.counts(index, facts)),)
 
 
@@ -170,7 +179,7 @@ def _fail(rollout: Rollout, index: int, verdict: Verdict) -> Rollout:
 
 
 def _stop(rollout: Rollout, wave: Wave) -> Rollout:
-    """What a wave that did not pass leads to."""
+    """Enter the state that a wave which did not pass leads to."""
     reason = f"wave {wave.name} {wave.state}: {wave.reason}"
     if wave.state is WaveState.INCONCLUSIVE:
         return enter(rollout, RolloutState.PAUSED, reason)

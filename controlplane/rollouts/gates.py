@@ -1,4 +1,4 @@
-"""What counts as worse. A verdict is passed, inconclusive or failed, and the worst one wins."""
+"""Gates judge a wave: passed, inconclusive or failed; the worst verdict wins."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,27 +7,27 @@ from enum import StrEnum
 from controlplane.rollouts.strategy import FailureGate
 
 
-class Outcome(StrEnum):
+class GateOutcome(StrEnum):
     PASSED = "passed"
     INCONCLUSIVE = "inconclusive"
     FAILED = "failed"
 
 
-_BADNESS = (Outcome.PASSED, Outcome.INCONCLUSIVE, Outcome.FAILED)
+_BADNESS = (GateOutcome.PASSED, GateOutcome.INCONCLUSIVE, GateOutcome.FAILED)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one gate says of one wave, and why."""
+    """Outcome of one gate for one wave, with its reason."""
 
     gate: str
-    outcome: Outcome
+    outcome: GateOutcome
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """A wave in numbers. ``acknowledged`` failures were accepted by an operator's resume."""
+    """Device counts of a wave. ``acknowledged`` failures were accepted by an operator's resume."""
 
     targeted: int = 0
     reachable: int = 0
@@ -41,37 +41,37 @@ class Counts:
         return max(self.failed - self.acknowledged, 0)
 
 
-def worst(verdicts: Iterable[Verdict]) -> Outcome:
-    """The worst one: passed < inconclusive < failed; passed when there are none."""
+def worst(verdicts: Iterable[Verdict]) -> GateOutcome:
+    """Return the worst outcome: passed < inconclusive < failed; passed without verdicts."""
     return max(
-        (verdict.outcome for verdict in verdicts), key=_BADNESS.index, default=Outcome.PASSED
+        (verdict.outcome for verdict in verdicts), key=_BADNESS.index, default=GateOutcome.PASSED
     )
 
 
 def required_reports(gate: FailureGate, counts: Counts) -> int:
-    """How many devices must have reported before the wave can be judged."""
+    """Return the number of reports that a judgement of the wave needs."""
     return min(gate.min_executed, counts.targeted)
 
 
 def early_failure(gate: FailureGate, counts: Counts) -> Verdict | None:
-    """A failure that nothing still to come can mend, so the wave need not be finished."""
+    """Return a failure that no outstanding report can mend, so that the wave ends early."""
     failed = counts.counted_failures
     if gate.max_failures is not None and failed > gate.max_failures:
         return Verdict(
-            "failure", Outcome.FAILED, f"failed devices: {failed}, allowed: {gate.max_failures}"
+            "failure", GateOutcome.FAILED, f"failed devices: {failed}, allowed: {gate.max_failures}"
         )
     limit = gate.percent_limit
     if limit is not None and failed * 100 > limit * counts.targeted:
         return Verdict(
             "failure",
-            Outcome.FAILED,
+            GateOutcome.FAILED,
             f"{failed} of {counts.targeted} devices failed, more than {limit:g} %",
         )
     return None
 
 
 def judge_failures(gate: FailureGate, counts: Counts) -> Verdict:
-    """The failure gate's word once the wave is over; percentages are of devices that reported."""
+    """Judge a finished wave by its failures; percentages refer to devices that reported."""
     early = early_failure(gate, counts)
     if early is not None:
         return early
@@ -79,16 +79,16 @@ def judge_failures(gate: FailureGate, counts: Counts) -> Verdict:
     if counts.reported < needed:
         return Verdict(
             "failure",
-            Outcome.INCONCLUSIVE,
+            GateOutcome.INCONCLUSIVE,
             f"{counts.reported} of {counts.targeted} devices reported, fewer than {needed}",
         )
     limit = gate.percent_limit
     if limit is not None and failed * 100 > limit * counts.reported:
         return Verdict(
             "failure",
-            Outcome.FAILED,
+            GateOutcome.FAILED,
             f"{failed} of {counts.reported} devices that reported failed, more than {limit:g} %",
         )
     return Verdict(
-        "failure", Outcome.PASSED, f"{failed} of {counts.reported} devices that reported failed"
+        "failure", GateOutcome.PASSED, f"{failed} of {counts.reported} devices that reported failed"
     )

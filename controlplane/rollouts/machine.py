@@ -1,4 +1,4 @@
-"""The states of a rollout, of a wave and of a device in it, and every step between them."""
+"""States of a rollout, of a wave and of a member, and every step between them."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -18,7 +18,7 @@ class RolloutState(StrEnum):
 
     @property
     def finished(self) -> bool:
-        """Nothing more happens unless an operator rolls it back."""
+        """True if only an operator's rollback can still change the rollout."""
         return self in FINISHED
 
 
@@ -33,7 +33,7 @@ class WaveState(StrEnum):
 
 
 class MemberState(StrEnum):
-    """Where a device stands in a rollout."""
+    """State of a device in a rollout."""
 
     PENDING = "pending"
     ASSIGNED = "assigned"
@@ -45,7 +45,7 @@ class MemberState(StrEnum):
 
 FINISHED = frozenset((RolloutState.SUCCEEDED, RolloutState.ROLLED_BACK, RolloutState.ABORTED))
 
-# An operator may undo what has finished, so only rolled_back is the end of every road.
+# An operator may undo a finished rollout, so only rolled_back is a final state.
 ROLLOUT_STEPS: Mapping[RolloutState, frozenset[RolloutState]] = {
     RolloutState.DRAFT: frozenset(
         (RolloutState.AWAITING_APPROVAL, RolloutState.SCHEDULED, RolloutState.ABORTED)
@@ -81,7 +81,7 @@ WAVE_STEPS: Mapping[WaveState, frozenset[WaveState]] = {
 }
 
 # Receipts settle assigned and reverting; a device that could not go back ends failed. After an
-# update that was interrupted it is pending again or, on its way back, failed and sent once more.
+# interrupted update it is pending again or, on its way back, failed and sent once more.
 MEMBER_STEPS: Mapping[MemberState, frozenset[MemberState]] = {
     MemberState.PENDING: frozenset((MemberState.ASSIGNED, MemberState.REVERTING)),
     MemberState.ASSIGNED: frozenset(
@@ -102,7 +102,7 @@ State = TypeVar("State", bound=StrEnum)
 
 
 def step(steps: Mapping[State, frozenset[State]], before: State, after: State) -> State:
-    """``after``, when the table allows it; anything else is a mistake in our own code."""
+    """Return ``after`` if the table allows the step; otherwise raise AssertionError."""
     if after not in steps[before]:
         raise AssertionError(f"{type(before).__name__}: no step from {before} to {after}")
     return after

@@ -1,4 +1,4 @@
-"""What one tick decides, and what going forward and undoing have in common."""
+"""The result of one tick, and the rules that going forward and undoing share."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -9,7 +9,7 @@ from controlplane.rollouts.records import Facts, Member, Rollout, is_reachable
 
 @dataclass(frozen=True, slots=True)
 class Assign:
-    """Give a device a release ("" for none) under the next generation after ``seen``."""
+    """Assign a release ("" for none) to a device under the next generation after ``seen``."""
 
     device_id: str
     release: str
@@ -22,33 +22,33 @@ class Assign:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The rollout as it shall be, and what devices shall be told in the same transaction."""
+    """The rollout's next value, and the assignments to make in the same transaction."""
 
     rollout: Rollout
     assignments: tuple[Assign, ...] = ()
 
 
 def enter(rollout: Rollout, state: RolloutState, reason: str = "") -> Rollout:
-    """The rollout in its next state; as ``step``, raises for one that cannot follow."""
+    """Return the rollout in its next state; raises like ``step`` if the table forbids it."""
     return replace(rollout, state=step(ROLLOUT_STEPS, rollout.state, state), reason=reason)
 
 
-def holds(rollout: Rollout, member: Member, facts: Facts, now: datetime) -> bool:
-    """It was told something and is expected to answer: an offline device is not."""
+def is_awaiting_receipt(rollout: Rollout, member: Member, facts: Facts, now: datetime) -> bool:
+    """Return True if the device has an assignment and is expected to report on it."""
     if member.state not in {MemberState.ASSIGNED, MemberState.REVERTING}:
         return False
-    if member.assigned_at is None or now - member.assigned_at >= silence(rollout):
+    if member.assigned_at is None or now - member.assigned_at >= silent_timeout(rollout):
         return False
     return member.reachable_at_assignment or is_reachable(facts, member.device_id)
 
 
-def silence(rollout: Rollout) -> timedelta:
-    """How long a device may say nothing before nobody waits for it."""
+def silent_timeout(rollout: Rollout) -> timedelta:
+    """Return the time without a report after which the rollout stops waiting for a device."""
     return timedelta(seconds=rollout.strategy.silent_timeout_seconds)
 
 
-def stragglers(rollout: Rollout, state: MemberState, what: str) -> str:
-    """A sentence on the devices still in ``state``; empty when there are none."""
+def describe_waiting(rollout: Rollout, state: MemberState, what: str) -> str:
+    """Describe the devices still in ``state`` in one sentence; empty if there are none."""
     count = sum(member.state is state for member in rollout.members.values())
     if not count:
         return ""

@@ -13,10 +13,10 @@ from controlplane.rollouts.strategy import Strategy
 class Member:
     """A device in a rollout.
 
-    ``generation`` names its latest assignment by this rollout (0 before any), to which ``state``,
-    ``bytes_downloaded`` and ``switch_seconds`` belong. ``succeeded`` is what became of the release
-    itself (None: not reported) and outlives a revert. ``sent_back``: it was told to go back to
-    ``previous_release``. ``retries`` counts updates that were interrupted and given again.
+    ``generation`` is its latest assignment by this rollout (0 before any), to which ``state``,
+    ``bytes_downloaded`` and ``switch_seconds`` belong. ``succeeded`` is the result of the release
+    itself (None: not reported) and outlives a revert. ``sent_back`` is true once it was assigned
+    ``previous_release`` again. ``retries`` counts interrupted updates that were assigned again.
     """
 
     device_id: str
@@ -37,7 +37,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wave:
-    """``acknowledged`` counts failures that an operator accepted by resuming."""
+    """A wave; ``acknowledged`` counts failures that an operator accepted by resuming."""
 
     name: str
     state: WaveState = WaveState.PENDING
@@ -50,7 +50,7 @@ class Wave:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """``members`` by device id."""
+    """A rollout; ``members`` is keyed by device id."""
 
     id: str
     release: str
@@ -68,7 +68,7 @@ class Rollout:
         return [member for member in self.members.values() if member.wave == index]
 
     def counts(self, index: int, facts: "Facts") -> Counts:
-        """The three denominators of a wave, and what became of the devices that reported."""
+        """Return a wave's denominators (targeted, reachable, reported) and results."""
         members = self.of_wave(index)
         succeeded = sum(member.succeeded is True for member in members)
         failed = sum(member.succeeded is False for member in members)
@@ -84,9 +84,9 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class DeviceFact:
-    """What is known of a device now. ``active`` is false for one quarantined, banned or retired.
+    """Current facts of a device. ``active`` is false if it is quarantined, banned or retired.
 
-    ``assigned_release`` is what it should run under ``generation``, whichever rollout said so.
+    ``assigned_release`` is the release of ``generation``, whichever rollout assigned it.
     """
 
     reachable: bool

@@ -1,4 +1,4 @@
-"""What an operator may ask of a rollout: waves, gates, and what happens on failure."""
+"""The operator's settings of a rollout: waves, gates, limits, and the reaction to a failure."""
 
 from enum import StrEnum
 from typing import Annotated, Any
@@ -21,7 +21,7 @@ Seconds = Annotated[float, Meta(ge=0, le=WEEK_SECONDS)]
 Percent = Annotated[float, Meta(ge=0, le=100)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 
-# Named in the design, not evaluated yet: refused rather than ignored.
+# Named in the design but not evaluated yet: refused rather than ignored.
 METRIC_GATES = frozenset(
     (
         "error_rate",
@@ -35,14 +35,14 @@ METRIC_GATES = frozenset(
 
 
 class Part(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A piece of a strategy; unknown fields are refused."""
+    """A part of a strategy; unknown fields are refused."""
 
 
 class WaveSpec(Part, frozen=True):
     """One wave; the first grows to one device of each hardware class, if it has fewer.
 
     Either ``percent``, the share of all devices that have the release after this wave, or
-    ``count``, how many devices this wave adds.
+    ``count``, the number of devices that this wave adds.
     """
 
     name: Label
@@ -52,9 +52,10 @@ class WaveSpec(Part, frozen=True):
 
 
 class FailureGate(Part, frozen=True):
-    """How many devices of a wave may fail, at most. With neither limit given, ten percent.
+    """The most devices of a wave that may fail; ten percent if neither limit is given.
 
-    Fewer than ``min_executed`` reports (or than the wave has devices) are too little to judge.
+    With fewer than ``min_executed`` reports (or than the wave has devices) the wave is
+    inconclusive.
     """
 
     max_failures: Annotated[int, Meta(ge=0)] | None = None
@@ -69,13 +70,13 @@ class FailureGate(Part, frozen=True):
 
 
 class Gates(Part, frozen=True):
-    """What stops a wave."""
+    """The gates that can stop a wave."""
 
     failure: FailureGate = FailureGate()
 
 
 class OnFailure(StrEnum):
-    """What a failed wave leads to."""
+    """Reaction to a failed wave."""
 
     ROLLBACK = "rollback"
     PAUSE = "pause"
@@ -85,9 +86,9 @@ class OnFailure(StrEnum):
 class Strategy(Part, frozen=True):
     """How a release reaches its devices.
 
-    ``silent_timeout_seconds`` is how long a device that was given the release may stay silent
-    before the wave goes on without it. ``max_unavailable`` bounds how many devices are changing at
-    once. A device whose update was interrupted (power, a restart) gets ``max_retries`` more tries.
+    ``silent_timeout_seconds`` is the longest time to wait for a device that has an assignment and
+    does not report. ``max_unavailable`` bounds the devices that change at once. A device whose
+    update was interrupted (power cut, restart) gets ``max_retries`` more attempts.
     """
 
     waves: Annotated[tuple[WaveSpec, ...], Meta(min_length=1, max_length=MAX_WAVES)] = (
@@ -104,9 +105,9 @@ class Strategy(Part, frozen=True):
 
 
 def parse_strategy(text: str) -> Strategy:
-    """The strategy that YAML or JSON ``text`` writes; the default when it is blank.
+    """Parse a strategy in YAML or JSON; a blank text is the default strategy.
 
-    InvalidStrategyError names the field that is wrong.
+    Raises InvalidStrategyError, which names the field that is wrong.
     """
     if len(text.encode()) > MAX_STRATEGY_BYTES:
         raise InvalidStrategyError(
@@ -129,12 +130,12 @@ def parse_strategy(text: str) -> Strategy:
 
 
 def encode_strategy(strategy: Strategy) -> str:
-    """JSON, which ``parse_strategy`` reads back."""
+    """Encode as JSON for ``parse_strategy``."""
     return msgspec.json.encode(strategy).decode()
 
 
 def _load(text: str) -> Any:
-    # Aliases can blow a short text up to any size; a strategy needs none.
+    # Aliases can expand a short text to any size; a strategy needs none.
     try:
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
             raise InvalidStrategyError(

@@ -1,9 +1,9 @@
-"""One tick of a rollout: from what is stored and what is known to what changes now.
+"""One tick of a rollout: from the stored state and the current facts to the next changes.
 
-``tick`` is a function of its arguments and reaches a fixed point: applied again to its own result
-at the same moment it changes nothing. Whoever applies a plan stores the rollout and makes the
-assignments in one transaction; a crash before the commit leaves the plan to be made again, a crash
-after it leaves nothing to do.
+``tick`` is a function of its arguments and reaches a fixed point: applied to its own result at the
+same time it changes nothing. The caller stores the rollout and makes the assignments in one
+transaction: after a crash before the commit the next tick plans the same again, after a crash
+behind it there is no work left.
 """
 
 from dataclasses import replace
@@ -17,7 +17,7 @@ from controlplane.rollouts.undoing import go_back
 
 
 def tick(rollout: Rollout, facts: Facts, now: datetime) -> Plan:
-    """Everything that can happen now. Unchanged (equal) when nothing can."""
+    """Return the changes that can happen now; an equal rollout if there are none."""
     plan = Plan(rollout)
     while True:
         following = _advance(plan, facts, now)

@@ -1,17 +1,17 @@
-"""Undoing: every device that still has what a rollout gave it goes back to what it ran before."""
+"""Undoing: each device that still has the rollout's release gets its previous one again."""
 
 from dataclasses import replace
 from datetime import datetime
 
 from controlplane.rollouts.machine import MEMBER_STEPS, MemberState, RolloutState, step
-from controlplane.rollouts.plan import Assign, Plan, enter, holds, stragglers
+from controlplane.rollouts.plan import Assign, Plan, describe_waiting, enter, is_awaiting_receipt
 from controlplane.rollouts.records import DeviceFact, Facts, Member, Rollout, is_reachable
 
 
 def go_back(plan: Plan, facts: Facts, now: datetime) -> Plan:
-    """Every device that it can still send back, and the end when none is expected to answer."""
+    """Assign the previous releases; end the rollout once no device is expected to report."""
     members = dict(plan.rollout.members)
-    # A device that this very tick would have given the release is sent back instead.
+    # A device that this tick would have assigned the release goes back instead.
     planned = {assign.device_id for assign in plan.assignments}
     forward = [m for m in members.values() if m.device_id in planned and not m.sent_back]
     backward = {m.device_id: m for m in [*forward, *revertible(plan.rollout, facts)]}
@@ -31,8 +31,8 @@ def go_back(plan: Plan, facts: Facts, now: datetime) -> Plan:
         )
         assignments.append(assign)
     rollout = replace(plan.rollout, members=members)
-    if not any(holds(rollout, member, facts, now) for member in members.values()):
-        reason = stragglers(rollout, MemberState.REVERTING, "goes back when it comes back")
+    if not any(is_awaiting_receipt(rollout, member, facts, now) for member in members.values()):
+        reason = describe_waiting(rollout, MemberState.REVERTING, "goes back when it comes back")
         stuck = sum(
             member.sent_back and member.state is MemberState.FAILED for member in members.values()
         )
@@ -48,9 +48,9 @@ def go_back(plan: Plan, facts: Facts, now: datetime) -> Plan:
 
 
 def revertible(rollout: Rollout, facts: Facts) -> list[Member]:
-    """Devices that should still run what this rollout gave them, and that it has not sent back.
+    """Return the devices that should still run this rollout's release and were not sent back.
 
-    A later rollout that undid itself has given them the same release again.
+    A later rollout that undid itself has assigned them the same release again.
     """
     return [
         member

@@ -1,4 +1,4 @@
-"""Who goes when: deterministic cohorts, stratified by hardware class."""
+"""The order of devices: deterministic cohorts, stratified by hardware class."""
 
 import hashlib
 import math
@@ -10,8 +10,8 @@ from controlplane.rollouts.strategy import ALL_PERCENT, Strategy
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A device that the selector found."""
+class TargetDevice:
+    """A device that the selector matched."""
 
     device_id: str
     hardware_class: str
@@ -19,14 +19,15 @@ class Candidate:
 
 
 def assign_waves(
-    rollout_id: str, candidates: Sequence[Candidate], strategy: Strategy
+    rollout_id: str, candidates: Sequence[TargetDevice], strategy: Strategy
 ) -> dict[str, int]:
-    """The wave of every device, by device id.
+    """Return the wave of every device, by device id.
 
-    One order over all devices, of which each wave takes the next stretch. Its head has one device
-    of each hardware class, so the canary meets every class that the rest has; after it the classes
-    stay mixed in proportion. Within a class the order is by a hash of rollout and device, so that
-    no device is everybody's canary; those that cannot hear us come last, as they prove nothing.
+    All devices are put in one order, of which each wave takes the next part. The order begins with
+    one device of each hardware class, so that the first wave covers every class; after it the
+    classes stay mixed in proportion. Within a class, devices are ordered by a hash of rollout and
+    device, so that canaries differ between rollouts; unreachable devices come last, since they
+    prove nothing.
     """
     order = _order(rollout_id, candidates)
     classes = len({candidate.hardware_class for candidate in candidates})
@@ -34,6 +35,7 @@ def assign_waves(
     done = 0
     for index, spec in enumerate(strategy.waves):
         if spec.percent is not None:
+            # Round up: a small percentage of a small fleet is at least one device.
             end = math.ceil(len(order) * spec.percent / ALL_PERCENT)
         else:
             end = done + (spec.count or 0)
@@ -45,14 +47,15 @@ def assign_waves(
     return waves
 
 
-def _order(rollout_id: str, candidates: Sequence[Candidate]) -> list[str]:
-    by_class: dict[str, list[Candidate]] = defaultdict(list)
+def _order(rollout_id: str, candidates: Sequence[TargetDevice]) -> list[str]:
+    by_class: dict[str, list[TargetDevice]] = defaultdict(list)
     for candidate in candidates:
         by_class[candidate.hardware_class].append(candidate)
     keyed: list[tuple[tuple[float, str], str]] = []
     for members in by_class.values():
         members.sort(key=lambda one: (not one.reachable, _draw(rollout_id, one.device_id)))
         for rank, member in enumerate(members):
+            # Midpoint of the member's share of its class, which interleaves classes in proportion.
             share = 0.0 if rank == 0 else (rank + 0.5) / len(members)
             keyed.append(((share, _draw(rollout_id, member.device_id)), member.device_id))
     return [device_id for _, device_id in sorted(keyed)]

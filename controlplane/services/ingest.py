@@ -14,7 +14,7 @@ from artifact.window import Window
 from controlplane.errors import InvalidInputError
 from controlplane.fleet import UpdateState
 from controlplane.metrics import Metrics
-from controlplane.rollouts.commands import Outcome
+from controlplane.rollouts.commands import UpdateResult
 from controlplane.services.rollouts.driver import RolloutDriver
 from controlplane.services.signals import FLEET_CHANGED, Signals
 from controlplane.store import receipts, sessions, telemetry
@@ -170,8 +170,8 @@ def _end(receipt: Receipt) -> Progress:
     )
 
 
-def _outcome(receipt: Receipt) -> Outcome:
-    return Outcome(
+def _outcome(receipt: Receipt) -> UpdateResult:
+    return UpdateResult(
         generation=receipt.generation,
         committed=receipt.outcome is UpdateState.COMMITTED,
         detail=": ".join(part for part in (receipt.reason, receipt.detail) if part),

@@ -100,7 +100,7 @@ class RolloutDriver:
         announce(tx, self._signals, seen.rollout.id)
 
     async def settle(
-        self, tx: Transaction, device_id: str, outcome: commands.Outcome, now: datetime
+        self, tx: Transaction, device_id: str, outcome: commands.UpdateResult, now: datetime
     ) -> None:
         """What a stored receipt means for the rollout that it answers, if any; within ``tx``."""
         rollout_id = await rollout_devices.rollout_of(tx, device_id, outcome.generation)

@@ -18,7 +18,7 @@ from controlplane.rollouts.gates import Counts
 from controlplane.rollouts.records import Facts, Member, Rollout, Wave
 from controlplane.rollouts.strategy import parse_strategy
 from controlplane.rollouts.undoing import revertible
-from controlplane.rollouts.waves import Candidate, assign_waves
+from controlplane.rollouts.waves import TargetDevice, assign_waves
 from controlplane.services.access import Caller
 from controlplane.services.mutations import Mutation, once
 from controlplane.services.rollouts.driver import RolloutDriver, announce, facts_now, reachable_now
@@ -95,7 +95,7 @@ class RolloutService:
             await _refuse_busy(tx, chosen)
             rollout_id = new_id(now)
             candidates = [
-                Candidate(one.id, one.hardware_class, reachable_now(one, now)) for one in chosen
+                TargetDevice(one.id, one.hardware_class, reachable_now(one, now)) for one in chosen
             ]
             wave_of = assign_waves(rollout_id, candidates, waves)
             rollout = Rollout(

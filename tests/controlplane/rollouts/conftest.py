@@ -6,12 +6,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from controlplane.rollouts.commands import Outcome, retries_allowed, settle
+from controlplane.rollouts.commands import UpdateResult, retries_allowed, settle
 from controlplane.rollouts.plan import Plan
 from controlplane.rollouts.records import DeviceFact, Member, Rollout, Wave
 from controlplane.rollouts.strategy import parse_strategy
 from controlplane.rollouts.tick import tick
-from controlplane.rollouts.waves import Candidate, assign_waves
+from controlplane.rollouts.waves import TargetDevice, assign_waves
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 OLD, NEW = "acme/assistant@1.0.0", "acme/assistant@2.0.0"
@@ -82,14 +82,16 @@ class Fleet:
             device.seen = device.generation
             if device.behaves == "shaky":
                 device.behaves = "ok"
-                self.receive(device.id, Outcome(device.seen, False, "stopped", interrupted=True))
+                self.receive(
+                    device.id, UpdateResult(device.seen, False, "stopped", interrupted=True)
+                )
                 continue
             good = device.behaves == "ok" or device.wanted == device.current
             device.current = device.wanted if good else device.current
             detail = "" if good else "probation_failed: perplexity"
-            self.receive(device.id, Outcome(device.seen, good, detail, 7, 0.5))
+            self.receive(device.id, UpdateResult(device.seen, good, detail, 7, 0.5))
 
-    def receive(self, device_id: str, outcome: Outcome) -> None:
+    def receive(self, device_id: str, outcome: UpdateResult) -> None:
         members = dict(self.store.members)
         retries = retries_allowed(self.store.state, self.store.strategy)
         members[device_id] = settle(members[device_id], outcome, retries)
@@ -122,7 +124,9 @@ def make_fleet(devices: Iterable[SimulatedDevice], strategy: str = STRATEGY) -> 
     found = {device.id: device for device in devices}
     parsed = parse_strategy(strategy)
     wave_of = assign_waves(
-        "r1", [Candidate(one.id, one.hardware_class, one.online) for one in found.values()], parsed
+        "r1",
+        [TargetDevice(one.id, one.hardware_class, one.online) for one in found.values()],
+        parsed,
     )
     rollout = Rollout(
         id="r1",

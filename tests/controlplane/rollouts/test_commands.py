@@ -6,7 +6,7 @@ import pytest
 
 from controlplane.errors import ConflictError
 from controlplane.rollouts import commands
-from controlplane.rollouts.commands import Outcome
+from controlplane.rollouts.commands import UpdateResult
 from controlplane.rollouts.machine import MemberState, RolloutState
 
 from .conftest import NEW, OLD, STRATEGY, NewFleet, states
@@ -89,6 +89,6 @@ def test_a_receipt_of_another_generation_or_a_second_one_changes_nothing(
     fleet = new_fleet()
     fleet.finish()
     before = dict(fleet.store.members)
-    fleet.receive("d0", Outcome(1, committed=False))
-    fleet.receive("d1", Outcome(2, committed=False))
+    fleet.receive("d0", UpdateResult(1, committed=False))
+    fleet.receive("d1", UpdateResult(2, committed=False))
     assert fleet.store.members == before

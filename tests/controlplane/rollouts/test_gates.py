@@ -2,7 +2,7 @@ import pytest
 
 from controlplane.rollouts.gates import (
     Counts,
-    Outcome,
+    GateOutcome,
     Verdict,
     early_failure,
     judge_failures,
@@ -59,7 +59,7 @@ def test_a_wave_fails_early_only_when_nothing_can_mend_it(
 
 
 def test_worst_wins() -> None:
-    passed, unsure, failed = (Verdict("g", outcome, "") for outcome in Outcome)
-    assert worst([]) is Outcome.PASSED
-    assert worst([passed, unsure]) is Outcome.INCONCLUSIVE
-    assert worst([failed, unsure, passed]) is Outcome.FAILED
+    passed, unsure, failed = (Verdict("g", outcome, "") for outcome in GateOutcome)
+    assert worst([]) is GateOutcome.PASSED
+    assert worst([passed, unsure]) is GateOutcome.INCONCLUSIVE
+    assert worst([failed, unsure, passed]) is GateOutcome.FAILED

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.rollouts.strategy import Strategy, WaveSpec, parse_strategy
-from controlplane.rollouts.waves import Candidate, assign_waves
+from controlplane.rollouts.waves import TargetDevice, assign_waves
 
 fleets = st.lists(st.tuples(st.sampled_from("abcd"), st.booleans()), min_size=1, max_size=60).map(
-    lambda rows: [Candidate(f"d{n}", row[0], row[1]) for n, row in enumerate(rows)]
+    lambda rows: [TargetDevice(f"d{n}", row[0], row[1]) for n, row in enumerate(rows)]
 )
 strategies = st.one_of(
     st.just(Strategy()),
@@ -27,7 +27,7 @@ strategies = st.one_of(
 
 
 @given(fleets, strategies)
-def test_every_device_is_in_exactly_one_wave(fleet: list[Candidate], strategy: Strategy) -> None:
+def test_every_device_is_in_exactly_one_wave(fleet: list[TargetDevice], strategy: Strategy) -> None:
     waves = assign_waves("r", fleet, strategy)
     assert set(waves) == {device.device_id for device in fleet}
     assert set(waves.values()) <= set(range(len(strategy.waves)))
@@ -35,7 +35,7 @@ def test_every_device_is_in_exactly_one_wave(fleet: list[Candidate], strategy: S
 
 @given(fleets, strategies)
 def test_the_canary_has_each_class_that_the_rest_has(
-    fleet: list[Candidate], strategy: Strategy
+    fleet: list[TargetDevice], strategy: Strategy
 ) -> None:
     waves = assign_waves("r", fleet, strategy)
     canary = {device.hardware_class for device in fleet if waves[device.device_id] == 0}
@@ -44,7 +44,7 @@ def test_the_canary_has_each_class_that_the_rest_has(
 
 @given(fleets, strategies, st.randoms())
 def test_cohorts_do_not_depend_on_the_order_of_the_devices(
-    fleet: list[Candidate], strategy: Strategy, random: Random
+    fleet: list[TargetDevice], strategy: Strategy, random: Random
 ) -> None:
     shuffled = list(fleet)
     random.shuffle(shuffled)
@@ -52,7 +52,7 @@ def test_cohorts_do_not_depend_on_the_order_of_the_devices(
 
 
 @given(fleets)
-def test_a_canary_prefers_devices_that_can_hear_it(fleet: list[Candidate]) -> None:
+def test_a_canary_prefers_devices_that_can_hear_it(fleet: list[TargetDevice]) -> None:
     waves = assign_waves("r", fleet, Strategy())
     for device in fleet:
         if waves[device.device_id] == 0 and not device.reachable:
@@ -65,7 +65,7 @@ def test_a_canary_prefers_devices_that_can_hear_it(fleet: list[Candidate]) -> No
 
 
 def test_different_rollouts_have_different_canaries() -> None:
-    fleet = [Candidate(f"d{n}", "a") for n in range(100)]
+    fleet = [TargetDevice(f"d{n}", "a") for n in range(100)]
     first = [
         {device for device, wave in assign_waves(f"r{n}", fleet, Strategy()).items() if wave == 0}
         for n in range(5)
@@ -75,7 +75,7 @@ def test_different_rollouts_have_different_canaries() -> None:
 
 
 def test_waves_are_as_large_as_asked_and_keep_the_mix() -> None:
-    fleet = [Candidate(f"d{n}", "a" if n < 60 else "b") for n in range(100)]
+    fleet = [TargetDevice(f"d{n}", "a" if n < 60 else "b") for n in range(100)]
     strategy = parse_strategy(
         "waves: [{name: canary, count: 5}, {name: half, percent: 50}, {name: full, percent: 100}]"
     )
@@ -88,4 +88,4 @@ def test_waves_are_as_large_as_asked_and_keep_the_mix() -> None:
 
 
 def test_a_single_device_is_the_canary_and_nothing_is_left() -> None:
-    assert assign_waves("r", [Candidate("d", "a")], Strategy()) == {"d": 0}
+    assert assign_waves("r", [TargetDevice("d", "a")], Strategy()) == {"d": 0}

@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from controlplane.errors import NotFoundError, StaleError
-from controlplane.rollouts.gates import Outcome, Verdict
+from controlplane.rollouts.gates import GateOutcome, Verdict
 from controlplane.rollouts.machine import MemberState, RolloutState, WaveState
 from controlplane.rollouts.records import Member, Rollout, Wave
 from controlplane.rollouts.strategy import parse_strategy
@@ -65,7 +65,7 @@ async def test_a_rollout_comes_back_as_it_was_saved(stored: Database, now: datet
                 started_at=now,
                 soak_until=now,
                 acknowledged=2,
-                verdicts=(Verdict("failure", Outcome.FAILED, "detail"),),
+                verdicts=(Verdict("failure", GateOutcome.FAILED, "detail"),),
             ),
         ),
         members={

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from artifact.device_facts import DeviceFacts
-from controlplane.rollouts.commands import Outcome
+from controlplane.rollouts.commands import UpdateResult
 from controlplane.services.access import Caller, Role
 from controlplane.services.rollouts.driver import RolloutDriver
 from controlplane.services.rollouts.steering import RolloutService
@@ -89,7 +89,9 @@ class World:
         for device in everyone:
             if not device.assigned_generation:
                 continue
-            outcome = Outcome(device.assigned_generation, good, "" if good else "broken", 9, 0.25)
+            outcome = UpdateResult(
+                device.assigned_generation, good, "" if good else "broken", 9, 0.25
+            )
             async with self.database.write() as tx:
                 await self.driver.settle(tx, device.id, outcome, self.now)
                 if good:

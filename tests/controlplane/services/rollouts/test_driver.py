@@ -6,7 +6,7 @@ from datetime import datetime
 
 import pytest
 
-from controlplane.rollouts.commands import Outcome
+from controlplane.rollouts.commands import UpdateResult
 from controlplane.rollouts.machine import MemberState, RolloutState
 from controlplane.services.signals import device_key
 from controlplane.store import assignments
@@ -152,7 +152,7 @@ async def test_an_interrupted_update_is_given_again_under_a_new_generation(world
     rollout_id = await world.start()
     await world.tick()
     (canary,) = [name for name, wanted in (await world.wanted()).items() if wanted[0]]
-    interrupted = Outcome(1, committed=False, detail="stopped", interrupted=True)
+    interrupted = UpdateResult(1, committed=False, detail="stopped", interrupted=True)
     async with world.database.write() as tx:
         await world.driver.settle(tx, f"id-{canary}", interrupted, world.now)
     await world.tick()
@@ -164,4 +164,4 @@ async def test_an_interrupted_update_is_given_again_under_a_new_generation(world
 
 async def test_a_receipt_that_no_rollout_asked_for_is_left_alone(world: World) -> None:
     async with world.database.write() as tx:
-        await world.driver.settle(tx, "id-box-1", Outcome(99, committed=True), world.now)
+        await world.driver.settle(tx, "id-box-1", UpdateResult(99, committed=True), world.now)
