@@ -51,6 +51,8 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     # The most disk space of all model files; 0: all free space except a reserve.
     disk_budget_bytes: Annotated[int, Meta(ge=0)] = 0
     power_model: PowerModel | None = None
+    # The link is paid by volume: send fewer messages (agent.link.pacing).
+    metered: bool = False
 
 
 @dataclass(frozen=True, slots=True)

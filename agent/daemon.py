@@ -27,6 +27,7 @@ from agent.identity.credentials import Credentials
 from agent.journal import Journal
 from agent.link.connection import Connection
 from agent.link.metadata import StreamedVerifier
+from agent.link.pacing import METERED, STANDARD
 from agent.link.renewal import Renewal
 from agent.link.stream import ControlPlaneStream
 from agent.link.translate import window_to_wire
@@ -98,6 +99,7 @@ class Daemon:
             directed=verifier.follow_roots,
             class_measured=self._measurements.set_priors,
             agent_version=version("flotilla"),
+            pace=METERED if config.metered else STANDARD,
         )
         self._gateway = Gateway(self._serving, self._collector, self.status)
 

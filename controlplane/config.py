@@ -53,6 +53,7 @@ def parse_rate(text: str | None) -> int | None:
 
 
 LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
+DEFAULT_TELEMETRY_WINDOW_SECONDS: Final = 15.0
 WILDCARDS: Final = frozenset(("0.0.0.0", "::", ""))  # noqa: S104 - to recognise them
 
 
@@ -71,8 +72,10 @@ class Config:
 
     device_certificate_days: float = 14
     server_certificate_days: float = 14
-    telemetry_window_seconds: float = 2.0
-    status_interval_seconds: float = 0.5
+    # Each window costs a device a write to its flash and a message.
+    telemetry_window_seconds: float = DEFAULT_TELEMETRY_WINDOW_SECONDS
+    # How often an idle device repeats an unchanged status; changes are sent at once.
+    status_interval_seconds: float = 300.0
     telemetry_retention_days: float = 14
     request_retention_days: float = 7
     # Streams that may be opened at once, and how many more each second.

@@ -71,6 +71,7 @@ def cli(log_level: str) -> None:
     help="Most disk space for all model files.",
 )
 @click.option("--gateway", default=DEFAULT_GATEWAY, show_default=True)
+@click.option("--metered", is_flag=True, help="The link is paid by volume: send fewer messages.")
 @click.option(
     "--recover",
     is_flag=True,
@@ -87,6 +88,7 @@ def enroll(
     model_memory: int,
     disk_budget: int,
     gateway: str,
+    metered: bool,
     recover: bool,
     data_dir: Path,
 ) -> None:
@@ -119,6 +121,7 @@ def enroll(
         gateway=gateway,
         model_memory_bytes=model_memory,
         disk_budget_bytes=disk_budget,
+        metered=metered,
     )
     config = asyncio.run(apply(paths, application))
     click.echo(f"{config.name} is device {config.device_id}")

@@ -55,6 +55,7 @@ class Application:
     gateway: str
     model_memory_bytes: int
     disk_budget_bytes: int = 0
+    metered: bool = False
     # The device id to keep, on recovery; empty for a new box.
     device_id: str = ""
 
@@ -92,6 +93,7 @@ async def enroll(data_dir: DataDir, application: Application) -> AgentConfig:
         gateway=application.gateway,
         model_memory_bytes=application.model_memory_bytes,
         disk_budget_bytes=application.disk_budget_bytes,
+        metered=application.metered,
     )
     # The configuration comes last: with it the box counts as enrolled.
     write_file(data_dir.ca, ca_pem)

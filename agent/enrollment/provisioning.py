@@ -61,6 +61,8 @@ class OwnerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     disk_budget: Annotated[str, Meta(max_length=32)] = "0"
     # Used only on a box without a power meter.
     power_model: PowerModel | None = None
+    # The link is paid by volume.
+    metered: bool = False
 
 
 def load_settings(path: Path) -> OwnerSettings | None:
@@ -126,14 +128,16 @@ def _follow(data_dir: DataDir, config: AgentConfig, settings: OwnerSettings) -> 
         model_memory_bytes=parse_size(settings.model_memory),
         disk_budget_bytes=parse_size(settings.disk_budget),
         power_model=settings.power_model,
+        metered=settings.metered,
     )
     if followed != config:
         save_config(data_dir, followed)
         log.info(
-            "settings_applied gateway=%s model_memory_bytes=%d disk_budget_bytes=%d",
+            "settings_applied gateway=%s model_memory_bytes=%d disk_budget_bytes=%d metered=%s",
             ascii(followed.gateway),
             followed.model_memory_bytes,
             followed.disk_budget_bytes,
+            followed.metered,
         )
     return followed
 
@@ -190,6 +194,7 @@ def _application(settings: OwnerSettings) -> "Application":
         gateway=settings.gateway,
         model_memory_bytes=memory,
         disk_budget_bytes=parse_size(settings.disk_budget),
+        metered=settings.metered,
     )
 
 

@@ -5,10 +5,11 @@ A stream may therefore break at any time: the next one sends again what was not 
 """
 
 import asyncio
+import contextlib
 import logging
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final, TypeAlias
 
@@ -22,6 +23,7 @@ from agent.errors import IdentityError, JournalError, NotaryLostError
 from agent.identity.credentials import Credentials
 from agent.journal import Assignment, Journal
 from agent.link.connection import Connection
+from agent.link.pacing import STANDARD, Pace, seconds_until_due
 from agent.link.problems import explain
 from agent.link.translate import (
     assignment_from_wire,
@@ -47,15 +49,16 @@ _Call: TypeAlias = (
 )
 
 BATCH_WINDOWS: Final = 500
+# Until the server sets the length of telemetry windows.
+DEFAULT_WINDOW_SECONDS: Final = 60.0
 # After a stream of at least this length the backoff starts again from its first step.
 STABLE_SECONDS: Final = 30.0
 # grpc.aio may leave a call pending for ever if its channel closes before it is connected.
 OPENING_SECONDS: Final = 30.0
-# How often a status is repeated when nothing changes, until the server says otherwise.
-STATUS_SECONDS: Final = 30.0
+# The shortest telemetry window that a server may ask for.
 LEAST_INTERVAL_SECONDS: Final = 0.1
-# Progress of a download changes with every chunk; the server needs to hear it this often.
-LEAST_STATUS_SECONDS: Final = 0.2
+# Changes within this time are sent together: an update passes several states within milliseconds.
+COALESCE_SECONDS: Final = 0.2
 # More assignments than any device gets; SQLite's integers end at 2^63.
 MAX_GENERATION: Final = 1 << 32
 # A person has to act before the server admits this box again, so retry slowly.
@@ -68,10 +71,10 @@ async def _ignored(_: Authorities | Assignment) -> None:
 
 @dataclass
 class StreamSettings:
-    """Intervals that the control plane sets for its agents."""
+    """Intervals that the control plane and the box's owner set; the longer one counts."""
 
-    status_seconds: float = STATUS_SECONDS
-    telemetry_window_seconds: float = 60.0
+    refresh_seconds: float
+    telemetry_window_seconds: float
 
 
 @dataclass
@@ -104,6 +107,7 @@ class ControlPlaneStream:
         class_measured: Callable[[Sequence[tuple[str, str, Prior]]], None] = lambda _: None,
         backoff: Backoff | None = None,
         refused_backoff: Backoff | None = None,
+        pace: Pace = STANDARD,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._connection = connection
@@ -121,7 +125,10 @@ class ControlPlaneStream:
         self._refused_backoff = refused_backoff or Backoff(5, 300)
         self._now = now
         self._news = asyncio.Event()
-        self.settings = StreamSettings()
+        self._pace = pace
+        self.settings = StreamSettings(
+            pace.refresh_seconds, max(pace.window_seconds, DEFAULT_WINDOW_SECONDS)
+        )
         self.settings_changed = asyncio.Event()
         self.connected = False
         # The reason why the last stream failed, with advice, for the owner; empty when connected.
@@ -255,13 +262,15 @@ class ControlPlaneStream:
             self.wake()
 
     def _settings(self, settings: device_pb2.Settings) -> None:
+        # Servers of earlier versions ask for a status twice a second, which an idle box on a link
+        # paid by volume cannot afford: the box's own interval is the minimum.
         if settings.status_interval_seconds > 0:
-            self.settings.status_seconds = max(
-                LEAST_INTERVAL_SECONDS, settings.status_interval_seconds
+            self.settings.refresh_seconds = max(
+                self._pace.refresh_seconds, settings.status_interval_seconds
             )
         if settings.telemetry_window_seconds > 0:
             self.settings.telemetry_window_seconds = max(
-                LEAST_INTERVAL_SECONDS, settings.telemetry_window_seconds
+                LEAST_INTERVAL_SECONDS, self._pace.window_seconds, settings.telemetry_window_seconds
             )
         self.settings_changed.set()
 
@@ -275,20 +284,22 @@ class ControlPlaneStream:
                 self._news.clear()
                 await self._send_receipts(call, sent)
                 await self._send_telemetry(call, sent)
-            try:
-                async with asyncio.timeout(self.settings.status_seconds):
+            await asyncio.sleep(COALESCE_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._seconds_until_status(sent, loop.time())):
                     await self._news.wait()
-            except TimeoutError:
-                sent.status = None
-            since = loop.time() - sent.status_at
-            await asyncio.sleep(max(0.0, LEAST_STATUS_SECONDS - since))
 
     async def _send_status(self, call: _Call, sent: _Sent, now: float) -> None:
-        status = status_to_wire(self._engine.status())
-        if status == sent.status:
+        if self._seconds_until_status(sent, now) > 0:
             return
+        status = status_to_wire(self._engine.status())
         await call.write(device_pb2.ConnectRequest(status=status))
         sent.status, sent.status_at = status, now
+
+    def _seconds_until_status(self, sent: _Sent, now: float) -> float:
+        pace = replace(self._pace, refresh_seconds=self.settings.refresh_seconds)
+        status = status_to_wire(self._engine.status())
+        return seconds_until_due(status, sent.status, now - sent.status_at, pace)
 
     async def _send_receipts(self, call: _Call, sent: _Sent) -> None:
         for receipt in await asyncio.to_thread(self._journal.receipts):

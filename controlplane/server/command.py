@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from controlplane.config import Config, parse_address, parse_rate
+from controlplane.config import DEFAULT_TELEMETRY_WINDOW_SECONDS, Config, parse_address, parse_rate
 from controlplane.server.running import running
 from controlplane.server.systemd import feed_watchdog, notify
 
@@ -65,6 +65,14 @@ from controlplane.server.systemd import feed_watchdog, notify
     metavar="RATE",
     help="What all devices with the same label `site` may download per second together.",
 )
+@click.option(
+    "--telemetry-window",
+    type=click.FloatRange(min=1, max=3600),
+    default=DEFAULT_TELEMETRY_WINDOW_SECONDS,
+    show_default=True,
+    metavar="SECONDS",
+    help="The time over which devices aggregate telemetry before they send it.",
+)
 def serve(
     data_dir: Path,
     *,
@@ -75,6 +83,7 @@ def serve(
     database_url: str | None,
     device_bandwidth: str | None,
     site_bandwidth: str | None,
+    telemetry_window: float,
 ) -> None:
     """Run the control plane until SIGTERM or Ctrl-C.
 
@@ -90,6 +99,7 @@ def serve(
         database_url=database_url,
         device_bytes_per_second=parse_rate(device_bandwidth),
         site_bytes_per_second=parse_rate(site_bandwidth),
+        telemetry_window_seconds=telemetry_window,
     )
     _log_to_stderr()
     asyncio.run(run(config))

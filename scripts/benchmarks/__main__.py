@@ -24,6 +24,7 @@ from benchmarks import (
     swap,
     tensors,
     verify,
+    wire,
 )
 from benchmarks.deployment import Deployment, deployed
 from benchmarks.result import HEADER, Result
@@ -31,6 +32,7 @@ from runtimes.environment import LARGE_PAGES, engine_environment
 
 ON_A_BOX: dict[str, Callable[[Deployment], list[Result]]] = {
     "idle": idle.run,
+    "wire": wire.run,
     "gateway": generation.run,
     "streams": streams.run,
     "swap": swap.run,

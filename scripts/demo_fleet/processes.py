@@ -102,6 +102,8 @@ class ControlPlane:
             [
                 *(command("flotilla"), "serve", "--data-dir", str(directory)),
                 *("--public", self.public, "--device", self.device, "--http", self.http),
+                # Gates and the report need telemetry within seconds.
+                *("--telemetry-window", "2"),
             ],
             directory.parent / "server.log",
         )

@@ -352,7 +352,10 @@ async def running_plane(
 ) -> AsyncIterator[Plane]:
     """A control plane on free loopback ports, over this data directory."""
     ports = {"public": LOOPBACK, "device": LOOPBACK, "http": LOOPBACK}
-    config = Config(data_dir=data_dir, **{"shutdown_grace_seconds": 0.2, **ports, **changes})
+    config = Config(
+        data_dir=data_dir,
+        **{"shutdown_grace_seconds": 0.2, "telemetry_window_seconds": 2.0, **ports, **changes},
+    )
     time = clock or Clock()
     async with running(config, time) as endpoints:
         plane = Plane(config, endpoints, time)  # type: ignore[arg-type]
