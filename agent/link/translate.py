@@ -16,6 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from agent.journal import Assignment, CheckResult, Receipt
 from agent.selection import Candidate, Decision, Prior
+from agent.selection.figures import CANDIDATE_FIGURES
 from agent.telemetry import QueuedWindow
 from agent.update.engine import Status
 from agent.update.measurements import MAX_PRIORS
@@ -183,23 +184,17 @@ def decision_to_wire(decision: Decision) -> selection_pb2.SelectionDecision:
 
 
 def _candidate_to_wire(candidate: Candidate) -> selection_pb2.SelectionCandidate:
+    figures: dict[str, Any] = {name: getattr(candidate, name) for name in CANDIDATE_FIGURES}
     return selection_pb2.SelectionCandidate(
         variant=candidate.variant,
         runtime=candidate.runtime,
         quantization=candidate.quantization,
         bucket=candidate.bucket,
         reason=candidate.reason[:MAX_DETAIL_CHARACTERS],
-        predicted_memory_bytes=candidate.predicted_memory_bytes,
-        measured_memory_bytes=candidate.measured_memory_bytes,
-        predicted_tokens_per_second=candidate.predicted_tokens_per_second,
-        measured_tokens_per_second=candidate.measured_tokens_per_second,
-        measured_joules_per_token=candidate.measured_joules_per_token,
         quality=candidate.quality,
         prediction_source=candidate.source,
-        predicted_joules_per_token=candidate.predicted_joules_per_token,
-        predicted_ttft_seconds=candidate.predicted_ttft_seconds,
-        measured_ttft_seconds=candidate.measured_ttft_seconds,
         context_length=candidate.context_length,
+        **figures,
     )
 
 

@@ -1,6 +1,7 @@
 """Select variants: which ones fit this box, in what order to try them, and why. Pure functions."""
 
 from agent.selection.decision import Candidate, Decision
+from agent.selection.figures import Figures
 from agent.selection.measurement import Measurement, Prior
 from agent.selection.prediction import Source
 from agent.selection.ranking import Knowledge, rank, rate_unit
@@ -8,6 +9,7 @@ from agent.selection.ranking import Knowledge, rank, rate_unit
 __all__ = [
     "Candidate",
     "Decision",
+    "Figures",
     "Knowledge",
     "Measurement",
     "Prior",

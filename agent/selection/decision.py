@@ -6,6 +6,7 @@ A decision is immutable: each measurement returns a new one.
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
+from agent.selection.figures import Figures, missed_limits
 from agent.selection.prediction import Source
 from artifact.manifest import Objective
 from artifact.sizes import in_bytes
@@ -87,48 +88,27 @@ class Decision:
         """True if every variant is excluded."""
         return all(candidate.bucket == "excluded" for candidate in self.candidates)
 
-    def with_measurement(
-        self,
-        variant: str,
-        *,
-        tokens_per_second: float,
-        memory_bytes: int,
-        ttft_seconds: float | None = None,
-        joules_per_token: float | None = None,
-    ) -> "Decision":
+    def with_measurement(self, variant: str, figures: Figures) -> "Decision":
         """Return the decision after probation measured a variant; the figures may exclude it."""
-        found = f"measured {tokens_per_second:.1f} {self.rate_unit}"
-        misses = self._misses(tokens_per_second, ttft_seconds, joules_per_token)
+        reason = f"measured {figures.tokens_per_second:.1f} {self.rate_unit}"
+        misses = missed_limits(figures, self, self.rate_unit)
         bucket: Bucket = "excluded" if misses else "ranked"
-        if memory_bytes > self.memory_budget_bytes:
+        if figures.memory_bytes > self.memory_budget_bytes:
             bucket = "excluded"
-            found = f"took {in_bytes(memory_bytes)}, budget {in_bytes(self.memory_budget_bytes)}"
+            reason = (
+                f"took {in_bytes(figures.memory_bytes)}, "
+                f"budget {in_bytes(self.memory_budget_bytes)}"
+            )
         elif misses:
-            found = f"measured {'; '.join(misses)}"
+            reason = f"measured {'; '.join(misses)}"
         return self._with(
             replace(
                 self.candidate(variant),
                 bucket=bucket,
-                reason=found,
+                reason=reason,
                 tried=True,
-                measured_tokens_per_second=tokens_per_second,
-                measured_memory_bytes=memory_bytes,
-                measured_joules_per_token=joules_per_token,
-                measured_ttft_seconds=ttft_seconds,
+                **figures.named("measured"),
             )
-        )
-
-    def _misses(
-        self, tokens_per_second: float, ttft_seconds: float | None, joules_per_token: float | None
-    ) -> list[str]:
-        return missed_limits(
-            tokens_per_second=tokens_per_second,
-            ttft_seconds=ttft_seconds,
-            joules_per_token=joules_per_token,
-            min_tokens_per_second=self.min_tokens_per_second,
-            max_ttft_seconds=self.max_ttft_seconds,
-            max_joules_per_token=self.max_joules_per_token,
-            rate_unit=self.rate_unit,
         )
 
     def with_failure(self, variant: str, reason: str) -> "Decision":
@@ -227,27 +207,6 @@ class Decision:
     def _all_metered(self) -> bool:
         measured = [c for c in self.candidates if c.measured_tokens_per_second > 0]
         return all(candidate.measured_joules_per_token for candidate in measured)
-
-
-def missed_limits(
-    *,
-    tokens_per_second: float,
-    ttft_seconds: float | None,
-    joules_per_token: float | None,
-    min_tokens_per_second: float,
-    max_ttft_seconds: float | None,
-    max_joules_per_token: float | None,
-    rate_unit: str,
-) -> list[str]:
-    """Return the policy's limits that these figures miss, in words; unknown figures miss none."""
-    misses = []
-    if 0 < tokens_per_second < min_tokens_per_second:
-        misses.append(f"{tokens_per_second:.1f} {rate_unit}, {min_tokens_per_second:g} asked")
-    if max_ttft_seconds is not None and ttft_seconds and ttft_seconds > max_ttft_seconds:
-        misses.append(f"{ttft_seconds:.3g} s to the first token, {max_ttft_seconds:g} allowed")
-    if max_joules_per_token and joules_per_token and joules_per_token > max_joules_per_token:
-        misses.append(f"{joules_per_token:.3g} J/token, {max_joules_per_token:g} allowed")
-    return misses
 
 
 def _or_minus_infinity(value: float | None) -> float:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from agent.selection.figures import FIGURE_NAMES, Figures
 from artifact.manifest import Task
 
 
@@ -29,6 +30,11 @@ class Measurement:
     # Weight bytes read per token, by type, and the number of matrices, from the manifest.
     decode_bytes: dict[str, int] = field(default_factory=dict)
     matrices: int = 0
+
+    @property
+    def figures(self) -> Figures:
+        """The measured figures."""
+        return Figures(**{name: getattr(self, name) for name in FIGURE_NAMES})
 
     def is_of(self, model: str, variant: str) -> bool:
         """Return True if this measurement is of the given variant."""

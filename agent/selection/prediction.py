@@ -17,6 +17,7 @@ from enum import StrEnum
 from statistics import median
 from typing import Final
 
+from agent.selection.figures import Figures
 from agent.selection.measurement import Measurement, Prior
 from artifact.device_facts import MicroBenchmark
 from artifact.manifest import Task, Variant
@@ -53,15 +54,10 @@ class Source(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Predicted figures: 0 (joules and TTFT: None) if unknown.
+    """Predicted figures but memory (agent.selection.memory), and their source."""
 
-    For tasks other than text generation a token is one inference.
-    """
-
-    tokens_per_second: float
+    figures: Figures
     source: Source
-    joules_per_token: float | None = None
-    ttft_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +74,13 @@ class Predictor:
         """Predict one variant of the model."""
         for one in self.measured:
             if one.is_of(self.model, variant.name):
-                return Prediction(
-                    one.tokens_per_second,
-                    Source.MEASURED_HERE,
-                    one.joules_per_token,
-                    one.ttft_seconds,
-                )
+                return Prediction(one.figures, Source.MEASURED_HERE)
         prior = (self.priors or {}).get(variant.name)
         if prior is not None:
-            return Prediction(
-                prior.tokens_per_second, Source.HARDWARE_CLASS, prior.joules_per_token
+            figures = Figures(
+                tokens_per_second=prior.tokens_per_second, joules_per_token=prior.joules_per_token
             )
+            return Prediction(figures, Source.HARDWARE_CLASS)
         alike = [
             one
             for one in self.measured
@@ -98,12 +90,12 @@ class Predictor:
         watts = [
             one.joules_per_token * one.tokens_per_second for one in alike if one.joules_per_token
         ]
-        return Prediction(
-            1 / seconds if seconds else 0.0,
-            Source.CALIBRATED if alike else Source.ROOFLINE,
-            median(watts) * seconds if watts and seconds else None,
-            self._ttft_seconds(variant, seconds, alike),
+        figures = Figures(
+            tokens_per_second=1 / seconds if seconds else 0.0,
+            joules_per_token=median(watts) * seconds if watts and seconds else None,
+            ttft_seconds=self._ttft_seconds(variant, seconds, alike),
         )
+        return Prediction(figures, Source.CALIBRATED if alike else Source.ROOFLINE)
 
     def _bare_seconds(self, one: Variant | Measurement) -> float:
         """Return the roofline time of a token, or of a text for an embedding model."""

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from agent.selection.decision import Candidate, Decision, missed_limits
+from agent.selection.decision import Candidate, Decision
+from agent.selection.figures import missed_limits
 from agent.selection.measurement import Measurement, Prior
 from agent.selection.memory import MemoryModel, memory_model
 from agent.selection.prediction import Prediction, Predictor, Source
@@ -92,17 +93,16 @@ class _Judge:
         )
         context = self._context(memory)
         prediction = self._predictor.predict(variant)
-        speed = prediction.tokens_per_second
+        figures = replace(
+            prediction.figures, memory_bytes=memory.bytes_at(context or variant.context_length)
+        )
         candidate = Candidate(
             variant=variant.name,
             runtime=variant.runtime,
             quantization=variant.quantization,
             bucket="ranked",
             reason="",
-            predicted_memory_bytes=memory.bytes_at(context or variant.context_length),
-            predicted_tokens_per_second=speed,
-            predicted_joules_per_token=prediction.joules_per_token,
-            predicted_ttft_seconds=prediction.ttft_seconds,
+            **figures.named("predicted"),
             source=prediction.source,
             context_length=context,
             quality=_in_words(variant.quality),
@@ -180,17 +180,11 @@ class _Judge:
 
     def _doubt(self, variant: Variant, prediction: Prediction) -> str:
         """Return the limit that the variant is predicted to miss, in words; empty if none."""
-        misses = missed_limits(
-            tokens_per_second=prediction.tokens_per_second,
-            ttft_seconds=prediction.ttft_seconds
-            if prediction.source is not Source.ROOFLINE
-            else None,
-            joules_per_token=prediction.joules_per_token,
-            min_tokens_per_second=self._policy.min_tokens_per_second,
-            max_ttft_seconds=self._policy.max_ttft_seconds,
-            max_joules_per_token=self._policy.max_joules_per_token,
-            rate_unit=rate_unit(self._component.model.task),
-        )
+        figures = prediction.figures
+        if prediction.source is Source.ROOFLINE:
+            # Its TTFT is too rough to cast doubt on a variant.
+            figures = replace(figures, ttft_seconds=None)
+        misses = missed_limits(figures, self._policy, rate_unit(self._component.model.task))
         if misses:
             return f"predicted {'; '.join(misses)}"
         prior = (self._known.priors or {}).get(variant.name)

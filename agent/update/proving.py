@@ -80,13 +80,7 @@ async def _measured(
     else:
         measured = _measurement(component, plan, proof, proof.speed)
         await keep(measured)
-        decision = plan.decision.with_measurement(
-            plan.variant,
-            tokens_per_second=measured.tokens_per_second,
-            memory_bytes=measured.memory_bytes,
-            ttft_seconds=measured.ttft_seconds,
-            joules_per_token=measured.joules_per_token,
-        )
+        decision = plan.decision.with_measurement(plan.variant, measured.figures)
     checks = plan.checks | {plan.variant: _results(component.slot, proof)}
     return msgspec.structs.replace(plan, decision=decision, checks=checks)
 

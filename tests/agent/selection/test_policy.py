@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from agent.selection import Decision, Knowledge, Prior, rank
+from agent.selection import Decision, Figures, Knowledge, Prior, rank
 from artifact.manifest import Exclusion, Objective, SelectionPolicy, SlotPolicy
 from tests.agent.selection.test_memory import load
 from tests.agent.selection.test_ranking import FACTS, GIB, KNOWN, Q4, Q8, component, order, why
@@ -47,24 +47,21 @@ def test_what_is_in_doubt_is_tried_only_when_nothing_else_is_good() -> None:
     slow = replace(load("q4-k-m", 1, 1, model="demo/model@1"), tokens_per_second=1)
     decision = rank(component(Q8, Q4), policy, Knowledge(FACTS, [slow]))
     assert decision.next_candidate() == "q8-0"
-    good = decision.with_measurement("q8-0", tokens_per_second=6, memory_bytes=GIB)
+    good = decision.with_measurement("q8-0", Figures(tokens_per_second=6, memory_bytes=GIB))
     assert good.next_candidate() is None
-    poor = decision.with_measurement("q8-0", tokens_per_second=4, memory_bytes=GIB)
+    poor = decision.with_measurement("q8-0", Figures(tokens_per_second=4, memory_bytes=GIB))
     assert poor.next_candidate() == "q4-k-m"
 
 
 def measured_at(decision: Decision, variant: str, speed: float) -> Decision:
-    return decision.with_measurement(variant, tokens_per_second=speed, memory_bytes=GIB)
+    return decision.with_measurement(variant, Figures(tokens_per_second=speed, memory_bytes=GIB))
 
 
 def measured(policy: SelectionPolicy, *, ttft: float, joules: float | None) -> Decision:
     decision = rank(component(Q4), policy, Knowledge(FACTS, metered=joules is not None))
     return decision.with_measurement(
         "q4-k-m",
-        tokens_per_second=20,
-        memory_bytes=GIB,
-        ttft_seconds=ttft,
-        joules_per_token=joules,
+        Figures(tokens_per_second=20, memory_bytes=GIB, ttft_seconds=ttft, joules_per_token=joules),
     )
 
 

@@ -43,6 +43,10 @@ def variant(quantization: str, parameters: float) -> Variant:
     )
 
 
+def speed(predictor: Predictor, one: Variant) -> float:
+    return predictor.predict(one).figures.tokens_per_second
+
+
 def truth(one: Variant) -> float:
     """Return the tokens/s of a box below its roofline, by a factor that depends on quantization."""
     odd = {"q4_k_m": 0.9, "q5_k_m": 1.15}.get(one.quantization, 1.0)
@@ -76,7 +80,7 @@ def predictor(*known: Measurement, benchmark: MicroBenchmark = BENCHMARK) -> Pre
 def error(known: list[Measurement], one: Variant) -> float:
     predicted = predictor(*known).predict(one)
     assert predicted.source is Source.CALIBRATED
-    return abs(predicted.tokens_per_second / truth(one) - 1)
+    return abs(predicted.figures.tokens_per_second / truth(one) - 1)
 
 
 def test_a_rate_is_of_the_kernel_with_the_longest_fitting_name() -> None:
@@ -92,23 +96,23 @@ def test_without_measurements_it_is_the_bare_roofline() -> None:
     one = variant("q4_k_m", 350e6)
     found = predictor().predict(one)
     assert found.source is Source.ROOFLINE
-    assert found.tokens_per_second == pytest.approx(5e9 / one.size_bytes)
+    assert found.figures.tokens_per_second == pytest.approx(5e9 / one.size_bytes)
     # Sixteen tokens of two operations per weight.
-    assert found.ttft_seconds == pytest.approx(16 * 2 * 350e6 / 100e9)
-    assert predictor(benchmark=MicroBenchmark()).predict(one).tokens_per_second == 0
+    assert found.figures.ttft_seconds == pytest.approx(16 * 2 * 350e6 / 100e9)
+    assert predictor(benchmark=MicroBenchmark()).predict(one).figures.tokens_per_second == 0
 
 
 def test_an_embedding_model_takes_the_arithmetic_of_a_whole_text() -> None:
     whole, eighth = (variant(name, 1e6) for name in ("f16", "q8_0"))
     embedding = replace(predictor(), task=Task.EMBEDDING)
     # Sixteen tokens of two operations per weight; reading those takes a tenth of it, here.
-    assert embedding.predict(whole).tokens_per_second == pytest.approx(100e9 / (16 * 2 * 1e6))
+    assert speed(embedding, whole) == pytest.approx(100e9 / (16 * 2 * 1e6))
     fast = replace(embedding, benchmark=replace(BENCHMARK, int8_operations_per_second=200e9))
     assert fast.predict(whole) == embedding.predict(whole)
-    assert fast.predict(eighth).tokens_per_second == pytest.approx(200e9 / (16 * 2 * 1e6))
+    assert speed(fast, eighth) == pytest.approx(200e9 / (16 * 2 * 1e6))
     # Reading the weights bounds the speed however fast the arithmetic is.
     endless = replace(embedding, benchmark=replace(BENCHMARK, matmul_flops_per_second=1e15))
-    assert endless.predict(whole).tokens_per_second == pytest.approx(10e9 / whole.size_bytes)
+    assert speed(endless, whole) == pytest.approx(10e9 / whole.size_bytes)
 
 
 def test_an_embedding_model_is_calibrated_in_texts() -> None:
@@ -116,7 +120,7 @@ def test_an_embedding_model_is_calibrated_in_texts() -> None:
     known = replace(measured(one, "acme/other@1"), task=Task.EMBEDDING, tokens_per_second=1000)
     found = replace(predictor(known), task=Task.EMBEDDING).predict(one)
     assert found.source is Source.CALIBRATED
-    assert found.tokens_per_second == pytest.approx(1000, rel=0.2)
+    assert found.figures.tokens_per_second == pytest.approx(1000, rel=0.2)
 
 
 def test_every_other_pair_of_variants_is_predicted_within_15_percent() -> None:
@@ -138,7 +142,7 @@ def test_another_models_variants_predict_this_ones_by_quantization() -> None:
 
 def test_one_measurement_already_brings_the_rest_closer() -> None:
     one, other = variant("q8_0", 350e6), variant("f16", 350e6)
-    bare = predictor().predict(other).tokens_per_second
+    bare = predictor().predict(other).figures.tokens_per_second
     assert error([measured(one)], other) < 0.15 < abs(bare / truth(other) - 1)
 
 
@@ -153,17 +157,17 @@ def test_its_own_measurement_comes_before_the_class_and_that_before_the_roofline
     priors = {"q4_k_m": Prior(tokens_per_second=7, joules_per_token=0.5)}
     known = replace(predictor(measured(variant("q8_0", 350e6))), priors=priors)
     found = known.predict(one)
-    assert (found.source, found.tokens_per_second) == (Source.HARDWARE_CLASS, 7)
+    assert (found.source, found.figures.tokens_per_second) == (Source.HARDWARE_CLASS, 7)
     found = replace(known, measured=[measured(one)]).predict(one)
-    assert (found.source, found.tokens_per_second) == (Source.MEASURED_HERE, truth(one))
+    assert (found.source, found.figures.tokens_per_second) == (Source.MEASURED_HERE, truth(one))
 
 
 def test_energy_and_ttft_follow_what_was_measured() -> None:
     one = variant("q6_k", 700e6)
     found = predictor(measured(variant("q8_0", 350e6))).predict(one)
     # Energy per token is the same power times the token's time.
-    assert found.joules_per_token == pytest.approx(20 / found.tokens_per_second)
-    assert found.ttft_seconds == pytest.approx(0.7)
+    assert found.figures.joules_per_token == pytest.approx(20 / found.figures.tokens_per_second)
+    assert found.figures.ttft_seconds == pytest.approx(0.7)
 
 
 @pytest.mark.parametrize("times", [(0.12, 0.2, 0.31), (0.1, 0.2, 0.4)])

@@ -5,7 +5,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from agent.selection import Decision, Knowledge, Prior, rank
+from agent.selection import Decision, Figures, Knowledge, Prior, rank
 from artifact.device_facts import DeviceFacts, MicroBenchmark
 from artifact.manifest import (
     Component,
@@ -182,7 +182,7 @@ def test_nothing_fits_is_said_with_every_reason() -> None:
 
 
 def measured(decision: Decision, name: str, speed: float, memory: int = GIB) -> Decision:
-    return decision.with_measurement(name, tokens_per_second=speed, memory_bytes=memory)
+    return decision.with_measurement(name, Figures(tokens_per_second=speed, memory_bytes=memory))
 
 
 def test_a_measurement_that_holds_settles_it() -> None:
@@ -260,12 +260,12 @@ def test_energy_decides_where_it_is_metered() -> None:
     assert decision.objective is Objective.TOKENS_PER_JOULE
     assert order(decision) == ["q8-0", "q4-k-m"]
     decision = decision.with_measurement(
-        "q8-0", tokens_per_second=10, memory_bytes=GIB, joules_per_token=0.9
+        "q8-0", Figures(tokens_per_second=10, memory_bytes=GIB, joules_per_token=0.9)
     )
     # The hardware class measured 0.7 for the other variant.
     assert decision.next_candidate() == "q4-k-m"
     decision = decision.with_measurement(
-        "q4-k-m", tokens_per_second=15, memory_bytes=GIB, joules_per_token=1.0
+        "q4-k-m", Figures(tokens_per_second=15, memory_bytes=GIB, joules_per_token=1.0)
     )
     assert decision.conclude().chosen_variant == "q8-0"
 
@@ -286,7 +286,9 @@ def test_a_measured_tie_is_won_by_the_faster_variant() -> None:
         component(TIED_SLOW, TIED_FAST), SelectionPolicy(objective=Objective.QUALITY), KNOWN
     )
     for name, speed in (("b-fast", 5.0), ("a-slow", 9.0)):
-        decision = decision.with_measurement(name, tokens_per_second=speed, memory_bytes=GIB)
+        decision = decision.with_measurement(
+            name, Figures(tokens_per_second=speed, memory_bytes=GIB)
+        )
     assert decision.conclude().chosen_variant == "a-slow"
 
 
