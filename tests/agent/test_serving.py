@@ -1,4 +1,4 @@
-"""Leases, routes, and the swap between deployments."""
+"""Visits, routes, and the swap between deployments."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -103,7 +103,7 @@ async def test_a_swap_under_load_fails_no_request(supervisor: Supervisor, tmp_pa
         assert not old.workers["chat"].stats().live
     stop.set()
     await asyncio.gather(*callers)
-    # Every answer is whole and of one release, and all three gave some.
+    # Every answer is complete and of one release; all three releases answered.
     assert {answer[0] for answer in answers} == {"1", "2", "3"}
     assert {len(set(answer)) for answer in answers} == {1}
     assert {len(answer) for answer in answers} == {20}

@@ -1,4 +1,4 @@
-"""Slow, silent and malformed local callers before a real gateway with a real worker.
+"""Slow, silent and malformed local callers against a real gateway with a real worker.
 
 However many there are, an honest program is answered meanwhile, and their connections end.
 """
@@ -32,7 +32,7 @@ STREAM = b'{"model": "assistant", "prompt": "hi", "max_tokens": 1000000, "stream
 
 
 class Box:
-    """A gateway on a port of loopback, and one model behind it."""
+    """A gateway on loopback with one model."""
 
     def __init__(self, port: int, callers: Callers) -> None:
         self.port, self._callers = port, callers

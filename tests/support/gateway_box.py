@@ -1,4 +1,4 @@
-"""A gateway over real sockets, in front of real workers, with a client to it."""
+"""A gateway over real sockets with real workers, and a client."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,7 +20,7 @@ ROUTES = (Route(name="assistant", slot="chat"),)
 
 
 class Box:
-    """A whole serving side: supervisor, serving, collector, gateway, and a client to it."""
+    """Supervisor, serving, collector, gateway and a client."""
 
     def __init__(self, directory: Path, max_concurrency: int) -> None:
         self.directory = directory

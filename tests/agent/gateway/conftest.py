@@ -1,4 +1,4 @@
-"""A box whose gateway can be called."""
+"""A box with a running gateway."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The official clients work against the gateway unchanged, in front of the real engines."""
+"""The official clients against the gateway, unchanged, with the real engines."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -120,7 +120,7 @@ async def test_openai_chats_and_streams_the_same(client: openai.AsyncOpenAI) -> 
     assert whole.choices[0].message.role == "assistant"
     assert streamed == whole.choices[0].message.content != ""
     costs = [whole.usage, chunks[-1].usage]
-    # What the second asks was read for the first, and costs no prompt processing again.
+    # The second prompt was processed for the first and is in the cache.
     assert [cost and (cost.prompt_tokens, cost.completion_tokens) for cost in costs] == [
         (costs[0] and costs[0].prompt_tokens, 12)
     ] * 2
@@ -152,7 +152,7 @@ async def test_openai_raises_its_own_errors(client: openai.AsyncOpenAI) -> None:
 
 
 def seen(address: str) -> dict[str, Any]:
-    """What the client sees; it must stay in one thread."""
+    """Return what the client sees; Triton's client must stay in one thread."""
     with tritonclient.http.InferenceServerClient(address) as client:
         return {
             "live": client.is_server_live(),
@@ -178,14 +178,14 @@ async def test_tritonclient_sees_health_and_metadata(address: str) -> None:
 def inferred(
     address: str, model: str, image: Any, *, binary: bool, version: str = ""
 ) -> tuple[Any, Any]:
-    """The last output, asked for by name and among all: the client must stay in one thread."""
+    """Return the last output, requested by name and with all; the client stays in one thread."""
     with tritonclient.http.InferenceServerClient(address) as client:
         given = tritonclient.http.InferInput("image", image.shape, "FP32")
         given.set_data_from_numpy(image, binary_data=binary)
         name = client.get_model_metadata("digits")["outputs"][-1]["name"]
         wanted = tritonclient.http.InferRequestedOutput(name, binary_data=binary)
         asked = client.infer(model, [given], version, outputs=[wanted])
-        # Without outputs it asks for all of them as bytes.
+        # Without outputs the client requests all of them as bytes.
         return asked.as_numpy(name), client.infer(model, [given]).as_numpy(name)
 
 

@@ -1,4 +1,4 @@
-"""Routes that split, cascade and pipe, over real sockets, in front of real workers."""
+"""Splits, cascades and pipelines over real sockets with real workers."""
 
 from collections import Counter
 from typing import Any
@@ -26,7 +26,7 @@ async def ask(box: Box, **fields: object) -> tuple[int, str]:
 
 
 def told(box: Box) -> dict[str, tuple[int, int, int]]:
-    """Requests, escalations and errors by slot, of what came through the route."""
+    """Return requests, escalations and errors of the route by slot."""
     windows = box.collector.roll([])
     assert {window.labels.route for window in windows} == {"answer"}
     return {w.labels.slot: (w.requests, w.escalations, w.errors) for w in windows}
@@ -95,7 +95,7 @@ async def test_when_the_last_step_fails_the_caller_is_told(box: Box) -> None:
 
 
 async def test_a_pipeline_sends_each_text_to_the_model_for_its_kind(box: Box) -> None:
-    # The stand-in's embedding counts letters, and its classifier doubles: the commonest wins.
+    # The fake embedding counts letters and the fake classifier doubles: the most frequent wins.
     kinds = {ord("m") % EMBEDDING_DIMENSIONS: "maths"}
     targets = tuple(
         Target(slot=kinds.get(letter, "chat")) for letter in range(EMBEDDING_DIMENSIONS)

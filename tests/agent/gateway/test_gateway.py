@@ -1,4 +1,4 @@
-"""The gateway over real sockets, in front of real workers."""
+"""The gateway over real sockets with real workers."""
 
 import asyncio
 import os
@@ -232,7 +232,7 @@ async def test_bad_input_gets_one_clear_error_each(box: Box) -> None:
         else:
             assert isinstance(error, str), case
             assert error, case
-    # None of it hurt.
+    # The gateway still answers.
     assert (await box.complete()).status_code == 200
 
 

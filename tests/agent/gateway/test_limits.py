@@ -1,4 +1,4 @@
-"""What one slot may take of the gateway, and what a caller sees of a model that was unloaded."""
+"""Limits per slot, and requests to a model that was unloaded while idle."""
 
 import asyncio
 from dataclasses import replace
@@ -56,7 +56,7 @@ async def test_callers_of_one_slot_leave_room_for_those_of_another(
 
 
 async def unloaded(box: Box, directory: Path) -> Deployment:
-    """A box whose one model has left memory."""
+    """A box whose only model is unloaded."""
     spec = replace(worker_spec(directory, FakeModel(reply="abcd")), idle_unload_seconds=0.05)
     worker = await box.supervisor.start(spec)
     deployment = Deployment(release_of(spec), {"chat": worker})

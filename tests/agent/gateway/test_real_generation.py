@@ -1,4 +1,4 @@
-"""The text endpoints before a real GGUF model with an adapter: what the fake one cannot show."""
+"""The text endpoints with a real GGUF model and an adapter."""
 
 import asyncio
 import json
@@ -206,13 +206,13 @@ async def test_a_prompt_that_begins_alike_says_how_much_was_known(box: Box) -> N
     assert again["timings"]["cache_n"] == known
     read = [answer["timings"]["prompt_n"] for answer in (first, again)]
     assert read[1] == again["usage"]["prompt_tokens"] - known
-    # Telemetry counts what was read: the rest took no time.
+    # Telemetry counts the processed tokens only; cached ones took no time.
     (tally,) = box.collector.totals.values()
     assert tally.prompt_tokens == sum(read)
 
 
 async def test_a_caller_who_goes_frees_its_place(box: Box) -> None:
-    """Four long ones fill the model; when one goes, a fifth is answered."""
+    """Four long requests fill the model; when one disconnects, a fifth is answered."""
     body = {"model": "chat", "prompt": "a", "max_tokens": 450, "stream": True, "temperature": 1}
     async with asyncio.timeout(60):
         for _ in range(6):

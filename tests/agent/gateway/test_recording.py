@@ -1,4 +1,4 @@
-"""What telemetry is told of a request, by a clock of the test's."""
+"""The telemetry of a request, with a clock of the test."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ from runtimes.fake import FakeModel
 
 @pytest.fixture
 def worker(tmp_path: Path) -> Worker:
-    """As much of one as a recording looks at."""
+    """The part of a worker that a recording reads."""
     return cast("Worker", SimpleNamespace(spec=worker_spec(tmp_path, FakeModel(), slot="chat")))
 
 
@@ -51,7 +51,7 @@ def test_a_callers_mistake_is_no_error_of_the_model(
         raise error
     (window,) = collector.roll([])
     assert (window.requests, window.errors) == (1, errors)
-    # Nor does it make the model look fast.
+    # A refused request has no latency.
     assert window.latency_seconds.count == errors
 
 

@@ -72,7 +72,7 @@ def test_a_restart_loses_nothing_and_repeats_no_sequence(
 
 
 def test_closing_waits_for_a_statement_under_way(tmp_path: Path) -> None:
-    """Closed under a statement, SQLite ends the whole process (a segmentation fault)."""
+    """Closing a connection during a statement crashes SQLite with a segmentation fault."""
     for name in range(20):
         queue = TelemetryQueue(tmp_path / f"{name}.db", "boot-1")
         for _ in range(50):

@@ -79,7 +79,7 @@ def test_a_route_shows_what_each_of_its_targets_did() -> None:
     )
     assert first.busy_seconds == pytest.approx(2.5)
     assert (second.slot, second.requests, second.escalations) == ("large", 2, 0)
-    # By variant the same windows count too, whatever route they came by.
+    # Grouped by variant, windows of all routes count.
     assert sum(row.requests for row in summarise(windows, Grouping.VARIANT)) == 12
 
 

@@ -1,4 +1,4 @@
-"""Long tensors past h11, byte by byte over real sockets."""
+"""Large tensor requests that bypass h11, byte by byte over real sockets."""
 
 import array
 import asyncio
@@ -81,7 +81,7 @@ class Caller:
         self.writer = writer
 
     async def send(self, data: bytes, *cuts: int) -> None:
-        """In pieces that the other side reads one by one."""
+        """Send pieces that the server reads one by one."""
         for start, end in zip((0, *cuts), (*cuts, len(data)), strict=True):
             self.writer.write(data[start:end])
             await self.writer.drain()
@@ -98,13 +98,13 @@ class Caller:
         return int(status.split()[1]), fields, body
 
     async def doubled(self) -> bytes:
-        """The tensor that comes back."""
+        """Return the tensor of the answer."""
         status, fields, body = await self.answer()
         assert status == 200, body
         return body[int(fields["inference-header-content-length"]) :]
 
     async def works(self) -> None:
-        """The next request on the same connection is answered."""
+        """Assert that the next request on the same connection is answered."""
         await self.send(request())
         assert await self.doubled() == DOUBLED
 
@@ -121,7 +121,7 @@ async def calling(box: Box) -> AsyncIterator[Caller]:
 
 
 def is_free(box: Box) -> bool:
-    """Whether nothing of the region is taken."""
+    """Return True if the shared region is free."""
     span = region(box).take(REGION_BYTES)
     if span is not None:
         span.release()
@@ -129,7 +129,7 @@ def is_free(box: Box) -> bool:
 
 
 async def comes(holds: Callable[[], bool]) -> bool:
-    """Whether it holds within five seconds."""
+    """Return True if the condition holds within five seconds."""
     for _ in range(500):
         if holds():
             return True
@@ -138,12 +138,12 @@ async def comes(holds: Callable[[], bool]) -> bool:
 
 
 async def comes_to(box: Box, *, free: bool) -> bool:
-    """Whether the region is free, or is not, within five seconds."""
+    """Return True if the region becomes free (or not free) within five seconds."""
     return await comes(lambda: is_free(box) == free)
 
 
 async def have_come(box: Box, count: int) -> bool:
-    """Whether so many bytes of bodies count against their limit within five seconds."""
+    """Return True if the counted bytes of bodies reach this value within five seconds."""
     return await comes(lambda: box.gateway._admission.body_bytes == count)
 
 
@@ -163,7 +163,7 @@ async def test_a_long_tensor_lies_in_shared_memory_and_so_does_the_answer(box: B
                 await caller.works()
     finally:
         del shared.take
-    # After the first answer there is room for as long a one.
+    # The first answer released its part of the region.
     assert written[:2] == [len(DATA), len(DATA)]
     assert written[2] >= len(DOUBLED)
     assert await comes_to(box, free=True)

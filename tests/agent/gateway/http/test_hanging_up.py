@@ -1,4 +1,4 @@
-"""Whoever hangs up ends the work for it, so that the next request is answered."""
+"""A disconnect cancels the generation, so that later requests are answered."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ def tensor(rows: int) -> dict[str, object]:
 async def test_hanging_up_stops_the_generation(box: Box, stream: bool) -> None:
     await box.deploy(chat=FakeModel(token_seconds=0.02, context_length=10_000))
     with pytest.raises(TimeoutError):
-        # Cancelled, the client closes its connection.
+        # A cancelled client closes its connection.
         async with asyncio.timeout(0.3):
             await box.complete(max_tokens=5000, stream=stream)
     # The 5000 tokens would take 100 s.
@@ -35,7 +35,7 @@ async def test_hanging_up_stops_the_generation(box: Box, stream: bool) -> None:
 async def test_hanging_up_gives_up_what_has_one_answer(
     box: Box, path: str, body: dict[str, object]
 ) -> None:
-    """Each would take 100 s, and one like it but short is answered after it."""
+    """Requests that would take 100 s each, followed by a short one."""
     await box.deploy(
         embed=FakeModel(task=Task.EMBEDDING, token_seconds=0.05),
         digits=FakeModel(task=Task.TENSOR, row_seconds=1),

@@ -1,4 +1,4 @@
-"""Tensors as JSON numbers, whatever their type and size."""
+"""Tensors as JSON numbers, of every type and size."""
 
 import pytest
 from msgspec import json
