@@ -15,7 +15,7 @@ from controlplane.api.translate import (
     word,
 )
 from controlplane.errors import InvalidInputError
-from controlplane.store.receipts import Candidate, Decision, ProbationCheck, Receipt
+from controlplane.store.receipts import CandidateRecord, DecisionRecord, ProbationCheck, Receipt
 
 MAX_RECEIPT_BYTES: Final = 1 << 20
 MAX_DETAIL_CHARACTERS: Final = 4096
@@ -71,8 +71,8 @@ def detail(text: str) -> str:
     return text.replace("\x00", "")[:MAX_DETAIL_CHARACTERS]
 
 
-def _decision(decision: selection_pb2.SelectionDecision) -> Decision:
-    return Decision(
+def _decision(decision: selection_pb2.SelectionDecision) -> DecisionRecord:
+    return DecisionRecord(
         slot=word(decision.slot),
         model=word(decision.model),
         chosen_variant=word(decision.chosen_variant),
@@ -84,8 +84,8 @@ def _decision(decision: selection_pb2.SelectionDecision) -> Decision:
     )
 
 
-def _candidate(candidate: selection_pb2.SelectionCandidate) -> Candidate:
-    return Candidate(
+def _candidate(candidate: selection_pb2.SelectionCandidate) -> CandidateRecord:
+    return CandidateRecord(
         variant=word(candidate.variant),
         runtime=word(candidate.runtime),
         quantization=word(candidate.quantization),
@@ -132,7 +132,7 @@ def check_to_wire(check: ProbationCheck) -> device_pb2.ProbationCheck:
     )
 
 
-def decision_to_wire(decision: Decision) -> selection_pb2.SelectionDecision:
+def decision_to_wire(decision: DecisionRecord) -> selection_pb2.SelectionDecision:
     return selection_pb2.SelectionDecision(
         slot=decision.slot,
         model=decision.model,

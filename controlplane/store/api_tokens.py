@@ -1,4 +1,4 @@
-"""API tokens: what operators and their tools show, and the role that it gives them."""
+"""API tokens: bearer tokens of operators and their tools, with a role."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,7 +26,7 @@ API_TOKENS: Final = Table(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiToken:
-    """An API token, without its secret; ``expires_at`` None means never."""
+    """An API token without its secret; ``expires_at`` None means never."""
 
     id: str
     name: str
@@ -66,7 +66,7 @@ async def any_exists(tx: Transaction) -> bool:
 
 
 async def page(tx: Transaction, request: PageRequest) -> Page[ApiToken]:
-    """Newest first."""
+    """Return a page, newest first."""
     return await fetch_page(
         tx, select(API_TOKENS), API_TOKENS.c.id, request, _token, newest_first=True
     )

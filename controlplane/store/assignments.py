@@ -1,4 +1,4 @@
-"""Assignments: the one release that the director wants of a device, and its generation."""
+"""Assignments: the release that the director wants on a device, and its generation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ ASSIGNMENTS: Final = Table(
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """``generation`` rises by one with each; an empty release means: serve nothing."""
+    """An assignment; each raises ``generation`` by one. An empty release means: serve nothing."""
 
     generation: int
     release: str
@@ -48,7 +48,7 @@ _REPLACE: Final = (
 
 
 async def get(tx: Transaction, device_id: str) -> tuple[Assignment, datetime | None]:
-    """What is wanted of a device, and since when; NOTHING before its first assignment."""
+    """Return a device's assignment and its time; NOTHING before the first one."""
     row = await tx.first(
         select(
             ASSIGNMENTS.c.generation,
@@ -62,7 +62,7 @@ async def get(tx: Transaction, device_id: str) -> tuple[Assignment, datetime | N
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """``wanted`` takes the place of generation ``seen`` (0: of nothing) on one device."""
+    """Replace the assignment of generation ``seen`` (0: none) of one device by ``wanted``."""
 
     device_id: str
     seen: int
@@ -70,7 +70,7 @@ class Change:
 
 
 async def replace(tx: Transaction, changes: Sequence[Change], now: datetime) -> None:
-    """Make every change, or StaleError when a device is no longer at the generation seen."""
+    """Make every change; raise StaleError if a device is no longer at the generation seen."""
     rows = [
         {
             "device_id": change.device_id,
@@ -89,7 +89,7 @@ async def replace(tx: Transaction, changes: Sequence[Change], now: datetime) -> 
         if change.seen
     ]
     await tx.execute_batches(_REPLACE, later)
-    # Neither statement tells, for a batch, which rows it left alone.
+    # An executemany does not report which rows it matched, so the rows are read back.
     for batch in batches(changes, BATCH_ROWS):
         await _check(tx, batch)
 

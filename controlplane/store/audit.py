@@ -1,4 +1,4 @@
-"""The audit log: append-only, each event's digest over the one before it."""
+"""The audit log: append-only, each event's digest covers the one before it."""
 
 import hashlib
 from collections.abc import AsyncIterator
@@ -27,13 +27,13 @@ AUDIT: Final = Table(
 )
 MAX_DETAIL_CHARACTERS: Final = 4096
 GENESIS: Final = "0" * 64
-# Any number that nothing else locks: the log has one writer at a time.
+# An arbitrary advisory lock number of our own: the log has one writer at a time.
 _LOCK: Final = 0x464C4155
 
 
 @dataclass(frozen=True, slots=True)
 class AuditEvent:
-    """Who did what to what, when. ``digest`` is SHA-256 over the previous one and all fields."""
+    """An audited action; ``digest`` is SHA-256 over the previous digest and all fields."""
 
     sequence: int
     at: datetime
@@ -45,7 +45,7 @@ class AuditEvent:
 
 
 def link(previous: str, event: AuditEvent) -> str:
-    """The digest that ``event`` must have after the digest ``previous``."""
+    """Return the digest of ``event`` when it follows the digest ``previous``."""
     fields = [
         previous,
         event.sequence,
@@ -83,7 +83,7 @@ async def append(
 
 
 async def page(tx: Transaction, request: PageRequest) -> Page[AuditEvent]:
-    """Newest first."""
+    """Return a page, newest first."""
     statement = select(AUDIT).order_by(AUDIT.c.sequence.desc()).limit(request.size + 1)
     if request.after is not None and request.after.isdecimal():
         statement = statement.where(AUDIT.c.sequence < int(request.after))
@@ -94,7 +94,7 @@ async def page(tx: Transaction, request: PageRequest) -> Page[AuditEvent]:
 
 
 async def verify(tx: Transaction) -> int | None:
-    """The sequence of the first event that does not follow from the one before; None if all do."""
+    """Return the sequence number of the first event with a wrong digest; None if all are right."""
     previous, expected = GENESIS, 1
     async for event in _oldest_first(tx):
         if event.sequence != expected or event.digest != link(previous, event):

@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import ConnectionPoolEntry
 
 BUSY_TIMEOUT_MS: Final = 10_000
-# Rows of one INSERT batch; measured best for both databases.
+# Rows per INSERT batch; measured best for both databases.
 BATCH_ROWS: Final = 1000
 # SQLite takes at most 32,766 parameters in a statement.
 BATCH_IDS: Final = 10_000
@@ -39,7 +39,7 @@ def batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
 
 
 class Transaction:
-    """Everything read and written between a begin and its commit."""
+    """Connection between a begin and its commit."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
@@ -59,7 +59,7 @@ class Transaction:
     async def execute_batches(
         self, statement: Executable, rows: Sequence[Mapping[str, Any]]
     ) -> None:
-        """The statement for each of the rows, of which there may be none or very many."""
+        """Execute the statement for each row, in batches; without rows do nothing."""
         for batch in batches(rows, BATCH_ROWS):
             await self.execute(statement, batch)
 
@@ -70,17 +70,17 @@ class Transaction:
         return (await self.execute(statement)).all()
 
     async def changed(self, statement: Executable) -> int:
-        """How many rows an UPDATE or DELETE changed."""
+        """Execute an UPDATE or DELETE and return the number of rows that it changed."""
         return (await self.execute(statement)).rowcount
 
     async def insert_new(self, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Insert rows, leaving alone those whose primary key is there already."""
+        """Insert rows, except those whose primary key exists."""
         insert = postgresql.insert if self.dialect == "postgresql" else sqlite.insert
         statement = insert(table).on_conflict_do_nothing()
         await self.execute_batches(statement, rows)
 
     def after_commit(self, action: Callable[[], None]) -> None:
-        """Call ``action`` once this is committed; never when it is rolled back."""
+        """Call ``action`` after the commit; never after a rollback."""
         self._after_commit.append(action)
 
     def committed(self) -> None:
@@ -101,13 +101,13 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncIterator[Transaction]:
-        """One consistent view; what it changes is rolled back."""
+        """Open a consistent snapshot; changes made in it are rolled back."""
         async with self.engine.connect() as connection:
             yield Transaction(connection)
 
     @contextlib.asynccontextmanager
     async def write(self) -> AsyncIterator[Transaction]:
-        """Commits when the block ends, rolls back when it raises. Wait for no network within it."""
+        """Commit when the block ends, roll back if it raises. Do not wait for the network in it."""
         async with contextlib.AsyncExitStack() as stack:
             if self.embedded:
                 await stack.enter_async_context(self._turn)
@@ -123,7 +123,7 @@ class Database:
 
 
 def open_database(url: str | URL) -> Database:
-    """``sqlite+aiosqlite:///path`` or ``postgresql+asyncpg://...``; connects on first use."""
+    """Open ``sqlite+aiosqlite:///path`` or ``postgresql+asyncpg://...``; connects on first use."""
     url = make_url(url)
     if url.get_backend_name() != "sqlite":
         return Database(create_async_engine(url, pool_pre_ping=True))
@@ -139,7 +139,7 @@ def embedded_url(path: Path) -> URL:
 
 def _prepare_sqlite(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
     del entry
-    # The driver's own BEGIN comes too late and is never IMMEDIATE: _begin_sqlite does it.
+    # The driver begins late and never IMMEDIATE, so its own BEGIN is off and _begin_sqlite does it.
     connection.isolation_level = None
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
@@ -150,6 +150,7 @@ def _prepare_sqlite(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> 
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # A reader that turns writer cannot wait for its turn: writers say so from the start.
+    # SQLite cannot upgrade a reader to a writer without risking SQLITE_BUSY, so writers begin
+    # IMMEDIATE.
     writes = connection.get_execution_options().get(_WRITES)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,4 +1,4 @@
-"""Devices: who they are, how they prove it, and what they last said (``sessions``)."""
+"""Devices: identity, certificates, labels, and the last report (written by ``sessions``)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -43,18 +43,18 @@ DEVICES: Final = Table(
     Column("enrolled_at", UtcDateTime, nullable=False),
     Column("public_key", LargeBinary, nullable=False),
     Column("certificate_serial", String(40), nullable=False),
-    # Accepted beside the current one until the device first uses that: a reply may get lost.
+    # Accepted beside the current one until the device first uses that, since a reply may get lost.
     Column("previous_serial", String(40)),
     Column("certificate_expires_at", UtcDateTime, nullable=False),
-    # SHA-256 of the authority that issued the current one; empty: before that was kept.
+    # SHA-256 of the authority that issued the current one; empty for older rows.
     Column("certificate_authority", String(64), nullable=False, server_default=""),
-    # When the device first used the current one in place of the previous one.
+    # Time when the device first used the current one in place of the previous one.
     Column("certificate_seen_at", UtcDateTime),
     Column("hardware_class", String(32), nullable=False),
     Column("facts", Json, nullable=False),
     Column("agent_version", String(64), nullable=False),
     Column("boot_id", String(64), nullable=False),
-    # The stream that it is on; null when there is none.
+    # The open stream's id; null without one.
     Column("session", String(32)),
     Column("last_seen_at", UtcDateTime),
     Column("update_generation", BigInteger, nullable=False),
@@ -69,7 +69,7 @@ DEVICES: Final = Table(
 
 
 class DeviceState(StrEnum):
-    """Banned is not retired: a banned device is an enemy, a retired one has gone."""
+    """State of a device; banned means hostile, retired means taken out of service."""
 
     ACTIVE = "active"
     QUARANTINED = "quarantined"
@@ -79,7 +79,7 @@ class DeviceState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A device with its assignment; empty texts and generation 0 where there is nothing yet."""
+    """A device with its assignment; empty texts and generation 0 before there is one."""
 
     id: str
     name: str
@@ -135,7 +135,7 @@ def _device(row: AnyRow) -> Device:
 
 
 async def add(tx: Transaction, device: Device) -> None:
-    """NameTakenError when the name is taken."""
+    """Add a device; raise NameTakenError if another has the name."""
     if await tx.first(select(DEVICES.c.id).where(DEVICES.c.name == device.name)):
         raise NameTakenError(
             f"a device is already called {device.name!r}",
@@ -152,9 +152,9 @@ async def find(tx: Transaction, device_id: str) -> Device | None:
 
 
 async def get(tx: Transaction, name_or_id: str) -> Device:
-    """NotFoundError when no device has this name or id."""
+    """Return the device of this name or id; raise NotFoundError if there is none."""
     named = or_(DEVICES.c.id == name_or_id, DEVICES.c.name == name_or_id)
-    # A device might be named like another's id: the id counts more.
+    # A device may have another's id as its name; the id takes precedence.
     row = await tx.first(_DEVICE.where(named).order_by(DEVICES.c.id != name_or_id))
     if row is None:
         raise NotFoundError(
@@ -164,17 +164,17 @@ async def get(tx: Transaction, name_or_id: str) -> Device:
 
 
 async def page(tx: Transaction, request: PageRequest) -> Page[Device]:
-    """Devices in the order of their names."""
+    """Return a page of devices ordered by name."""
     return await fetch_page(tx, _DEVICE, DEVICES.c.name, request, _device)
 
 
 async def every(tx: Transaction) -> Sequence[Device]:
-    """All devices, in the order of their names; selectors and waves are decided on them."""
+    """Return all devices ordered by name; selectors and waves are evaluated on them."""
     return [_device(row) for row in await tx.all(_DEVICE.order_by(DEVICES.c.name))]
 
 
 async def several(tx: Transaction, device_ids: Sequence[str]) -> Sequence[Device]:
-    """Those of these ids, in the order of their names."""
+    """Return the devices of these ids, ordered by name."""
     found: list[Device] = []
     for batch in batches(device_ids, BATCH_IDS):
         found += [_device(row) for row in await tx.all(_DEVICE.where(DEVICES.c.id.in_(batch)))]
@@ -209,9 +209,9 @@ async def set_certificate(
 async def forget_previous_serial(
     tx: Transaction, device_id: str, *, shown: str, now: datetime
 ) -> None:
-    """The device has shown its new certificate, so the old one is no longer needed.
+    """Forget the old certificate, since the device has used its new one.
 
-    Nothing happens when that one was replaced meanwhile: the device may not have the newest yet.
+    Does nothing if ``shown`` was replaced meanwhile: the device may not have the newest one yet.
     """
     await tx.execute(
         update(DEVICES)
@@ -221,7 +221,7 @@ async def forget_previous_serial(
 
 
 async def without_authority(tx: Transaction, authority: str) -> Sequence[Device]:
-    """Active devices that have not shown a certificate of this authority, in no order."""
+    """Return active devices that have not used a certificate of this authority, unordered."""
     shown = (DEVICES.c.certificate_authority == authority) & DEVICES.c.previous_serial.is_(None)
     waiting = _DEVICE.where(DEVICES.c.state == DeviceState.ACTIVE, ~shown)
     return [_device(row) for row in await tx.all(waiting)]
@@ -235,7 +235,7 @@ async def count_active(tx: Transaction) -> int:
 
 
 async def find_by_key(tx: Transaction, public_key: bytes) -> Device | None:
-    """The device that this key enrolled as; a retired one has gone and is not found."""
+    """Return the device that enrolled with this key, except a retired one."""
     row = await tx.first(
         _DEVICE.where(
             DEVICES.c.public_key == public_key, DEVICES.c.state != DeviceState.RETIRED
@@ -245,7 +245,7 @@ async def find_by_key(tx: Transaction, public_key: bytes) -> Device | None:
 
 
 async def set_state(tx: Transaction, device: Device, state: DeviceState, reason: str) -> None:
-    """A retired device leaves its name to the next: it is found by its id, or as NAME~ID."""
+    """Set the state. A retired device gives up its name: it is found by its id, or as NAME~ID."""
     name = device.name
     if state is DeviceState.RETIRED:
         name = f"{name[: MAX_NAME_CHARACTERS - len(device.id) - 1]}~{device.id}"

@@ -1,4 +1,4 @@
-"""Names that the server gives: random, and in the order of their making."""
+"""Ids that the server generates: random, and ordered by creation time."""
 
 import secrets
 from datetime import datetime
@@ -8,5 +8,5 @@ ID_CHARACTERS: Final = 20
 
 
 def new_id(now: datetime) -> str:
-    """Milliseconds since 1970 and 32 random bits, 20 hex digits."""
+    """Return 20 hex digits: milliseconds since 1970 and 32 random bits."""
     return f"{int(now.timestamp() * 1000):012x}{secrets.token_hex(4)}"

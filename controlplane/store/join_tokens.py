@@ -1,4 +1,4 @@
-"""Join tokens: what lets a new box into the fleet, a limited number of times, for a while."""
+"""Join tokens admit new devices, a limited number of times and until they expire."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,7 +22,7 @@ JOIN_TOKENS: Final = Table(
     Column("revoked", Boolean, nullable=False),
     Column("labels", Json, nullable=False),
 )
-# Which key a use went to, so that the same key may ask again for the answer that it lost.
+# The key of each use, so that the same key may ask again after a lost reply.
 JOIN_TOKEN_USES: Final = Table(
     "join_token_uses",
     METADATA,
@@ -34,7 +34,7 @@ JOIN_TOKEN_USES: Final = Table(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinToken:
-    """A join token, without its secret. ``labels`` go to every device that joins with it."""
+    """A join token without its secret. Devices that join with it get ``labels``."""
 
     id: str
     secret_sha256: str
@@ -69,14 +69,14 @@ async def find_by_secret(tx: Transaction, secret_sha256: str) -> JoinToken | Non
 
 
 async def page(tx: Transaction, request: PageRequest) -> Page[JoinToken]:
-    """Newest first."""
+    """Return a page, newest first."""
     return await fetch_page(
         tx, select(JOIN_TOKENS), JOIN_TOKENS.c.id, request, _token, newest_first=True
     )
 
 
 async def device_of_use(tx: Transaction, token_id: str, key_sha256: str) -> str | None:
-    """The device that this key joined as, with this token."""
+    """Return the id of the device that joined with this token and key."""
     row = await tx.first(
         select(JOIN_TOKEN_USES.c.device_id).where(
             JOIN_TOKEN_USES.c.token_id == token_id, JOIN_TOKEN_USES.c.key_sha256 == key_sha256
@@ -86,7 +86,7 @@ async def device_of_use(tx: Transaction, token_id: str, key_sha256: str) -> str 
 
 
 async def use(tx: Transaction, token_id: str, key_sha256: str, device_id: str) -> None:
-    """Spend one use on this key; StaleError when none is left."""
+    """Spend one use on this key; raise StaleError if none is left."""
     spent = await tx.changed(
         update(JOIN_TOKENS)
         .where(JOIN_TOKENS.c.id == token_id, JOIN_TOKENS.c.uses_left > 0)

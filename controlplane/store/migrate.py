@@ -1,4 +1,4 @@
-"""Bringing a database to the tables that this version expects, with Alembic."""
+"""Migration of a database to this version's tables, with Alembic."""
 
 from pathlib import Path
 from typing import Final
@@ -21,6 +21,6 @@ def configuration(connection: Connection) -> Config:
 
 
 async def migrate(database: Database) -> None:
-    """Run every migration that this database has not seen, in one transaction."""
+    """Run every pending migration in one transaction."""
     async with database.engine.begin() as connection:
         await connection.run_sync(lambda sync: command.upgrade(configuration(sync), "head"))

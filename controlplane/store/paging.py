@@ -1,4 +1,4 @@
-"""Lists come in pages: the next one starts after the last key seen."""
+"""Keyset paging: the next page starts after the last key seen."""
 
 import base64
 import binascii
@@ -28,14 +28,14 @@ class PageRequest:
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[Item]):
-    """Some items, and where to go on; an empty token after the last."""
+    """Items and the token of the next page; an empty token after the last page."""
 
     items: tuple[Item, ...]
     next_token: str = ""
 
 
 def page_request(size: int, token: str) -> PageRequest:
-    """What a client asked for, where 0 and "" mean the default; InvalidInputError otherwise."""
+    """Check a client's paging fields, where 0 and "" are defaults; raise InvalidInputError."""
     if not 0 <= size <= MAX_PAGE_SIZE:
         raise InvalidInputError(
             f"page size {size} is not within 1 to {MAX_PAGE_SIZE}",
@@ -69,7 +69,7 @@ async def fetch_page(
     *,
     newest_first: bool = False,
 ) -> Page[Item]:
-    """One page of ``statement``'s rows, in the order of ``key``, which must be selected."""
+    """Return one page of ``statement``'s rows ordered by ``key``, which must be selected."""
     if request.after is not None:
         after = key < request.after if newest_first else key > request.after
         statement = statement.where(after)

@@ -1,4 +1,4 @@
-"""Receipts: what devices did with their assignments, signed by them, stored once."""
+"""Receipts: signed reports of what devices did with their assignments, stored once."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from controlplane.store.database import AnyRow, Transaction
 from controlplane.store.devices import DEVICES, DeviceState
 from controlplane.store.schema import METADATA, Json, UtcDateTime
 
-# So many are kept of each device, the newest.
+# Receipts kept per device, the newest.
 MAX_RECEIPTS: Final = 1000
 
 RECEIPTS: Final = Table(
@@ -44,15 +44,15 @@ RECEIPTS: Final = Table(
     Column("received_at", UtcDateTime, nullable=False),
     Column("current_release", String(256), nullable=False),
     Column("last_good_release", String(256), nullable=False),
-    # What was signed, and the signature: the evidence.
+    # The signed bytes and the signature, as evidence.
     Column("signed", LargeBinary, nullable=False),
     Column("signature", LargeBinary, nullable=False),
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """A variant that selection looked at; figures are 0 or None where nothing was measured."""
+class CandidateRecord:
+    """A variant that selection considered; figures are 0 or None if not measured."""
 
     variant: str
     runtime: str
@@ -73,8 +73,8 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """Why a device runs the variant that it runs, for one slot; none is chosen if none fits."""
+class DecisionRecord:
+    """The choice of a slot's variant with its reasons; ``chosen`` is empty if none fits."""
 
     slot: str
     model: str
@@ -82,7 +82,7 @@ class Decision:
     objective: str
     reason: str
     memory_budget_bytes: int
-    candidates: tuple[Candidate, ...] = ()
+    candidates: tuple[CandidateRecord, ...] = ()
     rate_unit: str = ""
 
 
@@ -98,7 +98,7 @@ class ProbationCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """``outcome`` is a final state; ``switch_seconds`` is 0 when the candidate never served."""
+    """A receipt; ``switch_seconds`` is 0 if the candidate never served."""
 
     generation: int
     release: str
@@ -107,7 +107,7 @@ class Receipt:
     detail: str
     bytes_downloaded: int
     switch_seconds: float
-    decisions: tuple[Decision, ...]
+    decisions: tuple[DecisionRecord, ...]
     checks: tuple[ProbationCheck, ...]
     finished_at: datetime
     current_release: str
@@ -131,7 +131,7 @@ def _receipt(row: AnyRow) -> Receipt:
     return Receipt(
         **{name: getattr(row, name) for name in _PLAIN},
         outcome=UpdateState(row.outcome),
-        decisions=msgspec.convert(row.decisions, tuple[Decision, ...]),
+        decisions=msgspec.convert(row.decisions, tuple[DecisionRecord, ...]),
         checks=msgspec.convert(row.checks, tuple[ProbationCheck, ...]),
     )
 
@@ -145,7 +145,7 @@ async def add(
     signature: bytes,
     now: datetime,
 ) -> bool:
-    """Store it; False when this device's receipt of this generation is there already."""
+    """Store a receipt; return False if this device's receipt of this generation exists."""
     key = (RECEIPTS.c.device_id == device_id, RECEIPTS.c.generation == receipt.generation)
     if await tx.first(select(RECEIPTS.c.generation).where(*key)):
         return False
@@ -165,7 +165,7 @@ async def add(
 
 
 async def _keep_newest(tx: Transaction, device_id: str) -> None:
-    """A device may sign receipts of any generation; they must not fill the disk."""
+    """Delete old receipts: a device may sign any generation, which must not fill the disk."""
     mine = RECEIPTS.c.device_id == device_id
     newest_first = select(RECEIPTS.c.generation).where(mine).order_by(RECEIPTS.c.generation.desc())
     last = await tx.first(newest_first.limit(1).offset(MAX_RECEIPTS - 1))
@@ -194,8 +194,8 @@ async def find(tx: Transaction, device_id: str, generation: int) -> Receipt | No
 
 async def newest_of_class(
     tx: Transaction, hardware_class: str, limit: int
-) -> Sequence[tuple[str, tuple[Decision, ...]]]:
-    """What active devices of this class decided last, newest first, with their ids."""
+) -> Sequence[tuple[str, tuple[DecisionRecord, ...]]]:
+    """Return the newest decisions of active devices of this class, newest first, with their ids."""
     rows = await tx.all(
         select(RECEIPTS.c.device_id, RECEIPTS.c.decisions)
         .join(DEVICES, DEVICES.c.id == RECEIPTS.c.device_id)
@@ -206,11 +206,13 @@ async def newest_of_class(
         .order_by(RECEIPTS.c.received_at.desc())
         .limit(limit)
     )
-    return [(row.device_id, msgspec.convert(row.decisions, tuple[Decision, ...])) for row in rows]
+    return [
+        (row.device_id, msgspec.convert(row.decisions, tuple[DecisionRecord, ...])) for row in rows
+    ]
 
 
 async def newest_for_release(tx: Transaction, device_id: str, release: str) -> Receipt | None:
-    """The last one about this release that decided anything."""
+    """Return the newest receipt about this release that has decisions."""
     rows = await tx.all(
         select(RECEIPTS)
         .where(RECEIPTS.c.device_id == device_id, RECEIPTS.c.release == release)
@@ -226,7 +228,7 @@ async def newest_for_release(tx: Transaction, device_id: str, release: str) -> R
 async def serving_variants(
     tx: Transaction, device_ids: Sequence[str]
 ) -> Mapping[str, Mapping[str, str]]:
-    """Per device, the variant of each slot that it chose of the release that serves there now."""
+    """Return, per device, the chosen variant of each slot of the release that serves now."""
     rows = await tx.all(
         select(RECEIPTS.c.device_id, RECEIPTS.c.decisions)
         .join(DEVICES, DEVICES.c.id == RECEIPTS.c.device_id)
@@ -240,7 +242,7 @@ async def serving_variants(
     return {
         row.device_id: {
             decision.slot: decision.chosen_variant
-            for decision in msgspec.convert(row.decisions, tuple[Decision, ...])
+            for decision in msgspec.convert(row.decisions, tuple[DecisionRecord, ...])
         }
         for row in rows
         if row.decisions

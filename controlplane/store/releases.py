@@ -1,4 +1,4 @@
-"""Releases that were published: immutable, kept as the bytes that their publisher signed."""
+"""Published releases: immutable, stored as the bytes that their publisher signed."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ RELEASES: Final = Table(
 
 @dataclass(frozen=True, slots=True)
 class StoredRelease:
-    """A release as published; ``manifest`` decodes with artifact.manifest.decode_release."""
+    """A published release; ``manifest`` decodes with artifact.manifest.decode_release."""
 
     id: str
     reference: str
@@ -51,7 +51,7 @@ async def find(tx: Transaction, reference: str) -> StoredRelease | None:
 
 
 async def get(tx: Transaction, reference: str) -> StoredRelease:
-    """NotFoundError when nothing was published under this reference."""
+    """Return the release; raise NotFoundError if the reference was never published."""
     release = await find(tx, reference)
     if release is None:
         raise NotFoundError(
@@ -62,7 +62,7 @@ async def get(tx: Transaction, reference: str) -> StoredRelease:
 
 
 async def digests(tx: Transaction, references: Collection[str]) -> dict[str, str]:
-    """SHA-256 of the manifest of each of these that is published."""
+    """Return the manifests' SHA-256 of those references that are published."""
     statement = select(RELEASES.c.reference, RELEASES.c.manifest_sha256)
     found: dict[str, str] = {}
     for batch in batches(sorted(references), BATCH_IDS):
@@ -72,7 +72,7 @@ async def digests(tx: Transaction, references: Collection[str]) -> dict[str, str
 
 
 async def page(tx: Transaction, request: PageRequest) -> Page[StoredRelease]:
-    """Newest first."""
+    """Return a page, newest first."""
     return await fetch_page(
         tx, select(RELEASES), RELEASES.c.id, request, _release, newest_first=True
     )

@@ -1,4 +1,4 @@
-"""Request ids: a change that is asked for twice happens once."""
+"""Request ids make mutations idempotent: a repeated request is carried out once."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,7 +16,7 @@ REQUESTS: Final = Table(
     Column("actor", String(128), primary_key=True),
     Column("request_id", String(128), primary_key=True),
     Column("action", String(64), nullable=False),
-    # SHA-256 of what was asked, hex.
+    # SHA-256 of the request, hex.
     Column("fingerprint", String(64), nullable=False),
     Column("subject", String(256), nullable=False),
     Column("at", UtcDateTime, nullable=False),
@@ -25,7 +25,7 @@ REQUESTS: Final = Table(
 
 @dataclass(frozen=True, slots=True)
 class DoneRequest:
-    """A request that was carried out before, and what it made or changed."""
+    """A request that was carried out, and the id of what it made or changed."""
 
     action: str
     fingerprint: str
@@ -44,7 +44,7 @@ async def find(tx: Transaction, actor: str, request_id: str) -> DoneRequest | No
 async def remember(
     tx: Transaction, actor: str, request_id: str, done: DoneRequest, now: datetime
 ) -> None:
-    """StaleError when another replica carried out the same request meanwhile."""
+    """Record a request; raise StaleError if another replica carried it out meanwhile."""
     row = {
         "actor": actor,
         "request_id": request_id,

@@ -1,4 +1,4 @@
-"""The devices in rollouts: a row for each device of each rollout."""
+"""Members of rollouts: a row for each device of each rollout."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -57,7 +57,7 @@ _COLUMNS: Final = tuple(
     for column in ROLLOUT_DEVICES.columns
     if column.name not in {"rollout_id", "device_id"}
 )
-# A row and the name of its device.
+# A member's row with its device's name.
 _MEMBER: Final = select(ROLLOUT_DEVICES, DEVICES.c.name).join(
     DEVICES, DEVICES.c.id == ROLLOUT_DEVICES.c.device_id
 )
@@ -65,7 +65,7 @@ _MEMBER: Final = select(ROLLOUT_DEVICES, DEVICES.c.name).join(
 
 @dataclass(frozen=True, slots=True)
 class DeviceNow:
-    """A device of a rollout; ``generation`` is that of its assignment, whoever gave it."""
+    """Current facts of a member; ``generation`` is of its newest assignment by any rollout."""
 
     id: str
     connected: bool
@@ -85,7 +85,7 @@ async def add(tx: Transaction, rollout_id: str, members: Iterable[Member]) -> No
 
 
 async def of_rollout(tx: Transaction, rollout_id: str) -> dict[str, Member]:
-    """By device id, in the order of waves and names."""
+    """Return the members by device id, ordered by wave and name."""
     rows = await tx.all(
         _MEMBER.where(ROLLOUT_DEVICES.c.rollout_id == rollout_id).order_by(
             ROLLOUT_DEVICES.c.wave, DEVICES.c.name
@@ -113,7 +113,7 @@ async def save(tx: Transaction, rollout_id: str, members: Iterable[Member]) -> N
 async def change(
     tx: Transaction, rollout_id: str, device_id: str, changed: Callable[[Member], Member]
 ) -> Member:
-    """NotFoundError when the device is not part of the rollout."""
+    """Change one member; raise NotFoundError if the device is not part of the rollout."""
     one = and_(ROLLOUT_DEVICES.c.rollout_id == rollout_id, ROLLOUT_DEVICES.c.device_id == device_id)
     row = await tx.first(_MEMBER.where(one))
     if row is None:
@@ -124,7 +124,7 @@ async def change(
 
 
 async def rollout_of(tx: Transaction, device_id: str, generation: int) -> str | None:
-    """The rollout that gave a device this generation."""
+    """Return the rollout that assigned this generation to the device."""
     row = await tx.first(
         select(ROLLOUT_DEVICES.c.rollout_id).where(
             ROLLOUT_DEVICES.c.device_id == device_id,
@@ -135,7 +135,7 @@ async def rollout_of(tx: Transaction, device_id: str, generation: int) -> str | 
 
 
 async def known_now(tx: Transaction, rollout_id: str) -> list[DeviceNow]:
-    """What is known now of a rollout's devices: every tick asks, so no more than it needs."""
+    """Return the facts that a tick needs; read on every tick, so only those columns."""
     rows = await tx.all(
         select(
             DEVICES.c.id,
@@ -155,7 +155,7 @@ async def known_now(tx: Transaction, rollout_id: str) -> list[DeviceNow]:
 
 
 async def counts(tx: Transaction, rollout_ids: Sequence[str]) -> dict[str, dict[int, Counts]]:
-    """By rollout and wave; a wave without devices is left out."""
+    """Return counts by rollout and wave, without waves that have no devices."""
 
     def number(condition: Any) -> Any:
         return func.sum(case((condition, 1), else_=0))

@@ -1,4 +1,4 @@
-"""Rollouts and their waves, read and saved together with the devices in them."""
+"""Rollouts and their waves, read and saved together with their members."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ ROLLOUTS: Final = Table(
     "rollouts",
     METADATA,
     Column("id", String(32), primary_key=True),
-    # Rises with every change, of its devices too: guards updates, tells watchers of news.
+    # Rises with every change, also of members: guards updates and notifies watchers.
     Column("version", BigInteger, nullable=False),
     Column("release", String(256), nullable=False),
     Column("selector", Text, nullable=False),
@@ -59,7 +59,7 @@ class StoredRollout:
 
 @dataclass(frozen=True, slots=True)
 class ListedRollout:
-    """A rollout without its devices, and its waves in numbers."""
+    """A rollout without its members, with its waves as counts."""
 
     rollout: Rollout
     counts: tuple[Counts, ...]
@@ -83,7 +83,7 @@ async def add(tx: Transaction, rollout: Rollout) -> None:
 
 
 async def get(tx: Transaction, rollout_id: str) -> StoredRollout:
-    """NotFoundError when there is none with this id."""
+    """Return the rollout; raise NotFoundError if the id is unknown."""
     row = await tx.first(select(ROLLOUTS).where(ROLLOUTS.c.id == rollout_id))
     if row is None:
         raise _not_found(rollout_id)
@@ -92,7 +92,7 @@ async def get(tx: Transaction, rollout_id: str) -> StoredRollout:
 
 
 async def moving(tx: Transaction) -> list[str]:
-    """Ids of the rollouts that go on by themselves, oldest first."""
+    """Return the ids of the rollouts that a tick may change, oldest first."""
     rows = await tx.all(
         select(ROLLOUTS.c.id).where(ROLLOUTS.c.state.in_(MOVING)).order_by(ROLLOUTS.c.id)
     )
@@ -100,7 +100,7 @@ async def moving(tx: Transaction) -> list[str]:
 
 
 async def page(tx: Transaction, request: PageRequest) -> Page[ListedRollout]:
-    """Newest first."""
+    """Return a page, newest first."""
     rollouts = await fetch_page(
         tx, select(ROLLOUTS), ROLLOUTS.c.id, request, _rollout, newest_first=True
     )
@@ -121,7 +121,7 @@ async def page(tx: Transaction, request: PageRequest) -> Page[ListedRollout]:
 
 
 async def save(tx: Transaction, seen: StoredRollout, after: Rollout) -> None:
-    """Store what changed since ``seen``; StaleError when somebody else changed it meanwhile."""
+    """Store the changes since ``seen``; raise StaleError if another writer was faster."""
     await _bump(tx, seen, _changing(after))
     before = seen.rollout.members
     changed = [member for member in after.members.values() if member != before[member.device_id]]
@@ -141,7 +141,7 @@ async def _bump(tx: Transaction, seen: StoredRollout, values: dict[str, Any]) ->
 
 
 async def policy(tx: Transaction, rollout_id: str) -> tuple[RolloutState, Strategy]:
-    """What decides whether a device of it may try again."""
+    """Return the state and strategy, which decide whether a member may retry."""
     row = await tx.first(
         select(ROLLOUTS.c.state, ROLLOUTS.c.strategy).where(ROLLOUTS.c.id == rollout_id)
     )
@@ -157,8 +157,8 @@ async def change_member(
     change: Callable[[Member], Member],
     now: datetime,
 ) -> Member:
-    """Change one device of a rollout; ticks and watchers see it by the version."""
-    # First, as it also keeps a tick of another replica from deciding on the device meanwhile.
+    """Change one member; ticks and watchers notice it by the rollout's version."""
+    # First, since it also stops another replica's tick from deciding on the member meanwhile.
     await tx.execute(
         update(ROLLOUTS)
         .where(ROLLOUTS.c.id == rollout_id)
@@ -168,7 +168,7 @@ async def change_member(
 
 
 async def busy(tx: Transaction, besides: str = "") -> dict[str, str]:
-    """Devices of unfinished rollouts other than ``besides``, and which rollout each is in."""
+    """Return the members of unfinished rollouts other than ``besides``, with their rollout's id."""
     rows = await tx.all(
         select(ROLLOUT_DEVICES.c.device_id, ROLLOUTS.c.id)
         .join(ROLLOUTS, ROLLOUTS.c.id == ROLLOUT_DEVICES.c.rollout_id)

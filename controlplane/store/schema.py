@@ -1,4 +1,4 @@
-"""What all tables share: the metadata, and column types that mean the same in every database."""
+"""Metadata of all tables, and column types with one meaning in every database."""
 
 from datetime import UTC, datetime
 from typing import Final
@@ -19,7 +19,7 @@ Json = JSON
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A moment: timezone-aware and in UTC on both ways, though SQLite stores no zone."""
+    """A timezone-aware time in UTC in both directions, although SQLite stores no zone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True

@@ -1,4 +1,4 @@
-"""What devices say over their streams, and which streams are open: kept in the rows of devices."""
+"""Open streams and the devices' last reports, stored in the rows of devices."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from controlplane.store.devices import DEVICES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Greeting:
-    """What a device says when it opens its stream."""
+    """First report of a device on a new stream."""
 
     boot_id: str
     agent_version: str
@@ -27,7 +27,7 @@ class Greeting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """What a device says while it works on an assignment."""
+    """Progress of a device with an assignment."""
 
     generation: int
     state: UpdateState
@@ -41,7 +41,7 @@ class Progress:
 async def greet(
     tx: Transaction, device_id: str, session: str, greeting: Greeting, now: datetime
 ) -> None:
-    """The device is on a new stream, and this is what it said."""
+    """Record a new stream and the device's first report on it."""
     await tx.execute(
         update(DEVICES)
         .where(DEVICES.c.id == device_id)
@@ -61,7 +61,7 @@ async def greet(
 async def report_progress(
     tx: Transaction, device_id: str, progress: Progress, now: datetime
 ) -> None:
-    """Statuses come in order on a stream; one of an older generation is out of date."""
+    """Record progress. Reports of a stream are ordered; one of an older generation is ignored."""
     await tx.execute(
         update(DEVICES)
         .where(DEVICES.c.id == device_id, DEVICES.c.update_generation <= progress.generation)
@@ -79,7 +79,7 @@ async def report_progress(
 
 
 async def leave(tx: Transaction, device_id: str, session: str, now: datetime) -> bool:
-    """The stream ended; False when the device is on a newer one already."""
+    """Record the end of a stream; return False if the device has a newer one."""
     return bool(
         await tx.changed(
             update(DEVICES)
@@ -90,13 +90,13 @@ async def leave(tx: Transaction, device_id: str, session: str, now: datetime) ->
 
 
 async def touch(tx: Transaction, device_ids: Sequence[str], now: datetime) -> None:
-    """These devices' streams are open now."""
+    """Record that these devices' streams are open."""
     for batch in batches(device_ids, BATCH_IDS):
         await tx.execute(update(DEVICES).where(DEVICES.c.id.in_(batch)).values(last_seen_at=now))
 
 
 async def expire(tx: Transaction, seen_before: datetime) -> int:
-    """Forget streams of devices that were last seen before this; how many."""
+    """Close streams of devices last seen before this time; return their number."""
     return await tx.changed(
         update(DEVICES)
         .where(DEVICES.c.session.is_not(None), DEVICES.c.last_seen_at < seen_before)

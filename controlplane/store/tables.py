@@ -1,4 +1,4 @@
-"""Every table, so that migrations and the code can be held against each other."""
+"""All tables, so that migrations can be compared with the code."""
 
 from controlplane.store.api_tokens import API_TOKENS
 from controlplane.store.assignments import ASSIGNMENTS

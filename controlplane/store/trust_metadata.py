@@ -1,4 +1,4 @@
-"""The image repository's metadata files, as they were signed; every version is kept."""
+"""Signed metadata files of the image repository; every version is kept."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -15,7 +15,7 @@ TRUST_METADATA: Final = Table(
     METADATA,
     Column("role", String(64), primary_key=True),
     Column("version", BigInteger, primary_key=True, autoincrement=False),
-    # As agents ask for it. Several versions of timestamp share one; the newest counts.
+    # The file name in requests. All versions of timestamp share one; the newest counts.
     Column("name", String(96), nullable=False, index=True),
     Column("data", LargeBinary, nullable=False),
     Column("stored_at", UtcDateTime, nullable=False),
@@ -23,7 +23,7 @@ TRUST_METADATA: Final = Table(
 
 
 async def add(tx: Transaction, roles: Mapping[str, bytes], now: datetime) -> None:
-    """The next version of each of these roles."""
+    """Add the next version of each of these roles."""
     rows = [
         {
             "role": role,
@@ -39,7 +39,7 @@ async def add(tx: Transaction, roles: Mapping[str, bytes], now: datetime) -> Non
 
 
 async def current(tx: Transaction) -> Roles:
-    """The newest metadata of every role; empty before trust was initialised."""
+    """Return the newest metadata of every role; empty before trust was initialised."""
     newest = (
         select(TRUST_METADATA.c.role, func.max(TRUST_METADATA.c.version).label("version"))
         .group_by(TRUST_METADATA.c.role)
@@ -56,7 +56,7 @@ async def current(tx: Transaction) -> Roles:
 
 
 async def file(tx: Transaction, name: str) -> bytes | None:
-    """The file that agents know by this name: timestamp.json, 3.root.json, 7.acme.json."""
+    """Return a file by the name that agents request: timestamp.json, 3.root.json, 7.acme.json."""
     row = await tx.first(
         select(TRUST_METADATA.c.data)
         .where(TRUST_METADATA.c.name == name)

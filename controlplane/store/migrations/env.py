@@ -1,4 +1,4 @@
-"""How Alembic reaches the database: over the connection that the caller gives it."""
+"""Alembic's environment: it runs on the connection that the caller passes."""
 
 from alembic import context
 

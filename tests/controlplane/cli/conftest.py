@@ -34,7 +34,7 @@ from controlplane.fleet import UpdateState
 from controlplane.store import devices, receipts, releases, telemetry
 from controlplane.store.database import Database, Transaction, embedded_url, open_database
 from controlplane.store.devices import Device
-from controlplane.store.receipts import Candidate, Decision, ProbationCheck, Receipt
+from controlplane.store.receipts import CandidateRecord, DecisionRecord, ProbationCheck, Receipt
 from controlplane.store.releases import StoredRelease
 
 RELEASE = "acme/assistant@1.0.0"
@@ -164,7 +164,7 @@ RECEIPT = Receipt(
     bytes_downloaded=1 << 20,
     switch_seconds=0.012,
     decisions=(
-        Decision(
+        DecisionRecord(
             slot="chat",
             model="acme/tiny@1.0.0",
             chosen_variant="q4",
@@ -172,7 +172,7 @@ RECEIPT = Receipt(
             reason="the fastest that fits",
             memory_budget_bytes=5 << 20,
             candidates=(
-                Candidate(
+                CandidateRecord(
                     variant="q4",
                     runtime="llama_cpp",
                     quantization="q4_k_m",
@@ -180,7 +180,7 @@ RECEIPT = Receipt(
                     reason="measured 300 tokens/s",
                     measured_tokens_per_second=300.0,
                 ),
-                Candidate(
+                CandidateRecord(
                     variant="f16",
                     runtime="llama_cpp",
                     quantization="f16",

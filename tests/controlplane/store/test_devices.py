@@ -14,7 +14,7 @@ from controlplane.store.database import Database
 from controlplane.store.devices import DeviceState
 from controlplane.store.join_tokens import JoinToken
 from controlplane.store.paging import PageRequest
-from controlplane.store.receipts import Candidate, Decision, ProbationCheck, Receipt
+from controlplane.store.receipts import CandidateRecord, DecisionRecord, ProbationCheck, Receipt
 from controlplane.store.sessions import Progress
 
 from .conftest import device
@@ -30,7 +30,7 @@ def receipt(now: datetime, generation: int = 1, **changes: object) -> Receipt:
         "bytes_downloaded": 1 << 40,
         "switch_seconds": 0.25,
         "decisions": (
-            Decision(
+            DecisionRecord(
                 slot="chat",
                 model="acme/tiny@1",
                 chosen_variant="q8",
@@ -38,7 +38,7 @@ def receipt(now: datetime, generation: int = 1, **changes: object) -> Receipt:
                 reason="fastest",
                 memory_budget_bytes=1,
                 candidates=(
-                    Candidate(
+                    CandidateRecord(
                         variant="q8", runtime="x", quantization="q8", bucket="chosen", reason="r"
                     ),
                 ),

@@ -1,4 +1,4 @@
-"""Why a device is in its state, since when its certificate is in use, and whose a key is."""
+"""The reason of a device's state, first use of its certificate, and the owner of a key."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Which authority issued a device's certificate."""
+"""The authority that issued a device's certificate."""
 
 import sqlalchemy as sa
 from alembic import op

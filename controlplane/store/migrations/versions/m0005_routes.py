@@ -1,4 +1,4 @@
-"""Through which route the requests of a window came, and how many a cascade passed on."""
+"""The route of a window's requests, and the number that a cascade escalated."""
 
 import sqlalchemy as sa
 from alembic import op
