@@ -1,4 +1,4 @@
-"""AccessService on the wire."""
+"""Servicer of AccessService."""
 
 from flotilla.v1 import access_pb2 as wire
 from flotilla.v1 import access_pb2_grpc

@@ -1,4 +1,4 @@
-"""An assignment, to the wire."""
+"""Conversion of an assignment to its wire message."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from controlplane.store.assignments import Assignment
 def assignment_to_wire(
     wanted: Assignment, signed: DirectorMetadata | None, known: Sequence[ClassMeasurement]
 ) -> wire.Assignment:
-    """With what the device's hardware class knows of the release's variants."""
+    """Encode an assignment with the hardware class's measurements of the release's variants."""
     director = None
     if signed is not None:
         director = wire.DirectorMetadata(

@@ -1,32 +1,25 @@
-"""How fast chunks go out: at most so many bytes a second to one device, and to all of one site.
+"""Bandwidth limits of chunk downloads, in bytes per second per device and per site.
 
-Rates are this process's; of several replicas, each holds to them by itself.
+Rates apply to this process; each replica enforces them separately.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
-# The label that says which devices share a line.
+from controlplane.api.token_bucket import TokenBuckets
+
+# The label whose value names the line that devices share.
 SITE_LABEL: Final = "site"
-# Sent at once before anything waits; also the least that is worth a message of its own.
+# Sent at once before pacing begins; also the smallest piece worth a message.
 LEAST_BURST_BYTES: Final = 16 << 10
 BURST_SECONDS: Final = 0.25
-# So many buckets are kept before those that have filled up again are forgotten.
-MAX_IDLE: Final = 4096
-
-
-@dataclass(slots=True)
-class _Bucket:
-    """Bytes that may go out now; below zero is a debt that time pays."""
-
-    level: float
-    at: float
+# At this number of devices and sites, buckets that are full again are dropped.
+MAX_BUCKETS: Final = 4096
 
 
 class Bandwidth:
-    """Paces downloads. A rate of None is no limit."""
+    """Paces downloads. A rate of None means no limit."""
 
     def __init__(
         self,
@@ -37,14 +30,13 @@ class Bandwidth:
     ) -> None:
         self._device_rate = device_bytes_per_second
         self._site_rate = site_bytes_per_second
-        self._clock = clock
         self._sleep = sleep
-        self._buckets: dict[tuple[str, str], _Bucket] = {}
+        self._buckets = TokenBuckets[tuple[str, str]](clock, MAX_BUCKETS)
 
     async def paced(
         self, device_id: str, labels: Mapping[str, str], data: bytes
     ) -> AsyncIterator[bytes]:
-        """``data`` in pieces, each when its turn has come. Small pieces keep a slow line moving."""
+        """Yield ``data`` in small pieces, each when it may be sent: a slow line keeps moving."""
         limits = []
         if self._device_rate is not None:
             limits.append((("device", device_id), self._device_rate))
@@ -56,28 +48,12 @@ class Bandwidth:
         size = min(_burst(rate) for _, rate in limits)
         for start in range(0, len(data), size):
             piece = data[start : start + size]
-            wait = max(self._take(key, rate, len(piece)) for key, rate in limits)
+            wait = max(
+                self._buckets.of(key, _burst(rate), rate).spend(len(piece)) for key, rate in limits
+            )
             if wait > 0:
                 await self._sleep(wait)
             yield piece
-
-    def _take(self, key: tuple[str, str], rate: int, size: int) -> float:
-        """Seconds until so many bytes more are within the rate."""
-        now = self._clock()
-        bucket = self._buckets.get(key)
-        if bucket is None:
-            if len(self._buckets) >= MAX_IDLE:
-                self._forget_idle(now)
-            bucket = self._buckets[key] = _Bucket(_burst(rate), now)
-        bucket.level = min(_burst(rate), bucket.level + (now - bucket.at) * rate) - size
-        bucket.at = now
-        return max(0.0, -bucket.level / rate)
-
-    def _forget_idle(self, now: float) -> None:
-        idle = [key for key, bucket in self._buckets.items() if now - bucket.at > 1 + BURST_SECONDS]
-        for key in idle:
-            if self._buckets[key].level >= 0:
-                del self._buckets[key]
 
 
 def _burst(rate: int) -> int:

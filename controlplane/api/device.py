@@ -1,4 +1,4 @@
-"""DeviceService on the wire: what a device fetches; its stream is ``device_stream``'s."""
+"""Servicer of DeviceService's downloads and certificates; ``device_stream`` has Connect."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ FETCH_CHUNKS: Final = "FetchChunks"
 
 
 class DeviceServicer:
-    """For agents, each known by its certificate. ``add_device_servicer`` puts it on a server."""
+    """RPCs of agents, identified by their certificates; see ``add_device_servicer``."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class DeviceServicer:
     async def fetch_chunks(
         self, request: wire.FetchChunksRequest, context: Context
     ) -> AsyncIterator[bytes]:
-        """Raw bytes, without a protobuf message around them (docs/adr/0002)."""
+        """Stream raw bytes, without a protobuf message around them (docs/adr/0002)."""
         if not 1 <= len(request.digests) <= MAX_DIGESTS:
             raise InvalidInputError(
                 f"{len(request.digests)} chunks are not within 1 to {MAX_DIGESTS}",
@@ -60,7 +60,7 @@ class DeviceServicer:
         device = current_device()
         holder = self._deltas.holder(request.digests[0])
         messages = holder.messages(request.digests, request.offset)
-        # One read ahead, so that the disk works while the network does.
+        # Read one piece ahead, so that disk and network work in parallel.
         reading = asyncio.create_task(_next(messages))
         try:
             with (
@@ -76,7 +76,7 @@ class DeviceServicer:
                         self._metrics.chunk_bytes.inc(len(piece))
                         yield piece
         finally:
-            # The thread must have let go of the generator before it can be closed.
+            # A generator cannot be closed while a thread executes it.
             with contextlib.suppress(Exception, asyncio.CancelledError):
                 await asyncio.shield(reading)
             messages.close()
@@ -122,7 +122,7 @@ class DeviceServicer:
 def add_device_servicer(
     streams: DeviceStreams, servicer: DeviceServicer, server: grpc.aio.Server
 ) -> None:
-    """As the generated function does, but FetchChunks answers with bytes as they are."""
+    """Register like the generated function, except that FetchChunks answers with raw bytes."""
     name = wire.DESCRIPTOR.services_by_name["DeviceService"].full_name
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "Connect": grpc.stream_stream_rpc_method_handler(

@@ -1,4 +1,4 @@
-"""The stream of a device: what it says is taken in, what it shall run is pushed."""
+"""The Connect stream of a device: its messages are stored, its desired state is pushed."""
 
 import asyncio
 import logging
@@ -41,7 +41,7 @@ Outgoing = asyncio.Queue[wire.ConnectResponse | Exception | None]
 
 
 class DeviceStreams:
-    """DeviceService.Connect, and the end of what it leaves behind."""
+    """DeviceService.Connect, and the background work that outlives a stream."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class DeviceStreams:
             for task in tasks:
                 task.cancel()
             self._streams.close(stream)
-            # Whoever waits here may be gone too: the store must still learn of it.
+            # This task may be cancelled too, and the store must still record the end of the stream.
             leaving = asyncio.create_task(self._leave(device, stream, tasks))
             self._leaving.add(leaving)
             leaving.add_done_callback(self._leaving.discard)
@@ -112,7 +112,7 @@ class DeviceStreams:
         await self._ingest.leave(device, stream.id)
 
     async def drain(self) -> None:
-        """Wait until everything about ended streams is stored."""
+        """Wait until the ends of all streams are stored."""
         await asyncio.gather(*self._leaving, return_exceptions=True)
 
     async def _push(
@@ -122,7 +122,7 @@ class DeviceStreams:
         outgoing: Outgoing,
         listening: asyncio.Task[None],
     ) -> None:
-        """The whole desired state now, and after every change of it; the end of a device's part."""
+        """Push the whole desired state now and after every change, while messages come."""
         try:
             sent = told = None
             with self._signals.subscribe(device_key(device.id)) as changed:
@@ -143,7 +143,7 @@ class DeviceStreams:
                         await outgoing.put(wire.ConnectResponse(assignment=assignment))
                     await changed.wait()
         except Exception as error:  # noqa: BLE001 - the call that waits on the queue raises it
-            # Nothing more is taken of a device that does not read that it was cut off.
+            # Ignore further messages of a device that does not read that its stream was cut.
             listening.cancel()
             await outgoing.put(error)
 

@@ -1,4 +1,4 @@
-"""EnrollmentService on the wire."""
+"""Servicer of EnrollmentService."""
 
 from flotilla.v1 import enrollment_pb2 as wire
 from flotilla.v1 import enrollment_pb2_grpc
@@ -9,7 +9,7 @@ from controlplane.services.devices.enrollment import EnrollService
 
 
 class EnrollmentServicer(enrollment_pb2_grpc.EnrollmentServiceServicer):
-    """For boxes that have nothing but a join token."""
+    """RPCs for devices that have only a join token."""
 
     def __init__(self, service: EnrollService, device_endpoint: str) -> None:
         self._service = service

@@ -1,4 +1,4 @@
-"""FleetService on the wire."""
+"""Servicer of FleetService."""
 
 from flotilla.v1 import fleet_pb2 as wire
 from flotilla.v1 import fleet_pb2_grpc

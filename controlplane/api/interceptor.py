@@ -1,4 +1,4 @@
-"""What every RPC goes through: who calls, may they, how long, and how an error ends it."""
+"""Processing that every RPC shares: authentication, authorisation, deadlines, statuses."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
-# How long the one request of a call may take to come.
+# Longest wait for the single request of a unary call.
 REQUEST_SECONDS: Final = 20.0
 UNARY_SECONDS: Final = 60.0
 UPLOAD_SECONDS: Final = 900.0
@@ -40,28 +40,28 @@ _certificate: ContextVar[bytes] = ContextVar("certificate")
 
 
 def current_caller() -> Caller:
-    """Who makes this call on the public port."""
+    """Return the caller of this call on the public port."""
     return _caller.get()
 
 
 def current_device() -> Device:
-    """The device that makes this call on the device port, as it was when the call began."""
+    """Return the device of this call on the device port, as it was when the call began."""
     return _device.get()
 
 
 def current_certificate() -> bytes:
-    """The certificate (PEM) of the connection that this call came on."""
+    """Return the certificate (PEM) of this call's connection."""
     return _certificate.get()
 
 
 class Door(Protocol):
-    """Who may come in on one port."""
+    """Access rules of one port."""
 
     async def admit(self, method: str, context: Context) -> None:
-        """Make the caller known to this call; raises UnauthenticatedError or ForbiddenError."""
+        """Identify the caller of this call; raises UnauthenticatedError or ForbiddenError."""
 
     def elsewhere(self, method: str) -> ControlPlaneError | None:
-        """What to say to a method that is not served on this port; None if it is nowhere."""
+        """Return the error for a method that another port serves; None if no port serves it."""
 
 
 class PublicDoor:
@@ -100,7 +100,7 @@ class PublicDoor:
 
 
 class DeviceDoor:
-    """Device certificates, whose serial must be the one that the device has now."""
+    """Device certificates, whose serial must be the device's current one."""
 
     def __init__(self, identify: Callable[[bytes], Awaitable[Device]]) -> None:
         self._identify = identify
@@ -126,7 +126,7 @@ class DeviceDoor:
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
-    """Admits calls through a door, and ends them as the catalog of statuses says."""
+    """Admits calls through a door, and maps their errors to statuses."""
 
     def __init__(self, door: Door, metrics: Metrics) -> None:
         self._door = door
@@ -147,10 +147,10 @@ class Interceptor(grpc.aio.ServerInterceptor):
         return self._guard(handler, method)
 
     def _guard(self, handler: Handler, method: str) -> Handler:
-        """The same method, within a call.
+        """Wrap a method so that it runs within a call.
 
-        Its requests are read there too, as bytes: who calls is known before anything of theirs is
-        parsed, and what cannot be parsed, or does not come, ends as every other error does.
+        Requests are read here as bytes: the caller is identified before its message is parsed, and
+        a message that is malformed or does not arrive ends like every other error.
         """
         inner = _behaviour(handler)
 

@@ -1,4 +1,4 @@
-"""ModelService on the wire."""
+"""Servicer of ModelService."""
 
 from collections.abc import AsyncIterator
 
@@ -18,7 +18,7 @@ from controlplane.store.releases import StoredRelease
 
 
 class ModelServicer(model_pb2_grpc.ModelServiceServicer):
-    """Publishing, and what was published."""
+    """Publishing, and published releases."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Receipts and the decisions in them, from and to the wire."""
+"""Conversion of receipts and their decisions between wire and store."""
 
 from typing import Final, Literal
 
@@ -32,7 +32,7 @@ _Optional = Literal[
 
 
 def receipt_from_wire(signed: bytes) -> Receipt:
-    """The receipt in the bytes that a device signed; InvalidInputError when there is none."""
+    """Decode a receipt from the signed bytes; raise InvalidInputError if malformed."""
     if len(signed) > MAX_RECEIPT_BYTES:
         raise InvalidInputError(
             f"a receipt of {len(signed)} bytes is more than {MAX_RECEIPT_BYTES}",
@@ -67,7 +67,7 @@ def receipt_from_wire(signed: bytes) -> Receipt:
 
 
 def detail(text: str) -> str:
-    """Free text from a device, cut to what is kept."""
+    """Cut a device's free text to the stored length."""
     return text.replace("\x00", "")[:MAX_DETAIL_CHARACTERS]
 
 

@@ -1,4 +1,4 @@
-"""Who may call what: one line per RPC."""
+"""The role that each RPC requires, one line per RPC."""
 
 from typing import Final
 
@@ -6,7 +6,7 @@ from controlplane.services.access import Role
 
 _PACKAGE: Final = "/flotilla.v1"
 
-# Called before there is an identity; they check the join token themselves.
+# Open to callers without an identity; they check the join token themselves.
 OPEN: Final = frozenset(
     (
         f"{_PACKAGE}.EnrollmentService/GetTrustBundle",
@@ -19,7 +19,7 @@ OPEN: Final = frozenset(
     )
 )
 
-# On the device port, by a device certificate.
+# Device port: a device certificate.
 DEVICE: Final = frozenset(
     (
         f"{_PACKAGE}.DeviceService/Connect",
@@ -30,7 +30,7 @@ DEVICE: Final = frozenset(
     )
 )
 
-# On the public port, by a bearer token of at least this role.
+# Public port: a bearer token of at least this role.
 MINIMUM_ROLE: Final = {
     f"{_PACKAGE}.FleetService/ListDevices": Role.VIEWER,
     f"{_PACKAGE}.FleetService/GetDevice": Role.VIEWER,
@@ -42,7 +42,7 @@ MINIMUM_ROLE: Final = {
     f"{_PACKAGE}.FleetService/RevokeJoinToken": Role.OPERATOR,
     f"{_PACKAGE}.ModelService/GetTrust": Role.VIEWER,
     f"{_PACKAGE}.ModelService/InitializeTrust": Role.ADMIN,
-    # What counts is who signed it; a publisher's own changes come this way too.
+    # Metadata is trusted by its signatures; publishers send their own changes by this RPC too.
     f"{_PACKAGE}.ModelService/UpdateTrust": Role.PUBLISHER,
     f"{_PACKAGE}.ModelService/GetMetadata": Role.VIEWER,
     f"{_PACKAGE}.ModelService/MissingChunks": Role.PUBLISHER,
@@ -50,7 +50,7 @@ MINIMUM_ROLE: Final = {
     f"{_PACKAGE}.ModelService/PublishRelease": Role.PUBLISHER,
     f"{_PACKAGE}.ModelService/ListReleases": Role.VIEWER,
     f"{_PACKAGE}.ModelService/GetRelease": Role.VIEWER,
-    # It makes deltas, which takes the server's time.
+    # It may create deltas, which takes CPU time of the server.
     f"{_PACKAGE}.ModelService/CompareReleases": Role.OPERATOR,
     f"{_PACKAGE}.RolloutService/StartRollout": Role.OPERATOR,
     f"{_PACKAGE}.RolloutService/ListRollouts": Role.VIEWER,

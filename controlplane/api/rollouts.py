@@ -1,4 +1,4 @@
-"""RolloutService on the wire."""
+"""Servicer of RolloutService."""
 
 from collections.abc import AsyncIterator, Sequence
 
@@ -15,7 +15,7 @@ from controlplane.store.paging import page_request
 
 
 class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
-    """Moving devices to a release, in waves."""
+    """Rollouts: start, steer, list, watch."""
 
     def __init__(self, service: RolloutService) -> None:
         self._service = service

@@ -1,4 +1,4 @@
-"""ServerKeyService on the wire."""
+"""Servicer of ServerKeyService."""
 
 from typing import Final
 
@@ -14,7 +14,7 @@ MAX_SHOWN: Final = 100
 
 
 class ServerKeyServicer(server_keys_pb2_grpc.ServerKeyServiceServicer):
-    """The keys that the server itself signs with."""
+    """The server's own signing keys and CAs."""
 
     def __init__(self, authorities: AuthorityService, director: DirectorService) -> None:
         self._authorities = authorities

@@ -1,4 +1,4 @@
-"""One catalog: which gRPC status an error is, and what the caller is told of it."""
+"""The catalog from errors to gRPC statuses and their public texts."""
 
 import logging
 from dataclasses import dataclass
@@ -27,12 +27,12 @@ from controlplane.errors import (
 
 log = logging.getLogger(__name__)
 
-# Trailing metadata beside the status.
+# Trailing metadata of the status.
 ADVICE_KEY: Final = "flotilla-advice"
 RETRY_AFTER_KEY: Final = "flotilla-retry-after-ms"
 MAX_TEXT_CHARACTERS: Final = 1500
 
-# The first that an error is an instance of.
+# The first class that an error is an instance of decides.
 CATALOG: Final = (
     (InvalidInputError, grpc.StatusCode.INVALID_ARGUMENT),
     (InvalidManifestError, grpc.StatusCode.INVALID_ARGUMENT),
@@ -52,7 +52,7 @@ CATALOG: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How a failed RPC ends."""
+    """Status of a failed RPC."""
 
     code: grpc.StatusCode
     message: str
@@ -60,7 +60,7 @@ class Status:
 
 
 def status_of(error: Exception, method: str) -> Status:
-    """The status of an error; one that is not ours is logged, and told in general words."""
+    """Return the status of an error; a foreign error is logged and gets a general text."""
     code = next((code for kind, code in CATALOG if isinstance(error, kind)), None)
     if code is not None and isinstance(error, ControlPlaneError | ArtifactError):
         trailing = [(ADVICE_KEY, plain(error.advice))] if error.advice else []
@@ -83,5 +83,5 @@ def status_of(error: Exception, method: str) -> Status:
 
 
 def plain(text: str) -> str:
-    """Printable ASCII, cut: what metadata may carry, and what a log line can take."""
+    """Return printable ASCII of bounded length, safe for metadata and for a log line."""
     return ascii(text)[1:-1].replace("\\'", "'")[:MAX_TEXT_CHARACTERS]

@@ -1,4 +1,4 @@
-"""What devices hold open: one stream each, a few downloads, and not too many new ones at once."""
+"""Open streams and downloads per device, and admission of new streams."""
 
 import asyncio
 import contextlib
@@ -8,18 +8,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from controlplane.api.token_bucket import MAX_BUCKETS, TokenBucket, TokenBuckets
 from controlplane.errors import ControlPlaneError, OverloadedError, StaleError, StoppingError
 from controlplane.metrics import Metrics
 
-# A storm is spread over at least this long.
+# Shortest time over which a reconnect storm is spread.
 LEAST_RETRY_SECONDS: Final = 1.0
-# An agent has one, and one more while it changes its certificate.
+# An agent has one, and a second one while it changes its certificate.
 MAX_DOWNLOADS: Final = 8
-# Streams that one device may open at once, and each second: far more than a bad line asks for.
+# Burst and rate of new streams per device: far more than a bad line needs.
 DEVICE_BURST: Final = 64
 DEVICE_PER_SECOND: Final = 1.0
-# So many devices' are kept before those that have filled up again are forgotten.
-MAX_IDLE: Final = 1 << 16
 
 
 @dataclass(slots=True, eq=False)
@@ -32,26 +31,26 @@ class Stream:
     _ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def end(self, reason: ControlPlaneError) -> None:
-        """Whoever serves it is told so, and why."""
+        """End the stream with a reason for its servicer."""
         self._reason = self._reason or reason
         self._ended.set()
 
     async def ended(self) -> ControlPlaneError:
-        """Waits until it must end; the reason."""
+        """Wait until the stream must end; return the reason."""
         await self._ended.wait()
         assert self._reason is not None  # noqa: S101 - set before the event
         return self._reason
 
 
 class Streams:
-    """Every open stream of this process."""
+    """All open streams of this process."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._open: dict[str, Stream] = {}
         self._metrics = metrics
 
     def open(self, device_id: str) -> Stream:
-        """A new stream in place of the device's older one, if any."""
+        """Open a stream; end the device's older one, if any."""
         older = self._open.get(device_id)
         stream = Stream(device_id)
         self._open[device_id] = stream
@@ -68,7 +67,7 @@ class Streams:
         self._metrics.streams.set(len(self._open))
 
     def end_all(self) -> None:
-        """The server goes down: devices need not find out by themselves."""
+        """End all streams at shutdown, so that devices reconnect at once."""
         for stream in self._open.values():
             stream.end(StoppingError("this server is stopping", advice="Connect again soon."))
 
@@ -77,14 +76,14 @@ class Streams:
 
 
 class Downloads:
-    """How many downloads each device has open: each that it does not read holds memory here."""
+    """Open downloads per device; each holds memory while the device does not read."""
 
     def __init__(self) -> None:
         self._open: Counter[str] = Counter()
 
     @contextlib.contextmanager
     def open(self, device_id: str) -> Iterator[None]:
-        """OverloadedError when the device has MAX_DOWNLOADS already."""
+        """Count a download; raise OverloadedError at MAX_DOWNLOADS of the device."""
         if self._open[device_id] >= MAX_DOWNLOADS:
             raise OverloadedError(
                 f"this device has {MAX_DOWNLOADS} downloads open already",
@@ -100,57 +99,26 @@ class Downloads:
                 del self._open[device_id]
 
 
-class TokenBucket:
-    """Lets ``burst`` through at once, and ``per_second`` after that."""
-
-    def __init__(self, burst: int, per_second: float, clock: Callable[[], float]) -> None:
-        self._burst = burst
-        self._per_second = per_second
-        self._clock = clock
-        self._level = float(burst)
-        self._filled_at = clock()
-
-    @property
-    def is_full(self) -> bool:
-        """As one that was just made."""
-        self._fill()
-        return self._level >= self._burst
-
-    def take(self, refusal: str) -> None:
-        """OverloadedError in these words when it is empty; it says when to come back."""
-        self._fill()
-        if self._level < 1:
-            wait = max(LEAST_RETRY_SECONDS, (1 - self._level) / self._per_second)
-            raise OverloadedError(
-                refusal, retry_after_seconds=wait, advice="The agent comes back by itself."
-            )
-        self._level -= 1
-
-    def _fill(self) -> None:
-        now = self._clock()
-        filled = (now - self._filled_at) * self._per_second
-        self._level = min(self._burst, self._level + filled)
-        self._filled_at = now
-
-
 class Admission:
-    """Who may open a stream now: the fleet not all at once, and no device in others' places."""
+    """Rate limits for new streams: of the whole fleet, and of each device."""
 
     def __init__(self, burst: int, per_second: float, clock: Callable[[], float]) -> None:
         self._fleet = TokenBucket(burst, per_second, clock)
         self._refusal = f"more than {per_second:g} devices a second are connecting"
-        self._clock = clock
-        self._devices: dict[str, TokenBucket] = {}
+        self._devices = TokenBuckets[str](clock, MAX_BUCKETS)
 
     def take(self, device_id: str) -> None:
-        """OverloadedError when this device, or all together, should wait."""
-        bucket = self._devices.get(device_id)
-        if bucket is None:
-            if len(self._devices) >= MAX_IDLE:
-                self._devices = {
-                    each: held for each, held in self._devices.items() if not held.is_full
-                }
-            bucket = TokenBucket(DEVICE_BURST, DEVICE_PER_SECOND, self._clock)
-            self._devices[device_id] = bucket
-        bucket.take("this device opens streams too often")
-        self._fleet.take(self._refusal)
+        """Take a token of the device and of the fleet; raise OverloadedError if either is empty."""
+        device = self._devices.of(device_id, DEVICE_BURST, DEVICE_PER_SECOND)
+        _take_or_refuse(device, "this device opens streams too often")
+        _take_or_refuse(self._fleet, self._refusal)
+
+
+def _take_or_refuse(bucket: TokenBucket, refusal: str) -> None:
+    wait_seconds = bucket.take_one()
+    if wait_seconds > 0:
+        raise OverloadedError(
+            refusal,
+            retry_after_seconds=max(LEAST_RETRY_SECONDS, wait_seconds),
+            advice="The agent connects again by itself.",
+        )

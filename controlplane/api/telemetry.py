@@ -1,4 +1,4 @@
-"""TelemetryService on the wire."""
+"""Servicer of TelemetryService."""
 
 from dataclasses import asdict
 from typing import Final
@@ -22,7 +22,7 @@ _GROUPINGS: Final = {
 
 
 class TelemetryServicer(telemetry_pb2_grpc.TelemetryServiceServicer):
-    """What the fleet's telemetry says."""
+    """Summaries of the fleet's telemetry."""
 
     def __init__(self, service: TelemetryService) -> None:
         self._service = service
@@ -42,7 +42,7 @@ class TelemetryServicer(telemetry_pb2_grpc.TelemetryServiceServicer):
             since=moment(request.since) if request.HasField("since") else None,
             grouping=grouping,
         )
-        # The dataclass has the message's fields, by their names.
+        # The dataclass's fields have the message's names.
         return wire.SummarizeTelemetryResponse(
             rows=[wire.TelemetrySummary(**asdict(row)) for row in rows]
         )

@@ -1,6 +1,6 @@
-"""Between protobuf messages and our own dataclasses: what several servicers need.
+"""Conversions between protobuf messages and dataclasses that several servicers need.
 
-Everything that comes in is bounded here or by the pure check that it is handed to.
+Every incoming value is bounded here or by the pure check that receives it.
 """
 
 import math
@@ -32,7 +32,7 @@ def timestamp(moment: datetime | None) -> Timestamp | None:
 
 
 def moment(stamp: Timestamp) -> datetime:
-    """InvalidInputError for a time that is none."""
+    """Convert a timestamp; raise InvalidInputError if it is out of range."""
     try:
         return stamp.ToDatetime(tzinfo=UTC)
     except (ValueError, OverflowError) as error:
@@ -42,14 +42,14 @@ def moment(stamp: Timestamp) -> datetime:
 
 
 def count(value: int, what: str) -> int:
-    """An unsigned figure that the database can hold."""
+    """Check an unsigned figure against the database's range."""
     if value > MAX_UINT:
         raise InvalidInputError(f"{what} {value} is out of bounds", advice="Update the sender.")
     return value
 
 
 def word(text: str) -> str:
-    """A name from outside, cut to what the store keeps."""
+    """Cut a name from outside to the stored length."""
     return text.replace("\x00", "")[:MAX_WORD_CHARACTERS]
 
 
@@ -99,7 +99,7 @@ def _figures(found: Mapping[str, float]) -> dict[str, float]:
 
 
 def finite(value: float, what: str) -> float:
-    """A figure that is neither negative nor infinite nor no number."""
+    """Check that a figure is finite and not negative."""
     if not 0 <= value < math.inf:
         raise InvalidInputError(f"{what} {value!r} is out of bounds", advice="Update the sender.")
     return value

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from controlplane.api.bandwidth import LEAST_BURST_BYTES, MAX_IDLE, Bandwidth
+from controlplane.api.bandwidth import LEAST_BURST_BYTES, MAX_BUCKETS, Bandwidth
 
 MIB = 1 << 20
 
@@ -102,7 +102,7 @@ async def test_opening_a_download_anew_gains_nothing() -> None:
 
 async def test_devices_that_left_are_forgotten() -> None:
     line = Line(MIB, None)
-    for number in range(MAX_IDLE):
+    for number in range(MAX_BUCKETS):
         await line.download((str(number), "", 1))
     line.now += 10
     await line.download(("a", "", 1))

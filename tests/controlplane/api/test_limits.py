@@ -7,7 +7,8 @@ from artifact.errors import ChunkMismatchError, UntrustedError
 from controlplane import errors
 from controlplane.api import streams
 from controlplane.api.status import ADVICE_KEY, CATALOG, plain, status_of
-from controlplane.api.streams import DEVICE_BURST, Admission, TokenBucket
+from controlplane.api.streams import DEVICE_BURST, Admission
+from controlplane.api.token_bucket import TokenBucket
 
 Code = grpc.StatusCode
 
@@ -15,26 +16,28 @@ Code = grpc.StatusCode
 def test_a_bucket_lets_a_burst_through_and_refills() -> None:
     now = 0.0
     bucket = TokenBucket(burst=3, per_second=0.5, clock=lambda: now)
-    for _ in range(3):
-        bucket.take("too many")
-    with pytest.raises(errors.OverloadedError) as caught:
-        bucket.take("too many")
-    assert caught.value.retry_after_seconds == pytest.approx(2.0)
+    assert [bucket.take_one() for _ in range(4)] == [0, 0, 0, pytest.approx(2.0)]
     now = 2.0
-    bucket.take("too many")
-    with pytest.raises(errors.OverloadedError):
-        bucket.take("too many")
+    assert [bucket.take_one() for _ in range(2)] == [0, pytest.approx(2.0)]
     now = 1000.0
-    for _ in range(3):
-        bucket.take("too many")
-    with pytest.raises(errors.OverloadedError):
-        bucket.take("too many")
+    assert bucket.is_full
+    assert [bucket.take_one() for _ in range(4)] == [0, 0, 0, pytest.approx(2.0)]
+
+
+def test_a_bucket_goes_into_debt_that_time_repays() -> None:
+    now = 0.0
+    bucket = TokenBucket(burst=3, per_second=0.5, clock=lambda: now)
+    assert bucket.spend(3) == 0
+    assert bucket.spend(1) == pytest.approx(2.0)
+    now = 1.0
+    assert bucket.spend(0) == pytest.approx(1.0)
+    assert not bucket.is_full
 
 
 def test_a_device_that_connects_without_end_takes_nobodys_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(streams, "MAX_IDLE", 2)
+    monkeypatch.setattr(streams, "MAX_BUCKETS", 2)
     now = 0.0
     admission = Admission(burst=DEVICE_BURST + 3, per_second=0.001, clock=lambda: now)
     for _ in range(DEVICE_BURST):
@@ -44,7 +47,7 @@ def test_a_device_that_connects_without_end_takes_nobodys_place(
     admission.take("loud")
     with pytest.raises(errors.OverloadedError, match="this device"):
         admission.take("loud")
-    # Whoever has been quiet is forgotten for it; who is loud is not.
+    # Full buckets are dropped to make room; that of the loud device is not full.
     admission.take("second")
     with pytest.raises(errors.OverloadedError, match="this device"):
         admission.take("loud")
