@@ -1,1 +1,1 @@
-"""What both sides must agree on: manifests, chunks, trust. No network, no database."""
+"""Formats that agent and control plane agree on. No network, no database."""

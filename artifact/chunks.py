@@ -1,14 +1,14 @@
-"""Chunks: how a file's bytes are named, kept and moved.
+"""Chunks: the units in which files are named, stored and transferred.
 
 A file is cut into chunks of at most 1 MiB, each named by its SHA-256. The list of them is the
 file's *index*: a small binary document which is itself stored and fetched by its digest
-(``File.index`` in a manifest), so that an edge box can ask for what it lacks and check every piece
-on arrival. Sizes stand in the index, so where a file is cut may change without a new format.
+(``File.index`` in a manifest), so that a device can request the chunks that it lacks and verify
+each on arrival. The index contains sizes, so cutting files elsewhere needs no new format.
 
     magic "FLIX" | version u8 = 1 | file size u64 | file SHA-256 | count u32 | count * (size u32,
     SHA-256)
 
-All integers are big-endian. An index has exactly one encoding; anything else is refused.
+All integers are big-endian. An index has exactly one encoding; other bytes are refused.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class ChunkIndex:
-    """A file as its chunks, in order."""
+    """The chunks of a file, in order."""
 
     sha256: bytes
     size: int
@@ -52,11 +52,11 @@ class ChunkIndex:
 
 
 def index_file(path: Path, boundaries: Sequence[int] = ()) -> ChunkIndex:
-    """The index of a file, read once.
+    """Read a file once and return its index.
 
-    ``boundaries`` are ascending byte offsets where a chunk has to end: cut where tensors begin, and
-    the tensors that two versions of a model share are shared chunks. Longer runs are cut every
-    MAX_CHUNK_BYTES. Raises ChunkMismatchError for a file that needs more than MAX_CHUNKS.
+    ``boundaries`` are ascending byte offsets at which a chunk must end. With a boundary at every
+    tensor, the tensors that two versions of a model share are shared chunks. Longer runs are cut
+    every MAX_CHUNK_BYTES. Raises ChunkMismatchError for a file that needs more than MAX_CHUNKS.
     """
     whole = hashlib.sha256()
     chunks: list[Chunk] = []
@@ -91,7 +91,7 @@ def _cut(size: int, boundaries: Sequence[int]) -> Iterator[int]:
 
 
 def read_chunks(path: Path, index: ChunkIndex) -> Iterator[tuple[Chunk, bytes]]:
-    """Every chunk of a file with its bytes, each checked; for uploading and for reuse."""
+    """Yield every chunk of a file with its bytes, each verified; for uploading and for reuse."""
     with path.open("rb") as source:
         for chunk in index.chunks:
             data = source.read(chunk.size)
@@ -100,7 +100,7 @@ def read_chunks(path: Path, index: ChunkIndex) -> Iterator[tuple[Chunk, bytes]]:
 
 
 def encode_index(index: ChunkIndex) -> bytes:
-    """The one encoding of an index. Raises ChunkMismatchError for an index that breaks a bound."""
+    """Encode an index; raise ChunkMismatchError if it breaks a bound."""
     parts = [_HEADER.pack(_MAGIC, index.size, index.sha256, len(index.chunks))]
     parts += [_ENTRY.pack(chunk.size, chunk.sha256) for chunk in index.chunks]
     data = b"".join(parts)
@@ -109,7 +109,7 @@ def encode_index(index: ChunkIndex) -> bytes:
 
 
 def decode_index(data: bytes) -> ChunkIndex:
-    """An index from its bytes; ChunkMismatchError for anything that is not exactly one."""
+    """Decode an index; raise ChunkMismatchError unless the bytes are exactly one encoded index."""
     if not _HEADER.size <= len(data) <= MAX_INDEX_BYTES:
         raise _bad_index(f"it has {len(data)} bytes")
     magic, size, sha256, count = _HEADER.unpack_from(data)
@@ -129,7 +129,7 @@ def decode_index(data: bytes) -> ChunkIndex:
 
 
 def decode_index_of(file: File, data: bytes) -> ChunkIndex:
-    """The index that a manifest's file names, checked against the file's digest and size."""
+    """Decode the index of a manifest's file, checked against the file's digest and size."""
     digest = hashlib.sha256(data).hexdigest()
     if digest != file.index:
         raise ChunkMismatchError(
@@ -151,7 +151,7 @@ def _bad_index(reason: str) -> ChunkMismatchError:
 
 
 def verify_chunk(chunk: Chunk, data: bytes | memoryview) -> None:
-    """Raises ChunkMismatchError unless ``data`` is exactly this chunk."""
+    """Raise ChunkMismatchError unless ``data`` is exactly this chunk."""
     digest = hashlib.sha256(data).digest()
     if len(data) != chunk.size or digest != chunk.sha256:
         raise ChunkMismatchError(
@@ -162,7 +162,7 @@ def verify_chunk(chunk: Chunk, data: bytes | memoryview) -> None:
 
 
 def verify_file(path: Path, sha256: bytes, size: int) -> None:
-    """Raises ChunkMismatchError unless the file has exactly this digest and size."""
+    """Raise ChunkMismatchError unless the file has exactly this digest and size."""
     actual_size = path.stat().st_size
     if actual_size != size:
         raise ChunkMismatchError(
@@ -177,9 +177,9 @@ def verify_file(path: Path, sha256: bytes, size: int) -> None:
 
 
 def assemble_file(index: ChunkIndex, pieces: Iterable[bytes], destination: Path) -> None:
-    """Write a file from its chunks, in order; flushed to disk, and whole or not there at all.
+    """Write a file from its chunks, in order, flushed to disk; a failure leaves no file.
 
-    ``destination`` must not exist. Raises ChunkMismatchError when a piece or the whole is wrong.
+    ``destination`` must not exist. Raises ChunkMismatchError if a piece or the whole is wrong.
     """
     with destination.open("xb") as target:
         try:
@@ -193,7 +193,7 @@ def _write_pieces(index: ChunkIndex, pieces: Iterable[bytes], target: BufferedWr
     whole = hashlib.sha256()
     arriving = iter(pieces)
     for chunk in index.chunks:
-        # A missing piece is an empty one, and no chunk is empty.
+        # A missing piece counts as empty, and chunks are never empty.
         data = next(arriving, b"")
         verify_chunk(chunk, data)
         whole.update(data)

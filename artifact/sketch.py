@@ -1,8 +1,8 @@
-"""DDSketch: quantiles within a relative error. Boxes fill sketches, the control plane merges them.
+"""DDSketch: mergeable quantiles within a relative error.
 
 Masson, Rim, Lee: "DDSketch: a fast and fully-mergeable quantile sketch with relative-error
-guarantees", PVLDB 12(12), 2019. A value v > 0 falls in bin ceil(log(v) / log(gamma)) with
-gamma = (1 + a) / (1 - a); every value of bin i is within a of 2 gamma^i / (gamma + 1).
+guarantees", PVLDB 12(12), 2019. A value v > 0 falls in bin ceil(log(v) / log(gamma)) with gamma =
+(1 + a) / (1 - a); every value of bin i is within a of 2 gamma^i / (gamma + 1).
 """
 
 import math
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from artifact.errors import InvalidSketchError
 
 RELATIVE_ACCURACY = 0.01
-# Seconds from a nanosecond to thirty years; outside it a value counts as the nearest bound.
+# Seconds from a nanosecond to thirty years; values beyond count as the nearest bound.
 MIN_VALUE = 1e-9
 MAX_VALUE = 1e9
 MAX_COUNT = 1 << 53
@@ -20,7 +20,7 @@ MAX_COUNT = 1 << 53
 
 @dataclass(slots=True)
 class Sketch:
-    """Counts per bin, of non-negative values; bounded, since values are (MIN_VALUE, MAX_VALUE)."""
+    """Counts per bin of non-negative values; bounded, since values are (MIN_VALUE, MAX_VALUE)."""
 
     bins: dict[int, int] = field(default_factory=dict)
     zeros: int = 0
@@ -29,14 +29,14 @@ class Sketch:
 
     @classmethod
     def of(cls, values: Iterable[float], relative_accuracy: float = RELATIVE_ACCURACY) -> "Sketch":
-        """A sketch of ``values``; InvalidSketchError for one that is negative or not finite."""
+        """Build a sketch; raise InvalidSketchError for a negative or non-finite value."""
         sketch = cls(relative_accuracy=relative_accuracy)
         for value in values:
             sketch.add(value)
         return sketch
 
     def add(self, value: float) -> None:
-        """Add one value; InvalidSketchError when it is negative or not finite."""
+        """Add one value; raise InvalidSketchError if it is negative or not finite."""
         if not math.isfinite(value) or value < 0:
             raise InvalidSketchError(
                 f"{value!r} is not a duration", advice="Measure with a monotonic clock."
@@ -50,11 +50,11 @@ class Sketch:
 
     @property
     def count(self) -> int:
-        """How many values were added."""
+        """Number of values added."""
         return self.zeros + sum(self.bins.values())
 
     def merge(self, other: "Sketch") -> "Sketch":
-        """The sketch of both streams together; InvalidSketchError when accuracies differ."""
+        """Return the sketch of both streams; raise InvalidSketchError if accuracies differ."""
         if self.relative_accuracy != other.relative_accuracy:
             raise InvalidSketchError(
                 f"sketches of accuracy {self.relative_accuracy} and {other.relative_accuracy} "
@@ -67,7 +67,7 @@ class Sketch:
         return Sketch(bins, self.zeros + other.zeros, self.sum + other.sum, self.relative_accuracy)
 
     def quantile(self, fraction: float) -> float | None:
-        """The value below which ``fraction`` of the stream lies; None when it is empty."""
+        """Return the value below which ``fraction`` of the stream lies; None if it is empty."""
         if not 0 <= fraction <= 1:
             raise ValueError(f"a quantile lies between 0 and 1, not at {fraction}")
         if not (count := self.count):
@@ -85,7 +85,7 @@ class Sketch:
 
 
 def check_sketch(sketch: Sketch) -> None:
-    """InvalidSketchError unless it is one that a well-behaved agent can have made."""
+    """Raise InvalidSketchError unless a correct agent can have made the sketch."""
     if sketch.relative_accuracy != RELATIVE_ACCURACY:
         raise InvalidSketchError(
             f"a sketch of accuracy {sketch.relative_accuracy} cannot be merged",

@@ -1,13 +1,13 @@
-"""Where a file is cut into chunks: at its tensors, elsewhere by content.
+"""Boundaries of chunks: at tensors, and elsewhere by content.
 
-Two versions of a model share the chunks of the tensors that they share, wherever those lie in the
-file, because every tensor begins a chunk. What lies between tensors (headers, vocabularies) and
-files without any are cut where a rolling hash of the last bytes says so, so that an insertion
-changes the chunks around it and no more. The rolling hash is FastCDC's gear hash, with its two
-masks: https://www.usenix.org/conference/atc16/technical-sessions/presentation/xia.
+Every tensor begins a chunk, so two versions of a model share the chunks of the tensors that they
+share, wherever those lie in the file. Runs between tensors (headers, vocabularies) and files
+without tensors are cut where a rolling hash of the last bytes matches a mask, so that an insertion
+changes only the chunks around it. The rolling hash is FastCDC's gear hash with its two masks:
+https://www.usenix.org/conference/atc16/technical-sessions/presentation/xia.
 
-Whoever builds a model and whoever checks it before signing must cut alike: these figures are part
-of the format of a built model, and changing one means building again.
+The builder of a model and the check before signing must cut alike: these figures are part of the
+format of a built model, and changing one means building again.
 """
 
 import hashlib
@@ -17,16 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-# A smaller tensor, and a smaller gap between two, is not worth a chunk of its own.
+# Smaller tensors and smaller gaps get no chunk of their own.
 MIN_SPAN_BYTES: Final = 256
-# Longer stretches without tensors are cut by size alone: hashing is slow here, and weights that
-# nobody described gain little by it.
+# Longer runs without tensors are cut by size alone: hashing is slow in Python, and undescribed
+# weights gain little by it.
 MAX_HASHED_BYTES: Final = 64 << 20
 
 _MIN_CHUNK: Final = 16 << 10
 _AIM: Final = 64 << 10
 _MAX_CHUNK: Final = 256 << 10
-# A cut is less likely than one in _AIM before that many bytes, and more likely after.
+# Below this length the strict mask makes a cut less likely than 1/_AIM, above it more likely.
 _STRICT_MASK: Final = (1 << 32) - (1 << 14)
 _LOOSE_MASK: Final = (1 << 32) - (1 << 18)
 _WINDOW: Final = 32
@@ -37,16 +37,16 @@ _GEAR: Final = tuple(
 
 @dataclass(frozen=True, slots=True, order=True)
 class Span:
-    """A tensor's place in a file."""
+    """Place of a tensor in a file."""
 
     offset: int
     size: int
 
 
 def boundaries(path: Path, tensors: Iterable[Span] = ()) -> list[int]:
-    """Ascending offsets where a chunk of this file has to end; for ``chunks.index_file``.
+    """Return ascending offsets at which a chunk must end, for ``chunks.index_file``.
 
-    Tensors that overlap an earlier one, or do not lie within the file, are not believed.
+    Tensors that overlap an earlier one or exceed the file are ignored.
     """
     found: list[int] = []
     with path.open("rb") as file:
@@ -66,10 +66,10 @@ def boundaries(path: Path, tensors: Iterable[Span] = ()) -> list[int]:
 
 
 def _between(file: BinaryIO, start: int, end: int) -> Iterator[int]:
-    """The cuts from the end of one tensor to the start of the next."""
+    """Yield the cuts from the end of one tensor to the start of the next."""
     length = end - start
     if length < MIN_SPAN_BYTES:
-        # Padding stays with the tensor before it.
+        # Padding belongs to the tensor before it.
         yield end
         return
     yield start
@@ -82,7 +82,7 @@ def _between(file: BinaryIO, start: int, end: int) -> Iterator[int]:
 
 
 def _cut_length(data: bytes) -> int:
-    """Bytes of the first chunk of ``data``; all of it when nothing says otherwise."""
+    """Return the length of the first chunk of ``data``; all of it without a match."""
     value = 0
     position = _MIN_CHUNK - _WINDOW
     for mask, limit in ((_STRICT_MASK, _AIM), (_LOOSE_MASK, _MAX_CHUNK)):

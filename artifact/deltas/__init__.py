@@ -1,9 +1,9 @@
-"""Tensor deltas: a file told by what differs from one that the box holds.
+"""Tensor deltas describe a file by its differences from a file that the device holds.
 
-``format`` is the container and its bounds, ``blocks`` the fields of quantized blocks,
-``differences`` predicts them and ``residuals`` writes what the predictions miss; ``encode`` and
-``restore`` are the two directions. All but ``format`` need numpy, so the agent's daemon restores in
-a process of its own.
+``format`` is the container and its bounds, ``blocks`` the fields of quantized blocks.
+``differences`` predicts the fields and ``residuals`` encodes the errors of the predictions.
+``encode`` and ``restore`` are the two directions. All but ``format`` need numpy, so the agent's
+daemon restores in a separate process.
 
-A delta needs no signature: what it restores must have the signed digest.
+A delta needs no signature: the restored file must have the signed digest.
 """

@@ -1,7 +1,7 @@
 """Fields of the quantized block formats, as ggml-common.h lays them out.
 
-A weight is ``quant * scale + offset``. Each format is taken apart into the fields that give scales
-and offsets and into its quants, and put together again to the same bytes.
+A weight is ``quant * scale + offset``. Each format is split into the fields that give scales and
+offsets and into its quants, and joined to the same bytes.
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-# Of uint8, which numpy's types do not know of `quants & 15`, though numpy does.
+# An array of uint8; numpy's stubs give `quants & 15` a wider type.
 Bytes = NDArray[Any]
 Floats = NDArray[np.float32]
 
 
 class BlockFormat(Protocol):
-    """How one block format's bytes are taken apart; arrays have one row per block."""
+    """Layout of one block format; arrays have one row per block."""
 
     @property
     def block_bytes(self) -> int: ...
@@ -26,20 +26,20 @@ class BlockFormat(Protocol):
     def largest_quant(self) -> int: ...
 
     def split(self, blocks: Bytes) -> tuple[list[NDArray[Any]], Bytes]:
-        """Scale fields, and quants of shape (blocks, scales, weights per scale)."""
+        """Split blocks into scale fields and quants: (blocks, scales, weights per scale)."""
 
     def join(self, fields: Sequence[NDArray[Any]], quants: Bytes) -> Bytes:
-        """The opposite."""
+        """Join fields and quants to blocks, the inverse of ``split``."""
 
     def affine(self, fields: Sequence[NDArray[Any]]) -> tuple[Floats, Floats]:
-        """Scale and offset of every run of weights, of shape (blocks, scales)."""
+        """Return scale and offset of every run of weights, of shape (blocks, scales)."""
 
     def quants_of(self, count: int) -> tuple[int, int, int]:
-        """Shape of the quants of so many blocks."""
+        """Return the shape of the quants of ``count`` blocks."""
 
 
 def _half(field: NDArray[Any]) -> Floats:
-    """A field of f16 as float32."""
+    """Convert a field of f16 to float32."""
     return field.view("<f2").astype(np.float32)
 
 
@@ -94,7 +94,7 @@ class Q8Block:
 
 
 def _split_scales(packed: Bytes) -> tuple[Bytes, Bytes]:
-    """Eight scales and eight minima of 6 bits, out of the 12 bytes of Q4_K and Q5_K."""
+    """Unpack eight scales and eight minima of 6 bits from the 12 bytes of Q4_K and Q5_K."""
     scales, minima, low = packed[:, :4], packed[:, 4:8], packed[:, 8:]
     return (
         np.concatenate((scales & 63, low & 15 | scales >> 6 << 4), axis=1),
@@ -148,7 +148,7 @@ def _k_header(fields: Sequence[NDArray[Any]]) -> tuple[Bytes, Bytes, Bytes]:
 
 @dataclass(frozen=True)
 class Q5KBlock(Q4KBlock):
-    """Q5_K: as Q4_K, and the fifth bit of every quant in 32 bytes, one bit of each per run."""
+    """Q5_K: like Q4_K, and the fifth bit of every quant in 32 bytes, one bit of each per run."""
 
     block_bytes: int = 176
     largest_quant: int = 31
@@ -197,7 +197,7 @@ class Q6KBlock:
         return count, 16, 16
 
 
-# Numbers in a delta. A new format gets a new number; an old one never changes.
+# Layout numbers in a delta. A new format gets a new number; an old one never changes.
 QUANTIZED: Final[dict[int, BlockFormat]] = {
     1: Q4Block(),
     2: Q8Block(),

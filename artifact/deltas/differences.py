@@ -1,14 +1,14 @@
-"""A run of a tensor told by what differs from a run of the same length.
+"""Encode a run of a tensor by its differences from a run of the same length.
 
-A tuned tensor has other scales, so that its quants move even where its weights hardly did; but with
+A fine-tuned tensor has other scales, so its quants change even where its weights hardly do. With
 both blocks' scales known, each quant is predicted from the base's weight, and most predictions
-hold. How near a prediction is to the next quant says how likely it fails and to which side, so the
-residuals are written in ``_GROUPS`` groups by that, with the sign turned towards the nearer quant.
-Measured on Q4_K tuned by 1 % of its deviation: 10 % of the quants change, 6.6 % of the predictions
-fail.
+hold. The distance of a prediction from the next quant tells the probability and the sign of an
+error, so the residuals are written in ``_GROUPS`` groups by distance, with the sign turned towards
+the nearer quant. Measured on Q4_K tuned by 1 % of its deviation: 10 % of the quants change, 6.6 %
+of the predictions fail.
 
-The arithmetic is float32, one rounding per operation, and so the same everywhere; were it not, the
-restored file would not have its digest.
+The arithmetic is float32 with one rounding per operation, so every machine computes the same. On a
+machine that did not, the restored file would fail the check of its digest.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,10 +22,10 @@ from artifact.deltas.format import StreamReader, StreamWriter
 from artifact.deltas.residuals import put_small, put_wide, take_small, take_wide
 
 _GROUPS: Final = 4
-# Weights predicted at once: what they take stays in the processor's cache.
+# Weights predicted at once; their arrays fit the processor's cache.
 _AT_ONCE: Final = 1 << 16
 
-# Plain numbers, by the bytes that each takes.
+# Plain numbers, by bytes per number.
 NUMBERS: Final[dict[int, np.dtype[Any]]] = {
     16: np.dtype(np.uint8),
     17: np.dtype("<u2"),
@@ -40,7 +40,7 @@ LAYOUTS: Final = {
     "f16": 17,
     "bf16": 17,
     "f32": 18,
-    # As ONNX files name them.
+    # Names of ONNX files.
     "fp16": 17,
     "fp32": 18,
 }
@@ -48,14 +48,14 @@ OTHER_LAYOUT: Final = 16
 
 
 def unit_bytes(layout: int) -> int | None:
-    """Bytes that a segment of this layout has to be a multiple of; None when there is none."""
+    """Return the divisor of a segment's bytes in this layout; None for any size."""
     if layout in QUANTIZED:
         return QUANTIZED[layout].block_bytes
     return NUMBERS[layout].itemsize if layout in NUMBERS else None
 
 
 def put_difference(streams: StreamWriter, layout: int, base: bytes, target: bytes) -> None:
-    """Write what differs between two runs of the same layout and length."""
+    """Write the differences of two runs of the same layout and length."""
     if layout in QUANTIZED:
         old, new = np.frombuffer(base, np.uint8), np.frombuffer(target, np.uint8)
         _put_blocks(streams, QUANTIZED[layout], old, new)
@@ -65,7 +65,7 @@ def put_difference(streams: StreamWriter, layout: int, base: bytes, target: byte
 
 
 def take_difference(streams: StreamReader, layout: int, base: bytes) -> bytes:
-    """The target from its base and what ``put_difference`` wrote."""
+    """Return the target from its base and the output of ``put_difference``."""
     if layout in QUANTIZED:
         return _take_blocks(streams, QUANTIZED[layout], np.frombuffer(base, np.uint8)).tobytes()
     numbers = np.frombuffer(base, NUMBERS[layout])
@@ -73,7 +73,7 @@ def take_difference(streams: StreamReader, layout: int, base: bytes) -> bytes:
 
 
 def _put_blocks(streams: StreamWriter, kind: BlockFormat, base: Bytes, target: Bytes) -> None:
-    """Write what differs; both are whole blocks, as many."""
+    """Write the differences of equal numbers of whole blocks."""
     base_fields, base_quants = kind.split(base.reshape(-1, kind.block_bytes))
     fields, quants = kind.split(target.reshape(-1, kind.block_bytes))
     for old, new in zip(base_fields, fields, strict=True):
@@ -86,7 +86,7 @@ def _put_blocks(streams: StreamWriter, kind: BlockFormat, base: Bytes, target: B
 
 
 def _take_blocks(streams: StreamReader, kind: BlockFormat, base: Bytes) -> Bytes:
-    """The target's blocks from the base's and what ``_put_blocks`` wrote."""
+    """Return the target's blocks from the base's and the output of ``_put_blocks``."""
     base_fields, base_quants = kind.split(base.reshape(-1, kind.block_bytes))
     fields = [old + _take(streams, old.size, old.dtype).reshape(old.shape) for old in base_fields]
     predicted, leaning = _predict(kind, base_quants, base_fields, fields)
@@ -98,14 +98,14 @@ def _take_blocks(streams: StreamReader, kind: BlockFormat, base: Bytes) -> Bytes
 
 
 def _groups(leaning: NDArray[np.int8]) -> Iterator[NDArray[np.intp]]:
-    """The places of each group's members; by number, as masks index far more slowly."""
+    """Yield the indices of each group; numpy indexes far faster by number than by mask."""
     group = np.abs(leaning)
     for number in range(1, _GROUPS + 1):
         yield np.flatnonzero(group == number)
 
 
 def _turn(residual: Bytes, leaning: NDArray[np.int8]) -> Bytes:
-    """Negated (modulo 256) where the weight leans down; its own opposite."""
+    """Negate (modulo 256) where the weight leans down; the function is its own inverse."""
     down = (leaning >> 7).view(np.uint8)
     return (residual ^ down) - down
 
@@ -129,13 +129,13 @@ def _predict(
     base_fields: Sequence[NDArray[Any]],
     fields: Sequence[NDArray[Any]],
 ) -> tuple[Bytes, NDArray[np.int8]]:
-    """For each weight its quant under the new scales, and its group, signed by where it leans."""
+    """Return each weight's quant under the new scales, and its group, signed by its direction."""
     with np.errstate(all="ignore"):
         old_scale, old_offset = kind.affine(base_fields)
         new_scale, new_offset = kind.affine(fields)
         factor = old_scale / new_scale
         addend = (old_offset - new_offset) / new_scale
-    # Scales of zero and of no finite number predict that nothing changes.
+    # For scales that are zero or not finite the prediction is "unchanged".
     unusable = ~(np.isfinite(factor) & np.isfinite(addend))
     factor[unusable] = 1
     addend[unusable] = 0
@@ -155,7 +155,7 @@ def _predict(
             predicted[part] = nearest
             weight -= nearest
             weight *= 2 * _GROUPS
-            # Groups count from 1, so that the sign is always there.
+            # Groups count from 1, so that each has a sign.
             away = np.clip(np.trunc(weight), 1 - _GROUPS, _GROUPS - 1).astype(np.int8)
             leaning[part] = np.where(weight < 0, away - 1, away + 1)
     return predicted.reshape(-1), leaning.reshape(-1)

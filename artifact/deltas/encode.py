@@ -1,4 +1,4 @@
-"""Making a delta: one segment of both files in memory at a time."""
+"""Create a delta, with one segment of both files in memory at a time."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ from artifact.deltas.format import (
 from artifact.splitting import Span
 
 LEVEL: Final = 3
-# Faster levels do not look far enough back to find what is the same.
+# Faster levels do not search far enough back to find the common bytes.
 _PATCH_LEVEL: Final = 9
-# Bytes before a segment's like in the base that PATCH may use too.
+# Bytes before a segment's counterpart in the base that PATCH may use too.
 _PATCH_BEFORE: Final = 512 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor of a file: what has to be equal for two to be compared, and where it lies."""
+    """A tensor of a file: its place, and the properties that must be equal for a comparison."""
 
     name: str
     type: str
@@ -37,7 +37,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """A file, already verified against its digest, with its tensors."""
+    """A file with its tensors, already verified against its digest."""
 
     path: Path
     sha256: bytes
@@ -46,7 +46,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class _Stretch:
-    """A run of the target and what of the base it is like. ``size`` 0: like nothing."""
+    """A run of the target and its counterpart in the base; ``size`` 0 if it has none."""
 
     span: Span
     base: Span
@@ -54,10 +54,10 @@ class _Stretch:
 
 
 def make_delta(base: Side, target: Side, destination: Path) -> int:
-    """Write what turns ``base`` into ``target``; gives its bytes.
+    """Write the delta from ``base`` to ``target``; return its size in bytes.
 
-    Tensors of the same name, type and shape are compared; of every segment the smallest form is
-    taken. ``destination`` must not exist.
+    Tensors of the same name, type and shape are compared; each segment gets its smallest form.
+    ``destination`` must not exist.
     """
     base_size, target_size = (side.path.stat().st_size for side in (base, target))
     header = Header(base.sha256, base_size, target.sha256, target_size)
@@ -79,7 +79,7 @@ def make_delta(base: Side, target: Side, destination: Path) -> int:
 
 
 def _stretches(base: Side, target: Side, base_size: int) -> Iterator[_Stretch]:
-    """The target from start to end: its tensors, and what lies between them."""
+    """Yield the target from start to end: its tensors, and the runs between them."""
     known = {(tensor.name, tensor.type, tensor.shape): tensor.span for tensor in base.tensors}
     target_size = target.path.stat().st_size
     end = base_end = 0
@@ -110,7 +110,7 @@ def _segments(old: BinaryIO, new: BinaryIO, stretches: Iterator[_Stretch]) -> It
         for start in range(0, stretch.span.size, step):
             length = min(step, stretch.span.size - start)
             data = _read(new, stretch.span.offset + start, length)
-            # Both begin alike; where the target's run is longer, the base's end is all there is.
+            # Both begin alike; where the target's run is longer, the base has no more to offer.
             offset = stretch.base.offset + min(start, max(0, stretch.base.size - length))
             like = _read(old, offset, length) if stretch.base.size else b""
             if like == data:
@@ -137,7 +137,7 @@ def _plain(data: bytes) -> Segment:
 
 
 def _patch(old: BinaryIO, offset: int, data: bytes) -> Segment:
-    """Against the base's bytes thereabouts; text that grew a little costs what grew."""
+    """Compress against the base's bytes around ``offset``; grown text costs about its growth."""
     offset = max(0, offset - _PATCH_BEFORE)
     like = _read(old, offset, PATCH_BYTES)
     around = zstandard.ZstdCompressionDict(like, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
@@ -153,7 +153,7 @@ def _patch(old: BinaryIO, offset: int, data: bytes) -> Segment:
 
 
 def _joined(segments: Iterator[Segment]) -> Iterator[Segment]:
-    """Copies that continue each other as one."""
+    """Join copies that continue each other."""
     held: Segment | None = None
     for segment in segments:
         if (

@@ -1,15 +1,16 @@
-"""The container of a delta, every size in it bounded.
+"""The container of a delta; every size in it is bounded.
 
     magic "FLTD" | version u8 = 1 | base SHA-256, size u64 | target SHA-256, size u64 | count u32 |
     count * (mode u8, layout u8, length u64, base offset u64, payload size u32, payload)
 
-Segments give the target from its start to its end. COPY takes ``length`` bytes of the base, PLAIN
-brings them along, PATCH brings them packed against the base's bytes around its offset, and BLOCKS
-brings what differs from as many bytes of the base, field by field (``artifact.deltas.blocks``).
+Segments describe the target from start to end. COPY takes ``length`` bytes of the base, PLAIN
+contains the bytes, PATCH contains them compressed against the base's bytes around its offset, and
+BLOCKS contains the differences from as many bytes of the base, field by field
+(``artifact.deltas.blocks``).
 
-A payload is a sequence of streams, each ``size u32`` (its highest bit: stored as it is, otherwise
-one zstd frame) and its bytes. How much a stream must unpack to is known before it is unpacked, and
-a frame that announces anything else is refused. All integers are big-endian.
+A payload is a sequence of streams, each ``size u32`` (highest bit set: stored, otherwise one zstd
+frame) and its bytes. The reader knows the unpacked size of a stream in advance and refuses a frame
+that announces another. All integers are big-endian.
 """
 
 import struct
@@ -23,13 +24,14 @@ import zstandard
 from artifact.errors import InvalidDeltaError
 from artifact.manifest import MAX_FILE_BYTES
 
-# Most that a segment with a payload gives. Its tables are all in memory at once: with this, a box
-# restores in 54 MiB at worst, interpreter and libraries included.
+# Most bytes that a segment with a payload may restore. Its tables are all in memory at once: with
+# this bound a device restores in at most 54 MiB, interpreter and libraries included.
 MAX_SEGMENT_BYTES: Final = 512 << 10
-# Coding may cost a little where nothing could be saved; more than this means plain was better.
+# Limit of a payload beside its plain size: coding may cost a little where nothing is saved; above
+# this, plain would have been smaller.
 MAX_PAYLOAD_BYTES: Final = MAX_SEGMENT_BYTES + (1 << 12)
 MAX_SEGMENTS: Final = 1 << 21
-# What PATCH sees of the base, beginning at the segment's base offset.
+# Bytes of the base that PATCH sees, beginning at the segment's base offset.
 PATCH_BYTES: Final = 2 << 20
 
 _MAGIC: Final = b"FLTD\x01"
@@ -48,7 +50,7 @@ class Mode(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Which file comes out of which."""
+    """Digests and sizes of base and target."""
 
     base_sha256: bytes
     base_size: int
@@ -83,7 +85,7 @@ class Segment:
 
 
 def read_header(delta: BinaryIO) -> Header:
-    """The header at the start of a delta; InvalidDeltaError."""
+    """Read the header at the start of a delta; raise InvalidDeltaError if it is malformed."""
     magic, *fields = _HEADER.unpack(_read(delta, _HEADER.size))
     if magic != _MAGIC:
         raise bad_delta(f"it starts with {magic!r}, not {_MAGIC!r}")
@@ -96,7 +98,7 @@ def read_header(delta: BinaryIO) -> Header:
 
 
 def read_segments(delta: BinaryIO, header: Header) -> Iterator[Segment]:
-    """The segments after the header, one in memory at a time; InvalidDeltaError."""
+    """Yield the segments after the header, one in memory at a time; raises InvalidDeltaError."""
     left = header.target_size
     for _ in range(header.segments):
         mode, layout, length, base_offset, payload_size = _SEGMENT.unpack(
@@ -145,7 +147,7 @@ class StreamWriter:
         self._parts: list[bytes] = []
 
     def add(self, data: bytes) -> None:
-        """One stream, packed when that makes it smaller. Nothing is written for no bytes."""
+        """Add a stream, compressed if that is smaller; nothing is written for empty data."""
         if not data:
             return
         packed = self._packer.compress(data)
@@ -159,13 +161,13 @@ class StreamWriter:
 
 
 class StreamReader:
-    """Takes a payload apart; whoever reads knows how long each stream has to be."""
+    """Splits a payload; the caller knows the length of each stream."""
 
     def __init__(self, payload: bytes) -> None:
         self._left = memoryview(payload)
 
     def take(self, size: int) -> bytes:
-        """The next stream, which has to unpack to ``size`` bytes; InvalidDeltaError."""
+        """Return the next stream, which must unpack to ``size`` bytes; raises InvalidDeltaError."""
         if size == 0:
             return b""
         (marked,) = _STREAM.unpack(self._next(_STREAM.size))
@@ -177,7 +179,7 @@ class StreamReader:
         return bytes(data)
 
     def finish(self) -> None:
-        """Raises InvalidDeltaError when streams are left that nobody asked for."""
+        """Raise InvalidDeltaError if streams are left over."""
         if self._left:
             raise bad_delta(f"{len(self._left)} bytes of a payload are left over")
 
@@ -193,9 +195,9 @@ def unpack(
     size: int,
     dictionary: zstandard.ZstdCompressionDict | None = None,
 ) -> bytes:
-    """One zstd frame of exactly ``size`` bytes, refused before a larger one takes memory."""
+    """Unpack one zstd frame of exactly ``size`` bytes; refuse others before allocating."""
     try:
-        # The library allocates what the frame announces, whatever limit it is given.
+        # The library allocates the announced size regardless of its limit argument, so check first.
         if zstandard.get_frame_parameters(data).content_size != size:
             raise bad_delta(f"a stream does not announce {size} bytes")
         unpacker = zstandard.ZstdDecompressor(dict_data=dictionary)

@@ -1,4 +1,4 @@
-"""Which files a delta could start from."""
+"""Candidates for the base of a delta."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -9,9 +9,9 @@ MAX_BASES: Final = 8
 
 
 def like_files(files: Iterable[File], target: File) -> list[File]:
-    """Those worth comparing with ``target``, most alike first.
+    """Return the files worth comparing with ``target``, most similar first.
 
-    By ending and size: a version quantized as the target is has its size but for the metadata.
+    Compares ending and size: versions quantized alike differ in size only by their metadata.
     """
     ending = target.name.rpartition(".")[2]
     like = [file for file in files if file.name.rpartition(".")[2] == ending]

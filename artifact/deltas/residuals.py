@@ -1,9 +1,10 @@
-"""How small differences are written: what is zero, which sign, how far.
+"""Encoding of small differences: zero or not, sign, magnitude.
 
-zstd codes bytes, and never in less than a bit each; most differences are zero and worth a fraction
-of one. So eight of them share a byte: a bit says whether a value differs, then, of those that do,
-a bit each for the sign and for "by more than one", and bytes for the few that are left. Measured on
-a Q4_K tensor tuned by 1 % of its deviation, this takes two thirds of what packed nibbles take.
+zstd codes bytes and spends at least about a bit on each, but most differences are zero and worth a
+fraction of a bit. Therefore eight of them share a byte: one bit tells whether a value differs; for
+those that do, one bit each tells the sign and "by more than one"; the few larger ones are written
+as bytes. Measured on a Q4_K tensor tuned by 1 % of its deviation, this takes two thirds of packed
+nibbles.
 """
 
 from typing import Any
@@ -16,7 +17,7 @@ from artifact.deltas.format import StreamReader, StreamWriter
 
 
 def put_small(streams: StreamWriter, difference: Bytes) -> None:
-    """Differences modulo 256, most of them near zero."""
+    """Write differences modulo 256, most of them near zero."""
     folded = _fold(difference)
     changed = _put_bits(streams, folded > 0)
     rest = folded[changed] - np.uint8(1)
@@ -27,7 +28,7 @@ def put_small(streams: StreamWriter, difference: Bytes) -> None:
 
 
 def take_small(streams: StreamReader, count: int) -> Bytes:
-    """What ``put_small`` wrote of so many differences."""
+    """Read ``count`` differences written by ``put_small``."""
     changed = np.flatnonzero(_take_bits(streams, count))
     rest = np.zeros(changed.size, np.uint8)
     sign = _take_bits(streams, rest.size)
@@ -39,7 +40,7 @@ def take_small(streams: StreamReader, count: int) -> Bytes:
 
 
 def put_wide(streams: StreamWriter, difference: NDArray[Any]) -> None:
-    """Differences modulo 2^16 or 2^32, whose low bytes are noise and whose high ones are not."""
+    """Write differences modulo 2^16 or 2^32; their low bytes are noise, their high ones not."""
     bits = difference.itemsize * 8
     signed = difference.view(f"<i{difference.itemsize}")
     folded = ((signed << 1) ^ (signed >> (bits - 1))).astype(difference.dtype)
@@ -48,7 +49,7 @@ def put_wide(streams: StreamWriter, difference: NDArray[Any]) -> None:
 
 
 def take_wide(streams: StreamReader, count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """What ``put_wide`` wrote of so many differences."""
+    """Read ``count`` differences written by ``put_wide``."""
     planes = np.empty((count, dtype.itemsize), np.uint8)
     for place in range(dtype.itemsize):
         planes[:, place] = take_bytes(streams, count)
@@ -58,12 +59,12 @@ def take_wide(streams: StreamReader, count: int, dtype: np.dtype[Any]) -> NDArra
 
 
 def take_bytes(streams: StreamReader, count: int) -> Bytes:
-    """A stream of so many bytes."""
+    """Read a stream of ``count`` bytes."""
     return np.frombuffer(streams.take(count), np.uint8)
 
 
 def _put_bits(streams: StreamWriter, flags: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """Writes them, and gives where they are set; by number, as masks index far more slowly."""
+    """Write flags and return the indices that are set; numpy indexes far faster by number."""
     streams.add(np.packbits(flags).tobytes())
     return np.flatnonzero(flags)
 
@@ -74,7 +75,7 @@ def _take_bits(streams: StreamReader, count: int) -> NDArray[np.bool_]:
 
 
 def _fold(difference: Bytes) -> Bytes:
-    """0, -1, 1, -2, ... as 0, 1, 2, 3, ..."""
+    """Map 0, -1, 1, -2, ... to 0, 1, 2, 3, ..."""
     signed = difference.view(np.int8)
     return ((signed << 1) ^ (signed >> 7)).view(np.uint8)
 

@@ -1,4 +1,4 @@
-"""Restoring a file from its base and a delta that anybody may have sent."""
+"""Restore a file from its base and an untrusted delta."""
 
 import hashlib
 import os
@@ -25,10 +25,10 @@ _COPY_BYTES: Final = 1 << 20
 
 
 def restore(base: Path, delta: Path, destination: Path) -> Header:
-    """Write the file that a delta makes out of ``base``, flushed to disk.
+    """Write the file that ``delta`` makes from ``base``, flushed to disk.
 
-    Raises InvalidDeltaError, and leaves nothing, unless the file has the digest that the delta
-    names; whether that digest is the wanted one is the caller's to check.
+    Raises InvalidDeltaError and leaves no file unless the result has the digest that the delta
+    names. The caller checks that this is the wanted digest.
     """
     with destination.open("xb") as target:
         try:

@@ -1,4 +1,4 @@
-"""The release manifest: what a publisher signs and what a device installs.
+"""The release manifest: signed by the publisher, installed by the device.
 
 One canonical JSON document (sorted keys, no blanks, UTF-8) per release. Its SHA-256 is the TUF
 target that the publisher's role lists. Everything in it is bounded here; files are named by digest,

@@ -1,4 +1,4 @@
-"""A release as canonical bytes, and back."""
+"""Encoding of a release as canonical bytes."""
 
 import json
 
@@ -12,13 +12,13 @@ MAX_MANIFEST_BYTES = 1 << 20
 
 
 def encode_release(release: Release) -> bytes:
-    """Canonical bytes of a release, after checking that it does not contradict itself."""
+    """Check that a release is consistent and encode it as canonical bytes."""
     check_release(release)
     return canonical_json(msgspec.to_builtins(release))
 
 
 def decode_release(data: bytes) -> Release:
-    """A release from its canonical bytes; InvalidManifestError for anything else."""
+    """Decode canonical bytes; raise InvalidManifestError for any other bytes."""
     if len(data) > MAX_MANIFEST_BYTES:
         raise InvalidManifestError(
             f"the release manifest has {len(data)} bytes, more than {MAX_MANIFEST_BYTES}",
@@ -40,7 +40,7 @@ def decode_release(data: bytes) -> Release:
 
 
 def canonical_json(value: object) -> bytes:
-    """Sorted keys, no blanks, UTF-8, no NaN: the same value always gives the same bytes."""
+    """Encode JSON with sorted keys, no blanks, UTF-8, no NaN: equal values give equal bytes."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode()

@@ -1,4 +1,4 @@
-"""What the schema cannot say: names are unique, and everything that is named is there."""
+"""Rules beyond the schema: names are unique, and every name that is used is defined."""
 
 from collections.abc import Iterable, Iterator
 
@@ -23,7 +23,7 @@ _CHECKS = {
 
 
 def check_release(release: Release) -> None:
-    """InvalidManifestError when a release contradicts itself."""
+    """Raise InvalidManifestError if a release contradicts itself."""
     _refuse_repeats("slot", [component.slot for component in release.components])
     _refuse_repeats("route", [route.name for route in release.routes])
     _refuse_repeats("check", [check.name for check in release.probation.checks])
@@ -43,9 +43,10 @@ def check_release(release: Release) -> None:
 
 
 def check_publishable(release: Release) -> None:
-    """InvalidManifestError for what nobody may publish; what was signed once is read all the same.
+    """Raise InvalidManifestError for a release that must not be published.
 
-    That is a lineage that is none, and a check that no model of its slot's task could pass.
+    These are an impossible lineage, and a check that no model of its slot's task can pass. Devices
+    do not apply these rules, so that releases signed before a rule existed stay readable.
     """
     for component in release.components:
         check_lineage(component.model)
@@ -53,7 +54,7 @@ def check_publishable(release: Release) -> None:
 
 
 def check_lineage(model: ModelVersion) -> None:
-    """InvalidManifestError when a model comes from itself, or from others without a merge."""
+    """Raise InvalidManifestError for a model derived from itself, or unmerged from several."""
     bases = [*([model.lineage] if model.lineage else []), *model.also_from]
     _refuse_repeats(f"base of {model.reference}", [base.reference for base in bases])
     if model.reference in {base.reference for base in bases}:

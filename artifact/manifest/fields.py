@@ -1,4 +1,4 @@
-"""The bounded pieces that manifests are made of."""
+"""Bounded field types of manifests."""
 
 from typing import Annotated
 

@@ -16,7 +16,7 @@ from artifact.manifest.fields import (
     Version,
 )
 
-# As ONNX names operators and tensors.
+# Names of ONNX operators and tensors.
 OperatorName = Annotated[str, Meta(min_length=1, max_length=128)]
 TensorName = Annotated[str, Meta(min_length=1, max_length=256)]
 Shape = Annotated[tuple[Annotated[int, Meta(ge=0, le=1 << 32)], ...], Meta(max_length=8)]
@@ -24,7 +24,7 @@ Count = Annotated[int, Meta(ge=0, le=1 << 32)]
 
 
 class Task(StrEnum):
-    """What a model does, and so which endpoints can call it."""
+    """Task of a model, which decides the endpoints that can call it."""
 
     TEXT_GENERATION = "text-generation"
     EMBEDDING = "embedding"
@@ -33,7 +33,7 @@ class Task(StrEnum):
 
 
 class Relation(StrEnum):
-    """How a model version came from its base; Hugging Face's words, then ours."""
+    """Relation of a model version to its base; Hugging Face's terms, then ours."""
 
     FINETUNE = "finetune"
     ADAPTER = "adapter"
@@ -55,7 +55,7 @@ class File(Record, frozen=True):
 class Quality(Record, frozen=True):
     """A measured quality; ``higher_is_better`` tells accuracy from perplexity.
 
-    Of an embedding model it is the mean cosine between the source's vectors and the variant's.
+    For an embedding model it is the mean cosine between the source's vectors and the variant's.
     """
 
     metric: Annotated[str, Meta(pattern=r"^[a-z_]{1,40}\Z")]
@@ -65,12 +65,12 @@ class Quality(Record, frozen=True):
 
 
 class Divergence(Record, frozen=True):
-    """How far a variant's predictions are from its source's, on the same data.
+    """Difference of a variant's predictions from its source's, on the same data.
 
     ``same_top`` is the fraction of ``predictions`` (tokens of a text, rows of a classifier) whose
-    likeliest token or class is the source's. ``mean_kl`` is the mean over them of the
-    Kullback-Leibler divergence, in nats, from the source's distribution to the variant's; none
-    where the model gives no distribution.
+    likeliest token or class is the source's. ``mean_kl`` is their mean Kullback-Leibler divergence,
+    in nats, from the source's distribution to the variant's; None if the model gives no
+    distribution.
     """
 
     same_top: Annotated[float, Meta(ge=0, le=1)]
@@ -141,7 +141,7 @@ class Variant(Record, frozen=True):
 
 
 class Lineage(Record, frozen=True):
-    """Where a model version came from."""
+    """Origin of a model version."""
 
     relation: Relation
     name: QualifiedName
@@ -149,14 +149,14 @@ class Lineage(Record, frozen=True):
 
     @property
     def reference(self) -> str:
-        """publisher/name@version."""
+        """Reference publisher/name@version."""
         return f"{self.name}@{self.version}"
 
 
 class ModelVersion(Record, frozen=True):
     """An immutable version of a model, with every variant that may be deployed.
 
-    ``lineage`` is the base that it comes from; what was merged comes ``also_from`` others.
+    ``lineage`` is the base that it derives from; a merge has further bases in ``also_from``.
     """
 
     name: QualifiedName
@@ -169,7 +169,7 @@ class ModelVersion(Record, frozen=True):
 
     @property
     def reference(self) -> str:
-        """publisher/name@version."""
+        """Reference publisher/name@version."""
         return f"{self.name}@{self.version}"
 
 

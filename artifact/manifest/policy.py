@@ -1,4 +1,4 @@
-"""A selection policy that no device could follow is refused where it is published."""
+"""Refusal of selection policies that no device could follow, at publishing."""
 
 from artifact.errors import InvalidManifestError
 from artifact.manifest.release import Component, Release
@@ -6,7 +6,7 @@ from artifact.manifest.selection import SelectionPolicy
 
 
 def check_policy(component: Component, policy: SelectionPolicy) -> None:
-    """InvalidManifestError when the policy leaves a slot no variant."""
+    """Raise InvalidManifestError if the policy leaves a slot without a variant."""
     slot, variants = component.slot, component.model.variants
     names = [variant.name for variant in variants]
     pinned = policy.pins.get(slot)
@@ -27,7 +27,7 @@ def check_policy(component: Component, policy: SelectionPolicy) -> None:
             f"slot {slot!r} is {what}", advice="Take a line out of `exclude:`, or the pin."
         )
     asked = policy.of(slot)
-    # Models without a context have the length 0, and nothing is asked of them.
+    # Models without a context have length 0 and are not restricted.
     longest = max(variant.context_length for variant in allowed)
     if 0 < longest < asked.min_context_length:
         raise InvalidManifestError(
@@ -45,7 +45,7 @@ def check_policy(component: Component, policy: SelectionPolicy) -> None:
 
 
 def refuse_idle_exclusions(release: Release) -> None:
-    """InvalidManifestError for an exclusion that matches nothing: it is misspelt, most likely."""
+    """Raise InvalidManifestError for an exclusion without a match, which is likely misspelt."""
     for exclusion in release.selection.exclude:
         if not (exclusion.variant or exclusion.runtime or exclusion.quantization):
             raise InvalidManifestError(

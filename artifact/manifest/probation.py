@@ -1,4 +1,4 @@
-"""What a candidate must prove beside the live model before it may serve."""
+"""Checks that a candidate must pass beside the live model before it may serve."""
 
 from typing import Annotated
 
@@ -45,12 +45,12 @@ class TensorCheck(Record, frozen=True, tag="tensor", tag_field="check"):
     outputs: Annotated[tuple[Tensor, ...], Meta(min_length=1, max_length=16)]
     tolerance: Annotated[float, Meta(ge=0)] = 1e-3
     argmax_only: bool = False
-    # Fraction of rows whose argmax must match, when argmax_only.
+    # Fraction of rows whose argmax must match, with argmax_only.
     min_match: Annotated[float, Meta(gt=0, le=1)] = 1.0
 
 
 class Embedding(Record, frozen=True):
-    """A text, and the vector that its model gives it; of any length but zero."""
+    """A text and its model's vector, of any length but zero."""
 
     text: Annotated[str, Meta(min_length=1, max_length=8192)]
     vector: Annotated[
@@ -71,12 +71,12 @@ Check = PerplexityCheck | CompletionCheck | TensorCheck | EmbeddingCheck
 
 
 class Probation(Record, frozen=True):
-    """What a candidate must prove beside the live model before it may serve."""
+    """Checks and measurements of a release's probation."""
 
     checks: Annotated[tuple[Check, ...], Meta(max_length=256)] = ()
-    # Tokens generated, and repetitions, to measure a text model's speed.
+    # Tokens and repetitions of the speed measurement of a text model.
     benchmark_tokens: Annotated[int, Meta(ge=1, le=4096)] = 32
     benchmark_repetitions: Annotated[int, Meta(ge=1, le=100)] = 5
     timeout_seconds: Annotated[float, Meta(gt=0, le=86400)] = 300
-    # How long the new release must serve without a worker crash before it is committed.
+    # Time that the new release must serve without a worker crash before it is committed.
     soak_seconds: Annotated[float, Meta(ge=0, le=86400)] = 2

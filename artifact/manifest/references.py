@@ -1,4 +1,4 @@
-"""References, publisher/name@version, and the TUF paths that they stand for."""
+"""References publisher/name@version, and their TUF target paths."""
 
 import re
 
@@ -11,13 +11,13 @@ REFERENCE = re.compile(r"^(?P<name>[^@]{3,104})@(?P<version>[0-9A-Za-z][0-9A-Za-
 
 
 def target_path(reference: str) -> str:
-    """The TUF target path of a release reference: publisher/name/version.json."""
+    """Return the TUF target path of a release reference: publisher/name/version.json."""
     name, version = split_reference(reference)
     return f"{name}/{version}.json"
 
 
 def split_reference(reference: str) -> tuple[str, str]:
-    """Name and version of publisher/name@version; InvalidManifestError when it is not one."""
+    """Split a reference into name and version; raise InvalidManifestError if malformed."""
     match = REFERENCE.match(reference)
     if match is None:
         raise InvalidManifestError(

@@ -12,21 +12,21 @@ from artifact.manifest.selection import SelectionPolicy
 
 
 class Component(Record, frozen=True):
-    """What one slot runs, and what it may take."""
+    """Model and limits of one slot."""
 
     slot: Label
     model: ModelVersion
     adapters: Annotated[tuple[Adapter, ...], Meta(max_length=32)] = ()
-    # 0: the device's own budget alone decides.
+    # 0: limited by the device's budget alone.
     max_memory_bytes: Bytes = 0
-    # Requests that it answers at once; 0: as many as the engine is good for.
+    # Concurrent requests; 0: as many as the engine serves well.
     max_concurrency: Annotated[int, Meta(ge=0, le=256)] = 0
-    # Unloaded when nobody called it for so long, loaded again for the next call; 0: never.
+    # Idle seconds after which the model is unloaded until the next call; 0: never.
     idle_unload_seconds: Annotated[float, Meta(ge=0, le=86400)] = 0
 
     @property
     def adapter_bytes(self) -> int:
-        """What its adapters take in memory beside the model: their weights, as they are stored."""
+        """Bytes that its adapters add to the model's memory: their stored weights."""
         return sum(adapter.file.size for adapter in self.adapters)
 
 
@@ -49,7 +49,7 @@ class Release(Record, frozen=True):
 
     @property
     def reference(self) -> str:
-        """publisher/name@version."""
+        """Reference publisher/name@version."""
         return f"{self.name}@{self.version}"
 
     @property
@@ -58,7 +58,7 @@ class Release(Record, frozen=True):
         return self.name.partition("/")[0]
 
     def files(self) -> dict[str, File]:
-        """Every file of every variant and adapter, by digest."""
+        """Return every file of every variant and adapter, by digest."""
         variants = [
             file
             for component in self.components

@@ -1,4 +1,4 @@
-"""The names that local programs call, and how a request finds its model."""
+"""Routes: the names that local programs call, and the way from a name to a model."""
 
 from typing import Annotated, Literal
 
@@ -8,23 +8,22 @@ from artifact.manifest.fields import Label, Record
 
 
 class Target(Record, frozen=True):
-    """Where a request goes: a slot, and one of its adapters; empty: the model as it is."""
+    """Destination of a request: a slot and one of its adapters; empty: the model without one."""
 
     slot: Label
     adapter: Label | Literal[""] = ""
 
 
 class Share(Target, frozen=True, kw_only=True):
-    """A target that gets ``weight`` of its split's whole weight in requests."""
+    """A target and its ``weight`` in the sum of its split's weights."""
 
     weight: Annotated[int, Meta(ge=1, le=1_000_000)]
 
 
 class Escalation(Record, frozen=True):
-    """When a cascade asks its next step: any of these is enough.
+    """Conditions under which a cascade asks its next step: any of them suffices.
 
-    ``max_tokens`` is how long an answer may get and still count as one; ``refusals`` are compared
-    without regard to case.
+    Longer answers than ``max_tokens`` escalate; ``refusals`` are compared without regard to case.
     """
 
     below_mean_log_probability: Annotated[float, Meta(ge=-100, le=0)] | None = None
@@ -35,7 +34,7 @@ class Escalation(Record, frozen=True):
 
 
 class Cascade(Record, frozen=True):
-    """Small first: each step answers only what the one before it could not."""
+    """Small models first: each step answers only requests that the one before escalated."""
 
     steps: Annotated[tuple[Target, ...], Meta(min_length=2, max_length=8)]
     escalate: Escalation
@@ -66,7 +65,7 @@ class Route(Record, frozen=True):
     pipeline: Pipeline | None = None
 
     def targets(self) -> tuple[Target, ...]:
-        """Every place where a request to it may end up."""
+        """Return every target that a request to this route may reach."""
         if self.cascade is not None:
             return self.cascade.steps
         if self.pipeline is not None:

@@ -1,4 +1,4 @@
-"""How a device ranks the variants that fit it."""
+"""Selection policy: the ranking of variants on a device."""
 
 from enum import StrEnum
 from typing import Annotated, Literal
@@ -15,7 +15,7 @@ Tokens = Annotated[int, Meta(ge=0, le=1 << 24)]
 
 
 class Objective(StrEnum):
-    """What selection maximises among the variants that fit and meet the constraints."""
+    """The figure that selection maximises among variants that fit and meet the constraints."""
 
     TOKENS_PER_JOULE = "tokens_per_joule"
     TOKENS_PER_SECOND = "tokens_per_second"
@@ -24,7 +24,7 @@ class Objective(StrEnum):
 
 
 class Exclusion(Record, frozen=True):
-    """Variants that no device may take: those that match all of what is stated."""
+    """Excludes the variants that match all stated conditions."""
 
     slot: Label | Literal[""] = ""
     variant: Label | Literal[""] = ""
@@ -32,7 +32,7 @@ class Exclusion(Record, frozen=True):
     quantization: Label | Literal[""] = ""
 
     def matches(self, slot: str, variant: Variant) -> bool:
-        """Whether it excludes this variant of this slot."""
+        """Return True if this variant of this slot is excluded."""
         return all(
             not stated or stated == found
             for stated, found in (
@@ -50,7 +50,7 @@ class Exclusion(Record, frozen=True):
 
 
 class SlotPolicy(Record, frozen=True):
-    """What one slot asks otherwise than the rest of the release; None: the same."""
+    """Deviations of one slot from the release's policy; None: no deviation."""
 
     objective: Objective | None = None
     min_tokens_per_second: Fraction | None = None
@@ -63,30 +63,28 @@ class SlotPolicy(Record, frozen=True):
 
 
 class SelectionPolicy(Record, frozen=True):
-    """How a device ranks variants. Energy needs a meter; without one it ranks by tokens/s."""
+    """The ranking of variants. Energy needs a meter; without one tokens/s is used."""
 
     objective: Objective = Objective.TOKENS_PER_JOULE
     min_tokens_per_second: Fraction = 0
-    # To the first token, of the prompt that probation measures with.
+    # For the prompt that probation measures with.
     max_ttft_seconds: Positive | None = None
-    # 0: the budgets of the device and of the component alone decide.
+    # 0: limited by the budgets of the device and of the component alone.
     max_memory_bytes: Bytes = 0
-    # Judged where a meter can tell, and nowhere else.
+    # Judged only on devices with a meter.
     max_joules_per_token: Positive | None = None
-    # A variant whose measured quality is worse than the best one's by more than this fraction
-    # is excluded.
+    # Largest fraction by which a variant's measured quality may be worse than the best one's.
     max_quality_loss: Fraction | None = None
-    # A box that a variant does not fit with its whole context may serve it with a shorter one, but
-    # no shorter than this; 0: only with the whole.
+    # Shortest context that a device may serve if the whole one does not fit; 0: only the whole one.
     min_context_length: Tokens = 0
     max_candidates: Annotated[int, Meta(ge=1, le=16)] = 3
-    # Variant names per slot that are the only ones allowed.
+    # The only variant allowed, by slot.
     pins: Annotated[dict[Label, Label], Meta(max_length=32)] = field(default_factory=dict)
     exclude: Annotated[tuple[Exclusion, ...], Meta(max_length=64)] = ()
     slots: Annotated[dict[Label, SlotPolicy], Meta(max_length=32)] = field(default_factory=dict)
 
     def of(self, slot: str) -> "SelectionPolicy":
-        """What holds for one slot."""
+        """Return the policy of one slot."""
         own = msgspec.structs.asdict(self.slots.get(slot, SlotPolicy()))
         changes = {name: value for name, value in own.items() if value is not None}
         return msgspec.structs.replace(self, **changes)
