@@ -119,8 +119,10 @@ class Lifecycle:
                 await self._load_when_wanted()
             else:
                 self._note_death()
-                # A crash loop keeps its backoff; a process that ran well starts over.
-                if time.monotonic() - started > self._timeouts.stable_after_seconds:
+                # A crash during a request belongs to the request: it must not delay the restart
+                # for all others. A process that dies by itself backs off, unless it ran well.
+                ran_seconds = time.monotonic() - started
+                if self.process.was_busy or ran_seconds > self._timeouts.stable_after_seconds:
                     backoff.reset()
                 await self._restart(backoff)
             self._live.set()

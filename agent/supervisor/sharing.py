@@ -74,6 +74,10 @@ class Sharing:
             self.forget(command_id)
         self.region = None
 
+    def started_id(self) -> int | None:
+        """Return the highest command id that the process has started; None if unknown."""
+        return None if self.region is None else self.region.started_id()
+
     def shared_bytes(self, found: int) -> int:
         """Return how many of a process's shared resident bytes belong to this region."""
         return 0 if self.region is None else min(found, self.region.used_bytes)

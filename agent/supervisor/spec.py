@@ -53,7 +53,8 @@ class WorkerTimeouts:
     """Time limits of a worker, and the spacing of its restarts (full jitter, doubling)."""
 
     load_seconds: float = 300.0
-    # A worker that sends no event for so long while it owes an answer is stuck and is killed.
+    # A worker that sends no event for so long while it owes an answer, also to a caller that has
+    # given up, is stuck and is killed.
     silence_seconds: float = 300.0
     # Longest wait of a request for a worker that is being restarted.
     restart_wait_seconds: float = 60.0

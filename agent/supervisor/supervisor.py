@@ -36,7 +36,7 @@ class Supervisor:
         process = WorkerProcess(spec)
         await process.start(self._timeouts, self._threads)
         lifecycle = Lifecycle(spec, process, self._timeouts, self._threads, self._room)
-        worker = Worker(spec, lifecycle, self._timeouts)
+        worker = Worker(spec, lifecycle)
         self._workers.add(worker)
         log.info(
             "worker_started slot=%s variant=%s pid=%d", spec.slot, spec.variant.name, worker.pid

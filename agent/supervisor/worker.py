@@ -1,9 +1,9 @@
 """A loaded model as its callers see it: it survives crashes and limits concurrency."""
 
-import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+import random
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 
 from agent.errors import (
@@ -16,12 +16,15 @@ from agent.errors import (
 from agent.supervisor.lifecycle import Lifecycle
 from agent.supervisor.process import ProcessGoneError, WorkerProcess
 from agent.supervisor.sharing import PlacedTensor
-from agent.supervisor.spec import WorkerSpec, WorkerStats, WorkerTimeouts
+from agent.supervisor.spec import WorkerSpec, WorkerStats
+from agent.supervisor.turns import Turns
 from agent.worker import messages as wire
 from agent.worker.region import Region
 from runtimes.base import Embeddings, Piece, Sampling, Score, TensorSpec, TensorValue, Usage
 
-ATTEMPTS = 2
+MAX_SEED = (1 << 31) - 1
+# One in a process that dies before it begins the command, one beside others, one alone.
+ATTEMPTS = 3
 # Builds the command with the given id for a process.
 Make = Callable[[WorkerProcess, int], wire.AnyCommand]
 
@@ -57,17 +60,20 @@ class Generation:
 class Worker:
     """One model in its own process. It runs as many requests at once as its engine supports.
 
-    Further requests wait in order of arrival. When the process dies, a request without any output
-    is tried once more in the next process; a request with output raises WorkerCrashedError. An
-    unloaded model is loaded again for the next request.
+    Further requests wait in order of arrival. An unloaded model is loaded again for the next
+    request.
+
+    When the process dies, any request in it may be the cause. A request that was alone raises
+    WorkerCrashedError and is never sent again. Requests that ran beside others are sent once more,
+    each alone, so that only the cause of the crash can fail again. A generation repeats the output
+    that its caller already has before it continues; if it does not repeat it exactly, it raises
+    WorkerCrashedError too.
     """
 
-    def __init__(self, spec: WorkerSpec, lifecycle: Lifecycle, timeouts: WorkerTimeouts) -> None:
+    def __init__(self, spec: WorkerSpec, lifecycle: Lifecycle) -> None:
         self.spec = spec
         self._lifecycle = lifecycle
-        self._timeouts = timeouts
-        self._places = asyncio.Semaphore(lifecycle.process.parallel)
-        self._waiting = 0
+        self._turns = Turns(lifecycle.process.parallel)
 
     @property
     def pid(self) -> int:
@@ -95,6 +101,9 @@ class Worker:
         Raises ModelRefusedError, WorkerCrashedError, WorkerUnavailableError, WorkerFailedError.
         """
         conversation = None if messages is None else list(messages)
+        if sampling.temperature > 0 and sampling.seed is None:
+            # After a crash the text can only be repeated with a known seed.
+            sampling = replace(sampling, seed=random.randint(0, MAX_SEED))  # noqa: S311
 
         def command(_: WorkerProcess, command_id: int) -> wire.Generate:
             return wire.Generate(
@@ -135,7 +144,7 @@ class Worker:
 
     def stats(self) -> WorkerStats:
         """Return present and peak figures."""
-        return self._lifecycle.stats(self._waiting)
+        return self._lifecycle.stats(self._turns.waiting)
 
     async def stop(self) -> None:
         """Stop the worker for good; running requests raise WorkerUnavailableError."""
@@ -146,49 +155,81 @@ class Worker:
             return await anext(events)
 
     async def _answers(self, make: Make) -> AsyncGenerator[wire.AnyEvent]:
-        async with self._place() as leave:
-            for attempt in range(1, ATTEMPTS + 1):
-                process = await self._lifecycle.live_process()
-                answered = False
-                try:
-                    async with aclosing(
-                        process.ask(partial(make, process), self._timeouts.silence_seconds, leave)
-                    ) as events:
-                        async for event in events:
-                            if isinstance(event, wire.Failed):
-                                raise _refusal(event)
-                            answered = True
-                            yield event
-                except ProcessGoneError as error:
-                    # Output that the caller has seen cannot be taken back: no second attempt.
-                    if answered or attempt == ATTEMPTS or self._lifecycle.stopped:
-                        raise self._crash(error) from error
-                else:
-                    return
-
-    @asynccontextmanager
-    async def _place(self) -> AsyncIterator[Callable[[], None]]:
-        """Wait for a place in the engine; yield a function that frees it.
-
-        The place is freed when the final event arrives, even if the caller reads it later.
-        """
+        delivered = _Delivered()
+        alone = False
         with self._lifecycle.idle_timer.caller():
-            self._waiting += 1
-            try:
-                await self._places.acquire()
-            finally:
-                self._waiting -= 1
-            with contextlib.ExitStack() as stack:
-                stack.callback(self._places.release)
-                yield stack.close
+            for attempt in range(1, ATTEMPTS + 1):
+                delivered.restart()
+                try:
+                    async with self._turns.admitted(alone=alone) as leave:
+                        process = await self._lifecycle.live_process()
+                        async with aclosing(process.ask(partial(make, process), leave)) as events:
+                            async for event in events:
+                                if isinstance(event, wire.Failed):
+                                    raise _refusal(event)
+                                if (new := delivered.unseen(event)) is not None:
+                                    yield new
+                        return
+                except ProcessGoneError as error:
+                    if self._lifecycle.stopped:
+                        raise self._stopped() from error
+                    is_cause = error.suspects == 1 or (alone and error.suspects > 0)
+                    if is_cause or attempt == ATTEMPTS:
+                        raise self._crash(error) from error
+                    alone = alone or error.suspects > 0
+                except _DivergedError as error:
+                    raise self._crash(error) from error
 
-    def _crash(self, error: ProcessGoneError) -> Exception:
-        if self._lifecycle.stopped:
-            return WorkerUnavailableError(f"the worker of slot {self.spec.slot!r} was stopped")
+    def _stopped(self) -> WorkerUnavailableError:
+        return WorkerUnavailableError(f"the worker of slot {self.spec.slot!r} was stopped")
+
+    def _crash(self, error: Exception) -> WorkerCrashedError:
+        slot = self.spec.slot
+        if isinstance(error, _DivergedError):
+            return WorkerCrashedError(
+                f"the worker of slot {slot!r} crashed, and the text so far could not be repeated",
+                advice="Send the request again; another one caused the crash.",
+            )
         return WorkerCrashedError(
-            f"the worker of slot {self.spec.slot!r} {error} during the request",
-            advice="Send the request again; the worker is being restarted.",
+            f"the worker of slot {slot!r} {error} while it answered this request alone",
+            advice="Do not send the same request again; report it to the model's publisher.",
         )
+
+
+class _DivergedError(Exception):
+    """A repeated generation differs from the text that its caller already has."""
+
+
+class _Delivered:
+    """The pieces that a caller has received, to be left out when the generation is repeated."""
+
+    def __init__(self) -> None:
+        self._pieces: list[wire.WirePiece] = []
+        self._repeated = 0
+
+    def restart(self) -> None:
+        """Expect the generation to repeat from its beginning."""
+        self._repeated = 0
+
+    def unseen(self, event: wire.AnyEvent) -> wire.AnyEvent | None:
+        """Return the event without repeated pieces, None if all are; raises _DivergedError."""
+        if not isinstance(event, wire.Tokens):
+            if self._repeated < len(self._pieces):
+                raise _DivergedError
+            return event
+        pieces = event.pieces
+        skipped = min(len(pieces), len(self._pieces) - self._repeated)
+        for piece in pieces[:skipped]:
+            # Not the logprob: its last digits depend on what else was in the batch.
+            if piece[:3] != self._pieces[self._repeated][:3]:
+                raise _DivergedError
+            self._repeated += 1
+        if skipped == len(pieces):
+            return None
+        fresh = pieces[skipped:]
+        self._pieces += fresh
+        self._repeated += len(fresh)
+        return wire.Tokens(id=event.id, pieces=fresh)
 
 
 def _refusal(event: wire.Failed) -> Exception:

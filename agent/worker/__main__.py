@@ -97,6 +97,10 @@ class DaemonSocket:
         """Run on tensors in the frame or the region, and answer in the same way."""
         return self._region.infer(command, run)
 
+    def started(self, command_id: int) -> None:
+        """Record that the engine begins a command."""
+        self._region.mark_started(command_id)
+
     def cancelled(self, command_id: int) -> bool:
         """Return True if the daemon has cancelled this command."""
         return command_id in self._cancelled

@@ -46,6 +46,9 @@ class CommandChannel(Protocol):
 
     def send(self, event: messages.AnyEvent) -> None: ...
 
+    def started(self, command_id: int) -> None:
+        """Record that the engine begins a command."""
+
     def cancelled(self, command_id: int) -> bool:
         """Return True if the daemon has cancelled this command."""
 
@@ -109,6 +112,8 @@ class CommandLoop:
         if len(self._running) < self._engine.parallel:
             command = self._channel.next_command(wait=not self._running)
             if command is not None:
+                # Before the engine sees it: after a crash only started commands are suspects.
+                self._channel.started(command.id)
                 self._running[command.id] = self._answer(command)
         for command_id in tuple(self._running):
             self._advance(command_id)

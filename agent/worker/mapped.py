@@ -5,7 +5,14 @@ import os
 from collections.abc import Callable, Sequence
 
 from agent.worker.messages import Infer, Inferred, WireTensor
-from agent.worker.region import ALIGNMENT_BYTES, WORTH_BYTES, align_up, check_inside
+from agent.worker.region import (
+    ALIGNMENT_BYTES,
+    PAGE_BYTES,
+    STARTED,
+    WORTH_BYTES,
+    align_up,
+    check_inside,
+)
 from runtimes.base import TensorValue
 
 Run = Callable[[Sequence[TensorValue]], list[TensorValue]]
@@ -16,9 +23,15 @@ class MappedRegion:
 
     def __init__(self, descriptor: int = -1) -> None:
         self._view = memoryview(b"")
+        self._started = memoryview(bytearray(STARTED.size))
         if descriptor >= 0:
-            self._view = memoryview(mmap.mmap(descriptor, os.fstat(descriptor).st_size))
+            view = memoryview(mmap.mmap(descriptor, os.fstat(descriptor).st_size))
+            self._view, self._started = view[:-PAGE_BYTES], view[-PAGE_BYTES:]
             os.close(descriptor)
+
+    def mark_started(self, command_id: int) -> None:
+        """Let the daemon see, even after a crash, that the engine has begun this command."""
+        STARTED.pack_into(self._started, 0, command_id)
 
     def infer(self, command: Infer, run: Run) -> Inferred:
         """Run on the command's inputs and place large outputs in the region where they fit."""

@@ -9,6 +9,7 @@ reads them. The size is sealed, so that no access can fault.
 import fcntl
 import mmap
 import os
+import struct
 import weakref
 from dataclasses import dataclass, field
 from typing import Final
@@ -25,6 +26,8 @@ QUIET_SECONDS: Final = 3.0
 # Size of the widest vector register; unaligned access is slow.
 ALIGNMENT_BYTES: Final = 64
 PAGE_BYTES: Final = mmap.PAGESIZE
+# A last page beyond the tensors, where the worker writes the highest command id it has started.
+STARTED: Final = struct.Struct("<Q")
 
 
 @dataclass(eq=False, slots=True)
@@ -64,7 +67,7 @@ class Region:
         self.size = size
         self.descriptor = os.memfd_create("tensors", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         weakref.finalize(self, os.close, self.descriptor)
-        os.ftruncate(self.descriptor, size)
+        os.ftruncate(self.descriptor, size + PAGE_BYTES)
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
         fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, seals)
         self._map = mmap.mmap(self.descriptor, size)
@@ -112,6 +115,10 @@ class Region:
         elif self.used_bytes and now - self._quiet_since >= QUIET_SECONDS:
             self._map.madvise(mmap.MADV_REMOVE, 0, self.size)
             self.used_bytes = 0
+
+    def started_id(self) -> int:
+        """Return the highest command id that the worker has started; 0 before the first."""
+        return int(STARTED.unpack(self.read(self.size, STARTED.size))[0])
 
     def read(self, offset: int, length: int) -> bytes:
         """Return a copy of a part of the region."""

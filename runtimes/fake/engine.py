@@ -114,6 +114,7 @@ class FakeEngine:
     def generate(self, prompt: str, sampling: Sampling) -> Generation:
         self._require(Task.TEXT_GENERATION)
         check_text(prompt)
+        self._stage_fault_of(prompt)
         refuse_grammar(sampling)
         refuse_adapter(sampling.adapter, tuple(self._adapters))
         model = self._adapters.get(sampling.adapter, self._model)
@@ -165,6 +166,7 @@ class FakeEngine:
         for text in texts:
             if vectors:
                 yield
+            self._stage_fault_of(text)
             counts = array.array("f", bytes(4 * EMBEDDING_DIMENSIONS))
             for byte in text.encode():
                 counts[byte % EMBEDDING_DIMENSIONS] += 1
@@ -205,6 +207,13 @@ class FakeEngine:
             generation.close()
         self._held = bytearray()
         self._closed = True
+
+    def _stage_fault_of(self, text: str) -> None:
+        faults = self._model.faults
+        if faults.crash_on_text and faults.crash_on_text in text:
+            os._exit(139)
+        if faults.hang_on_text and faults.hang_on_text in text:
+            self._sleep(3600)
 
     def _require(self, task: Task) -> None:
         if self._closed:

@@ -23,6 +23,9 @@ class Faults(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     crash_after_tokens: Count = 0
     fail_after_tokens: Count = 0
     hang_after_tokens: Count = 0
+    # Prompts and texts that contain these; empty is never.
+    crash_on_text: str = ""
+    hang_on_text: str = ""
     # Text with a huge perplexity, tensors negated.
     wrong_outputs: bool = False
 

@@ -26,6 +26,7 @@ class List:
         self.events: list[messages.AnyEvent] = []
         self.unwanted: set[int] = set()
         self.cancelled_meanwhile = 0
+        self.begun: list[int] = []
         self.done: list[int] = []
         self.infer = MappedRegion().infer
 
@@ -39,6 +40,9 @@ class List:
     def send(self, event: messages.AnyEvent) -> None:
         messages.encode(event)
         self.events.append(event)
+
+    def started(self, command_id: int) -> None:
+        self.begun.append(command_id)
 
     def cancelled(self, command_id: int) -> bool:
         return command_id in self.unwanted

@@ -1,0 +1,107 @@
+"""The order in which requests are admitted to a worker."""
+
+import asyncio
+from collections.abc import Callable
+
+from agent.supervisor.turns import Turns
+
+
+class Visits:
+    """Requests that hold a place until they are ended by name."""
+
+    def __init__(self, places: int) -> None:
+        self.turns = Turns(places)
+        self.inside: list[str] = []
+        self._ends: dict[str, asyncio.Event] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def come(self, name: str, *, alone: bool = False) -> None:
+        self._ends[name] = asyncio.Event()
+        self._tasks[name] = asyncio.create_task(self._visit(name, alone=alone))
+        await settle()
+
+    async def go(self, name: str) -> None:
+        self._ends[name].set()
+        await settle()
+
+    async def cancel(self, name: str) -> None:
+        self._tasks[name].cancel()
+        await settle()
+
+    async def _visit(self, name: str, *, alone: bool) -> None:
+        async with self.turns.admitted(alone=alone):
+            self.inside.append(name)
+            try:
+                await self._ends[name].wait()
+            finally:
+                self.inside.remove(name)
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_places_are_given_in_order_of_arrival() -> None:
+    visits = Visits(2)
+    for name in "abcd":
+        await visits.come(name)
+    assert (visits.inside, visits.turns.waiting) == (["a", "b"], 2)
+    await visits.go("b")
+    assert (visits.inside, visits.turns.waiting) == (["a", "c"], 1)
+    await visits.go("a")
+    assert visits.inside == ["c", "d"]
+
+
+async def test_one_that_is_alone_waits_for_all_and_keeps_all_out() -> None:
+    visits = Visits(2)
+    for name in "ab":
+        await visits.come(name)
+    await visits.come("later")
+    await visits.come("alone", alone=True)
+    await visits.go("a")
+    assert visits.inside == ["b"]
+    await visits.go("b")
+    assert visits.inside == ["alone"]
+    await visits.go("alone")
+    assert visits.inside == ["later"]
+
+
+async def test_one_that_gives_up_its_wait_lets_the_others_in() -> None:
+    visits = Visits(2)
+    await visits.come("a")
+    await visits.come("alone", alone=True)
+    await visits.come("b")
+    assert visits.inside == ["a"]
+    await visits.cancel("alone")
+    assert visits.inside == ["a", "b"]
+
+
+async def test_one_that_is_cancelled_inside_leaves() -> None:
+    visits = Visits(1)
+    await visits.come("alone", alone=True)
+    await visits.come("b")
+    await visits.cancel("alone")
+    assert visits.inside == ["b"]
+
+
+async def test_one_that_is_cancelled_as_it_is_admitted_leaves() -> None:
+    turns = Turns(1)
+
+    async def visit(leaving: list[Callable[[], None]]) -> None:
+        async with turns.admitted() as leave:
+            leaving.append(leave)
+            await asyncio.sleep(3600)
+
+    first: list[Callable[[], None]] = []
+    second: list[Callable[[], None]] = []
+    tasks = [asyncio.create_task(visit(each)) for each in (first, second)]
+    await settle()
+    # Freed and cancelled in one turn of the loop: the place must not be lost.
+    first[0]()
+    tasks[1].cancel()
+    await asyncio.gather(tasks[1], return_exceptions=True)
+    async with asyncio.timeout(5), turns.admitted():
+        pass
+    tasks[0].cancel()
+    await asyncio.gather(tasks[0], return_exceptions=True)
