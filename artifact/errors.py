@@ -29,7 +29,7 @@ class ExpiredMetadataError(UntrustedError):
 
 
 class ClockSetBackError(UntrustedError):
-    """This machine's clock is behind what it has said before: nothing new is started on it."""
+    """This machine's clock is behind a time that the server has signed."""
 
 
 class DisagreementError(UntrustedError):

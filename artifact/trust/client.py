@@ -7,8 +7,9 @@ than it has accepted. ``Floors`` are kept durably instead, and never fall:
 - the highest version of each role, per repository and per set of keys that vouches for it: its own
   and, for what the snapshot lists, the snapshot's. Once root replaces these the role starts anew,
   so that a thief of the old keys cannot have outrun the new (fast-forward recovery, TUF 5.3.11);
-- the last time at which everything was valid: a clock that was set back cannot bring expired
-  metadata back to life. It cannot run far ahead either, since metadata would have expired then.
+- the latest time at which a timestamp says that it was signed, per key likewise: a clock that was
+  set back cannot bring expired metadata back to life. The machine's own clock never sets this
+  floor: once ahead, it would otherwise refuse everything until that time has passed.
 
 Blocking: it verifies signatures and writes its cache, so an event loop runs it in a thread. One
 call at a time: python-tuf keeps its cache in files.
@@ -37,7 +38,7 @@ from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 from artifact import errors
 from artifact.errors import ClockSetBackError, UntrustedError
 from artifact.trust.floors import Floors
-from artifact.trust.metadata import MAX_METADATA_BYTES
+from artifact.trust.metadata import MAX_METADATA_BYTES, SIGNED_AT
 from artifact.trust.statements import NOT_THE_TRUSTED_ONE
 
 log = logging.getLogger(__name__)
@@ -53,13 +54,16 @@ MAX_VERSION: Final = 1 << 53
 MAX_DELEGATIONS: Final = 4
 # Clocks are corrected by seconds, and by an hour where local time was taken for UTC.
 CLOCK_TOLERANCE: Final = timedelta(hours=1)
-CLOCK_FLOOR: Final = "clock"
 
 _BASE: Final = "metadata:/"
 _NOT_FOUND: Final = 404
-_CHECK_CLOCK: Final = (
-    "Nothing new is installed until the publisher or the server signs afresh; check this "
-    "machine's clock, then the server's log."
+_EXPIRED: Final = (
+    "If this machine's clock is wrong, set it (timedatectl, NTP). If it is right, the metadata has "
+    "to be signed again: see `flotilla keys show` and the server's log. What runs keeps running."
+)
+_BEHIND: Final = (
+    "Set this machine's clock (timedatectl, NTP); if it is right, the server's clock is ahead. "
+    "What runs keeps running, and the update continues once the clocks agree."
 )
 
 
@@ -118,7 +122,6 @@ class TufClient:
         """
         now = self._clock()
         floors = dict(self._floors.floors()) if self._floors else {}
-        _check_clock(now, floors)
         updater = self._updater(what, now)
         try:
             updater.refresh()
@@ -126,7 +129,9 @@ class TufClient:
         except ExpiredMetadataError as error:
             self._remember(updater)
             raise errors.ExpiredMetadataError(
-                f"{what} cannot be verified: {error}", advice=_CHECK_CLOCK
+                f"{what} cannot be verified: {error}; this machine's clock says "
+                f"{now.isoformat(timespec='seconds')}",
+                advice=_EXPIRED,
             ) from error
         except (DownloadError, RepositoryError) as error:
             self._remember(updater)
@@ -135,8 +140,9 @@ class TufClient:
             raise UntrustedError(
                 f"{what} cannot be verified: {error}", advice=NOT_THE_TRUSTED_ONE
             ) from error
+        self._check_clock(now, updater, floors)
         _check_floors(self._numbers(updater), floors)
-        self._remember(updater, {CLOCK_FLOOR: int(now.timestamp())})
+        self._remember(updater)
         return Walk(_roles(updater), found)
 
     def _updater(self, what: str, now: datetime) -> Updater:
@@ -173,13 +179,34 @@ class TufClient:
             for role, signed in roles.items()
         }
 
-    def _remember(self, updater: Updater, others: Mapping[str, int] | None = None) -> None:
-        """Everything in the updater is signed, so that nothing older is current any more."""
+    def _signed_times(self, updater: Updater) -> dict[str, int]:
+        """Return the floor of time that the timestamp sets; empty if it does not state one."""
+        roles = _roles(updater)
+        timestamp = roles.get(Timestamp.type)
+        stated = timestamp.unrecognized_fields.get(SIGNED_AT) if timestamp else None
+        if timestamp is None or not isinstance(stated, int):
+            return {}
+        # Whoever holds the key can state any time; it cannot be used beyond the expiry anyway.
+        bounded = max(0, min(stated, int(timestamp.expires.timestamp())))
+        return {f"{self._repository}/{SIGNED_AT}{_vouchers(roles, Timestamp.type)}": bounded}
+
+    def _check_clock(self, now: datetime, updater: Updater, floors: Mapping[str, int]) -> None:
+        for name, stated in self._signed_times(updater).items():
+            behind = max(stated, floors.get(name, 0)) - now.timestamp()
+            if behind > CLOCK_TOLERANCE.total_seconds():
+                raise ClockSetBackError(
+                    f"this machine's clock says {now.isoformat(timespec='seconds')}, "
+                    f"{behind:.0f} s before the server's latest signature",
+                    advice=_BEHIND,
+                )
+
+    def _remember(self, updater: Updater) -> None:
+        """Raise the floors to everything in the updater, which holds only signed metadata."""
         if self._floors is not None:
-            numbers = {
-                name: min(number, MAX_VERSION) for name, number in self._numbers(updater).items()
-            }
-            self._floors.raise_floors(numbers | dict(others or {}))
+            numbers = self._numbers(updater) | self._signed_times(updater)
+            self._floors.raise_floors(
+                {name: min(number, MAX_VERSION) for name, number in numbers.items()}
+            )
 
 
 def _roles(updater: Updater) -> dict[str, Signed]:
@@ -205,16 +232,6 @@ def _keyids(root: Root, targets: Signed | None, role: str) -> list[str]:
     delegations = targets.delegations if isinstance(targets, Targets) else None
     delegated = (delegations.roles or {}).get(role) if delegations else None
     return delegated.keyids if delegated else []
-
-
-def _check_clock(now: datetime, floors: Mapping[str, int]) -> None:
-    behind = floors.get(CLOCK_FLOOR, 0) - now.timestamp()
-    if behind > CLOCK_TOLERANCE.total_seconds():
-        raise ClockSetBackError(
-            f"this machine's clock says {now.isoformat(timespec='seconds')}, {behind:.0f} s before "
-            "what it has said already",
-            advice="Set the clock (timedatectl, NTP); what runs keeps running meanwhile.",
-        )
 
 
 def _check_floors(numbers: Mapping[str, int], floors: Mapping[str, int]) -> None:

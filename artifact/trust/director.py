@@ -25,7 +25,7 @@ from artifact.trust.ceremony import next_version, replace_key
 from artifact.trust.client import TufClient
 from artifact.trust.floors import Floors
 from artifact.trust.image import sign
-from artifact.trust.metadata import parse
+from artifact.trust.metadata import SIGNED_AT, parse
 from artifact.trust.statements import (
     MAX_ROOTS,
     NOT_THE_TRUSTED_ONE,
@@ -111,6 +111,8 @@ def direct(
     snapshot = Snapshot(version=version, expires=expires)
     snapshot.meta["targets.json"] = MetaFile(version)
     timestamp = Timestamp(version=version, expires=expires, snapshot_meta=MetaFile(version))
+    # At or before ``now``, and like all else a function of the assignment and the renewals alone.
+    timestamp.unrecognized_fields[SIGNED_AT] = int((expires - LIFETIME).timestamp())
     signers = [online]
     return DirectorMetadata(
         sign(timestamp, signers), sign(snapshot, signers), sign(targets, signers), roots

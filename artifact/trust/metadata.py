@@ -26,6 +26,8 @@ HardwareClasses = Annotated[
 ]
 
 MAX_METADATA_BYTES: Final = 2 << 20
+# A field of our own in timestamps: when they were signed, in seconds since 1970.
+SIGNED_AT: Final = "signed_at"
 
 _MADE_BY: Final = "Make it with `flotilla keys` or `flotilla publish`."
 

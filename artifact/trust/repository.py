@@ -30,6 +30,7 @@ from artifact.manifest import (
 )
 from artifact.trust.image import delegated_path, sign
 from artifact.trust.metadata import (
+    SIGNED_AT,
     ListedRelease,
     Roles,
     listed_release,
@@ -181,6 +182,7 @@ def _make_timestamp(roles: Roles, online: OnlineSigners, now: datetime) -> dict[
         expires=now + online.timestamp_lifetime,
         snapshot_meta=meta,
     )
+    timestamp.unrecognized_fields[SIGNED_AT] = int(now.timestamp())
     return {Timestamp.type: sign(timestamp, [online.timestamp])}
 
 

@@ -276,7 +276,7 @@ def an_assignment_is_held_back_until_it_expires(world: SignedWorld, generation: 
     return assignment
 
 
-@attack("clock_set_back", "before what it has said already")
+@attack("clock_set_back", "before the server's latest signature")
 def the_clock_is_set_back(world: SignedWorld, generation: int) -> Assignment:
     world.image.pass_time(timedelta(hours=-2))
     return world.assign(TWO, generation)
@@ -538,7 +538,7 @@ async def test_what_runs_keeps_running_long_after_everything_has_expired(
 async def test_metadata_that_trickles_is_given_up_and_asked_for_again(
     world: SignedWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link_metadata, "_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(link_metadata, "_FETCH_SECONDS", 0.05)
     box = Box(world)
     assignment = world.publish("1")
 
@@ -546,7 +546,7 @@ async def test_metadata_that_trickles_is_given_up_and_asked_for_again(
         await asyncio.Event().wait()
 
     monkeypatch.setattr(world, "metadata", never)
-    with pytest.raises(SourceUnavailableError, match="did not come in time"):
+    with pytest.raises(SourceUnavailableError, match="did not arrive within"):
         await box.steps.verifier.resolve(ONE)
     monkeypatch.undo()
     assert await box.verify(assignment) == ("", "")

@@ -9,7 +9,7 @@ from image_world import START, Numbers, World, manifest
 from tuf.api.metadata import Targets, Timestamp
 
 from artifact.errors import ClockSetBackError, ExpiredMetadataError, UntrustedError
-from artifact.trust.client import CLOCK_FLOOR, CLOCK_TOLERANCE, MAX_VERSION
+from artifact.trust.client import CLOCK_TOLERANCE, MAX_VERSION
 from artifact.trust.image import sign
 from artifact.trust.metadata import parse
 from artifact.trust.repository import make_snapshot_timestamp
@@ -47,7 +47,7 @@ def test_every_role_leaves_its_version_the_time_and_the_lowest_release(
         "image/targets": 1,
         "image/acme": 2,
         "image/min_release/acme/chat": 1,
-        CLOCK_FLOOR: int(START.timestamp()),
+        "image/signed_at": int(START.timestamp()),
     }
 
 
@@ -146,15 +146,78 @@ def test_expired_metadata_does_not_come_back_with_an_old_clock(
         fresh().resolve(CHAT)
 
 
+@pytest.mark.parametrize("ahead", [timedelta(hours=2), timedelta(hours=20)])
+def test_a_clock_that_was_ahead_once_is_no_obstacle_after_it_is_corrected(
+    world: World, fresh: Callable[[], ImageVerifier], ahead: timedelta
+) -> None:
+    """Its own clock said so; no server has signed that this time was reached."""
+    world.publish(manifest())
+    world.pass_time(ahead)
+    assert fresh().resolve(CHAT).counter == 1
+    world.now = START
+    assert fresh().resolve(CHAT).counter == 1
+
+
+def test_a_clock_behind_the_first_signature_is_refused_with_the_right_advice(
+    world: World, fresh: Callable[[], ImageVerifier]
+) -> None:
+    """A box without a battery starts in the past, before it has seen any metadata."""
+    world.publish(manifest())
+    world.pass_time(timedelta(days=-2))
+    with pytest.raises(ClockSetBackError, match="172800 s before") as raised:
+        fresh().resolve(CHAT)
+    assert "Set this machine's clock" in raised.value.advice
+
+
+def test_expired_metadata_names_the_time_of_this_machine(
+    world: World, fresh: Callable[[], ImageVerifier]
+) -> None:
+    world.publish(manifest())
+    world.pass_time(timedelta(days=3))
+    with pytest.raises(ExpiredMetadataError, match="clock says 2026-11-27T12:00:00") as raised:
+        fresh().resolve(CHAT)
+    assert "If this machine's clock is wrong" in raised.value.advice
+
+
+def test_a_signature_from_the_future_is_bounded_by_its_expiry_and_ends_with_its_key(
+    world: World, floors: Numbers, fresh: Callable[[], ImageVerifier]
+) -> None:
+    world.publish(manifest())
+    honest = world.store["timestamp.json"]
+    signed = parse(Timestamp, honest, "timestamp").signed
+    signed.unrecognized_fields["signed_at"] = 1 << 60
+    world.store["timestamp.json"] = sign(signed, [world.online.timestamp])
+    with pytest.raises(ClockSetBackError):
+        fresh().resolve(CHAT)
+    assert names(floors).get("image/signed_at", 0) <= signed.expires.timestamp()
+    world.replace_timestamp_key()
+    assert fresh().resolve(CHAT).counter == 1
+
+
+@pytest.mark.parametrize("stated", [None, "soon", -5])
+def test_a_timestamp_without_a_usable_time_sets_no_floor(
+    world: World, floors: Numbers, fresh: Callable[[], ImageVerifier], stated: object
+) -> None:
+    """Servers of earlier versions state none."""
+    world.publish(manifest())
+    signed = parse(Timestamp, world.roles["timestamp"], "timestamp").signed
+    signed.unrecognized_fields["signed_at"] = stated
+    if stated is None:
+        del signed.unrecognized_fields["signed_at"]
+    world.store["timestamp.json"] = sign(signed, [world.online.timestamp])
+    world.pass_time(timedelta(days=-5))
+    assert fresh().resolve(CHAT).counter == 1
+    assert names(floors).get("image/signed_at", 0) == 0
+
+
 def test_a_clock_that_was_far_ahead_leaves_no_floor(
     world: World, floors: Numbers, fresh: Callable[[], ImageVerifier]
 ) -> None:
-    """Everything has expired then, so nothing says that this time was right."""
     world.publish(manifest())
     world.pass_time(timedelta(days=4000))
     with pytest.raises(ExpiredMetadataError):
         fresh().resolve(CHAT)
-    assert CLOCK_FLOOR not in floors.kept
+    assert "image/signed_at" not in names(floors)
     world.now = START
     assert fresh().resolve(CHAT).counter == 1
 
