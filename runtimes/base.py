@@ -57,6 +57,8 @@ class Inspection:
     context_length: int
     tensors: tuple[TensorInfo, ...]
     metadata: dict[str, str] = field(default_factory=dict)
+    # Number of nodes by operator; empty for formats without a graph.
+    operators: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

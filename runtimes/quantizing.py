@@ -12,6 +12,8 @@ from msgspec import Struct
 from runtimes.base import Progress, Scheme
 from runtimes.errors import QuantizeError
 
+# Names of weights that were not quantized before, in the terms of all runtimes.
+UNQUANTIZED: Final = frozenset({"f32", "f16", "bf16", "fp32", "fp16", "fp64", "full", "none"})
 MAX_CALIBRATION_BYTES: Final = 64 << 20
 JSON_LINES: Final = ".jsonl"
 

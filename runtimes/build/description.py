@@ -44,10 +44,8 @@ def described(request: BuildRequest, task: Task, variants: Sequence[Variant]) ->
 def check_names(request: BuildRequest) -> None:
     """Raise early the errors that ``described`` would raise after hours of work."""
     names = [variant.name for variant in request.variants]
-    if len(set(names)) != len(names) or not (names or request.search):
-        raise BuildError(
-            f"the variants are {names}", advice="Give at least one, each with its own name."
-        )
+    if len(set(names)) != len(names):
+        raise BuildError(f"the variants are {names}", advice="Give each its own name.")
     described(request, request.task or Task.TENSOR, [_probe(name) for name in names or ["x"]])
 
 

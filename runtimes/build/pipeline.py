@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from artifact.manifest import Task, Variant
+from artifact.manifest import Task
 from runtimes.build.description import check_names, described
 from runtimes.build.expected import write_expected
 from runtimes.build.folder import (
@@ -22,11 +22,11 @@ from runtimes.build.folder import (
     same_model,
 )
 from runtimes.build.inputs import digest_of_inputs
+from runtimes.build.published import SOURCE, default_variants
 from runtimes.build.request import (
     Attempt,
     BuildRequest,
     BuildResult,
-    GoalsMissedError,
     Report,
     VariantRequest,
 )
@@ -48,67 +48,46 @@ def build(request: BuildRequest, report: Report) -> BuildResult:
     check_destination(request)
     sources = [open_source(path) for path in request.sources]
     task = request.task or _common_task(sources)
-    candidates = [VariantCandidate(one, _choose_source(one, sources)) for one in request.variants]
-    if not candidates:
-        candidates = list(all_schemes(sources, request))
+    candidates = _candidates(request, sources)
     # Embeddings have no quality by themselves: it is their cosine to the source's.
-    compares = request.compare or (request.evaluation and task is Task.EMBEDDING)
-    if request.goals or compares:
-        return _build_by_recipe(request, task, sources, candidates, report)
+    compares = request.compare or bool(request.evaluation and task is Task.EMBEDDING)
+    by_recipe = bool(request.goals or compares)
+    inputs = ""
+    again = False
+    if by_recipe:
+        inputs = digest_of_inputs(request, sources, [one.request for one in candidates])
+        again = made_of(request.out, inputs)
+        existing = read_model(request.out)
+        if again and existing and not request.force and is_whole(request.out, existing):
+            return BuildResult(existing, request.out, unchanged=True)
     evaluation = read_evaluation(request.evaluation, task) if request.evaluation else None
     with half_made(request.out) as folder:
-        maker = VariantMaker(folder, task, request.context_length, evaluation, report)
-        variants = [
-            maker.measured(maker.make(one.request, one.source), one.source) for one in candidates
-        ]
-        return _finish(folder, request, task, variants)
-
-
-def _build_by_recipe(
-    request: BuildRequest,
-    task: Task,
-    sources: Sequence[Source],
-    candidates: Sequence[VariantCandidate],
-    report: Report,
-) -> BuildResult:
-    """Try candidates against goals; return the existing model if its inputs are the same."""
-    inputs = digest_of_inputs(request, sources, [candidate.request for candidate in candidates])
-    again = made_of(request.out, inputs)
-    existing = read_model(request.out)
-    if again and existing and not request.force and is_whole(request.out, existing):
-        return BuildResult(existing, request.out, unchanged=True)
-    evaluation = read_evaluation(request.evaluation, task) if request.evaluation else None
-    with half_made(request.out) as folder:
-        maker = VariantMaker(folder, task, request.context_length, evaluation, report)
         # Beside the result, because predictions of a source may exceed a small /tmp.
         with tempfile.TemporaryDirectory(prefix=".", dir=folder) as scratch:
-            search = Search(maker, request, Path(scratch))
+            maker = VariantMaker(
+                folder,
+                request,
+                task,
+                evaluation=evaluation,
+                scratch=Path(scratch),
+                report=report,
+            )
+            search = Search(maker, request, compares=by_recipe)
             kept = search.run(candidates)
-            if evaluation is not None and task is Task.EMBEDDING:
+            if compares and evaluation is not None and task is Task.EMBEDDING:
                 write_expected(folder / EXPECTED_FILE, evaluation, maker.source_predictions())
         if not kept:
-            raise GoalsMissedError(tuple(search.attempts))
-        _write_report(folder, inputs, search.attempts)
-        return _finish(folder, request, task, kept, search.attempts, again=again)
-
-
-def _finish(
-    folder: Path,
-    request: BuildRequest,
-    task: Task,
-    variants: Sequence[Variant],
-    attempts: Sequence[Attempt] = (),
-    *,
-    again: bool = False,
-) -> BuildResult:
-    """Write the manifest and move the folder to its destination, unless the same model is there."""
-    model = described(request, task, variants)
-    data = msgspec.json.format(msgspec.json.encode(model), indent=1)
-    (folder / MODEL_FILE).write_bytes(data)
-    unchanged = not attempts and same_model(request.out, data)
-    if not unchanged:
-        put_in_place(folder, request, replace=request.force or again)
-    return BuildResult(model, request.out, unchanged, tuple(attempts))
+            raise search.failure()
+        if by_recipe:
+            _write_report(folder, inputs, search.attempts)
+        attempts = search.attempts if by_recipe or search.errors else ()
+        model = described(request, task, kept)
+        data = msgspec.json.format(msgspec.json.encode(model), indent=1)
+        (folder / MODEL_FILE).write_bytes(data)
+        unchanged = not by_recipe and same_model(request.out, data)
+        if not unchanged:
+            put_in_place(folder, request, replace=request.force or again)
+        return BuildResult(model, request.out, unchanged, tuple(attempts))
 
 
 def _write_report(folder: Path, inputs: str, attempts: Sequence[Attempt]) -> None:
@@ -127,12 +106,24 @@ def _common_task(sources: Sequence[Source]) -> Task:
     return tasks.pop()
 
 
+def _candidates(request: BuildRequest, sources: Sequence[Source]) -> list[VariantCandidate]:
+    """Return the requested variants, every scheme for a search, or else the sources themselves."""
+    if request.variants:
+        return [VariantCandidate(one, _choose_source(one, sources)) for one in request.variants]
+    if request.search:
+        return list(all_schemes(sources, request))
+    return [
+        VariantCandidate(one, source)
+        for one, source in zip(default_variants(sources), sources, strict=True)
+    ]
+
+
 def _choose_source(variant: VariantRequest, sources: Sequence[Source]) -> Source:
     fitting = [
         source
         for source in sources
         if variant.runtime in {"", source.runtime.name}
-        and variant.how.name in source.runtime.quantizer().schemes
+        and variant.how.name in (SOURCE, *source.runtime.quantizer().schemes)
     ]
     if len(fitting) == 1:
         return fitting[0]

@@ -35,7 +35,8 @@ class BuildRequest:
     With ``compare``, every variant is compared with its source on the evaluation data, and its
     memory is measured. Only variants that meet the ``goals`` are kept. With ``search``, candidates
     of each source are tried in the order that the goals give until one meets them. A search without
-    variants tries every scheme, with ``calibration`` where that applies.
+    variants tries every scheme, with ``calibration`` where that applies. Any other build without
+    variants deploys each source as it was published (scheme ``source``).
     """
 
     sources: tuple[Path, ...]
@@ -89,13 +90,17 @@ class BuildResult:
 
 
 class GoalsMissedError(BuildError):
-    """No variant meets the goals; ``attempts`` has the reason for each."""
+    """No variant could be made, or none meets the goals; ``attempts`` has the reason for each."""
 
     def __init__(self, attempts: tuple[Attempt, ...]) -> None:
         tried = [attempt for attempt in attempts if attempt.reason]
         last = f"; {tried[-1].name}: {tried[-1].reason}" if tried else ""
+        missed = any(attempt.outcome is AttemptOutcome.MISSED for attempt in attempts)
         super().__init__(
-            f"none of {len(attempts)} variants meets the goals{last}",
-            advice="Loosen a goal, add candidates, or give calibration data.",
+            f"none of {len(attempts)} variants {'meets the goals' if missed else 'can be made'}"
+            f"{last}",
+            advice="Loosen a goal, add candidates, or give calibration data."
+            if missed
+            else "Deploy the model as published (scheme `source`), or use other schemes.",
         )
         self.attempts = attempts

@@ -2,12 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from artifact.manifest import Variant
 from runtimes.base import Scheme
 from runtimes.build.goals import Goals, miss_of_quality, miss_of_size
-from runtimes.build.request import Attempt, AttemptOutcome, BuildRequest, VariantRequest
+from runtimes.build.published import SOURCE, source_bytes
+from runtimes.build.request import (
+    Attempt,
+    AttemptOutcome,
+    BuildRequest,
+    GoalsMissedError,
+    VariantRequest,
+)
 from runtimes.build.source import Source
 from runtimes.build.variants import VariantMaker
 from runtimes.errors import BuildError, QuantizeError, VariantFailedError
@@ -52,6 +58,8 @@ def all_schemes(sources: Sequence[Source], request: BuildRequest) -> Iterator[Va
     """Yield a candidate for each scheme of each source's runtime, calibrated where that applies."""
     for source in sources:
         quantizer = source.runtime.quantizer()
+        if source.inspection.quantization not in quantizer.schemes:
+            yield VariantCandidate(VariantRequest(SOURCE, SOURCE, source.runtime.name), source)
         for name in quantizer.schemes:
             calibration = request.calibration if quantizer.calibrates(name) else None
             how = Scheme(name, calibration=calibration)
@@ -61,13 +69,14 @@ def all_schemes(sources: Sequence[Source], request: BuildRequest) -> Iterator[Va
 class Search:
     """Loop over candidates that records the outcome of each."""
 
-    def __init__(self, maker: VariantMaker, request: BuildRequest, scratch: Path) -> None:
-        """Take ``scratch`` as the folder for temporary files."""
+    def __init__(self, maker: VariantMaker, request: BuildRequest, *, compares: bool) -> None:
+        """Compare each variant with its source on the evaluation data if ``compares``."""
         self._maker = maker
         self._request = request
-        self._scratch = scratch
+        self._compares = compares
         self._goals = request.goals or Goals()
         self.attempts: list[Attempt] = []
+        self.errors: list[BuildError | QuantizeError] = []
 
     def run(self, candidates: Sequence[VariantCandidate]) -> list[Variant]:
         """Return the variants that meet the goals; with ``search``, the first per source."""
@@ -87,6 +96,12 @@ class Search:
                     done[path] = variant.name
         return kept
 
+    def failure(self) -> BuildError | QuantizeError:
+        """Return the error for a run that kept no variant: the only one, or a summary."""
+        if self.errors and len(self.attempts) == 1:
+            return self.errors[0]
+        return GoalsMissedError(tuple(self.attempts))
+
     def _in_order(self, candidates: Sequence[VariantCandidate]) -> list[VariantCandidate]:
         """Sort each source's candidates by size, from the end at which the goals start."""
         ordered: list[VariantCandidate] = []
@@ -97,7 +112,7 @@ class Search:
                 by_size = sorted(zip(sizes, of_source, strict=True), key=lambda pair: -pair[0])
                 of_source = [one for _, one in by_size]
             else:
-                schemes = self._maker.quantizer(of_source[0].source).schemes
+                schemes = (SOURCE, *self._maker.quantizer(of_source[0].source).schemes)
                 of_source.sort(key=lambda one: schemes.index(one.request.how.name))
             ordered += reversed(of_source) if self._goals.smallest_first else of_source
         return ordered
@@ -107,6 +122,8 @@ class Search:
 
         A scheme that does not apply counts as one byte: trying it records the reason.
         """
+        if candidate.request.how.name == SOURCE:
+            return source_bytes(candidate.source)
         quantizer = self._maker.quantizer(candidate.source)
         try:
             return quantizer.predict_size(candidate.source.path, candidate.request.how)
@@ -123,28 +140,31 @@ class Search:
             variant = maker.make(candidate.request, candidate.source)
         except QuantizeError as error:
             maker.drop(candidate.request.name)
-            if not self._request.search:
-                raise
+            self.errors.append(error)
             self._note(candidate, AttemptOutcome.REFUSED, str(error))
             return None
         missed = miss_of_size(goals, variant.size_bytes, variant.memory_bytes)
-        if not missed and self._request.evaluation is not None:
+        if not missed:
             try:
-                found = maker.compared(variant, candidate.source, self._scratch)
+                variant, missed = self._measured(variant, candidate.source)
             except VariantFailedError as error:
                 maker.drop(variant.name)
-                if not self._request.search:
-                    raise
+                self.errors.append(error)
                 self._note(candidate, AttemptOutcome.FAILED, str(error), variant)
                 return None
-            variant = found.variant
-            missed = miss_of_quality(goals, variant, found.comparison)
         if missed:
             maker.drop(variant.name)
             self._note(candidate, AttemptOutcome.MISSED, missed, variant)
             return None
         self._note(candidate, AttemptOutcome.KEPT, "", variant)
         return variant
+
+    def _measured(self, variant: Variant, source: Source) -> tuple[Variant, str]:
+        """Return the variant with its measurements, and the goal that it misses or ""."""
+        if not self._compares or self._request.evaluation is None:
+            return self._maker.measured(variant, source), ""
+        found = self._maker.compared(variant, source)
+        return found.variant, miss_of_quality(self._goals, found.variant, found.comparison)
 
     def _note(
         self,

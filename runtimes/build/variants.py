@@ -4,22 +4,30 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from artifact.manifest import Task, Variant
-from runtimes.base import Inspection, LoadSpec, Progress, Quantizer
+from runtimes.base import Inspection, LoadSpec, Progress, Quantizer, Scheme
 from runtimes.build.description import context_bytes, described_files, recipe_of
-from runtimes.build.request import Report, VariantRequest
+from runtimes.build.published import RECIPE, SOURCE, contents, copy_source, source_bytes
+from runtimes.build.request import BuildRequest, Report, VariantRequest
 from runtimes.build.source import Source
-from runtimes.errors import BuildError
+from runtimes.errors import BuildError, QuantizeError
 from runtimes.evaluation.comparison import Comparison
 from runtimes.evaluation.quality import Evaluation, measure
 from runtimes.predictions import Predictions
+from runtimes.quantizing import UNQUANTIZED
 
 if TYPE_CHECKING:
     from runtimes.evaluation.tape import Tape
+
+
+# With less space than this, the disk is taken for the cause of a failure.
+_FREE_BYTES: Final = 16 << 20
+# Growth that is not held against a variant: headers that name the scheme.
+_HEADER_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +47,20 @@ class VariantMaker:
     def __init__(
         self,
         folder: Path,
+        request: BuildRequest,
         task: Task,
-        context_length: int,
+        *,
         evaluation: Evaluation | None,
+        scratch: Path,
         report: Report,
     ) -> None:
+        """Take ``scratch`` as the folder for the sources' predictions."""
         self._folder = folder
         self._task = task
-        self._context_length = context_length
+        self._context_length = request.context_length
+        self._force = request.force
         self._evaluation = evaluation
+        self._scratch = scratch
         self._report = report
         self._quantizers: dict[Path, Quantizer] = {}
         self._tapes: dict[Path, Tape] = {}
@@ -63,19 +76,31 @@ class VariantMaker:
         folder = self._folder / request.name
         folder.mkdir()
         main = folder / f"model.{runtime.format}"
-        for path in source.side_files:
-            shutil.copyfile(path, folder / path.name)
         progress = self._progress(request.name)
-        self.quantizer(source).quantize(source.path, request.how, main, progress)
+        published = request.how.name == SOURCE
+        if published:
+            progress("copying", 0.0)
+            copy_source(source, request.how, main)
+            progress("copying", 1.0)
+        else:
+            for path in source.side_files:
+                shutil.copyfile(path, folder / path.name)
+            self._quantize(source, request.how, main)
         inspection = runtime.inspector().inspect(main)
         paths = sorted(folder.iterdir())
         size = sum(path.stat().st_size for path in paths)
+        if size > source_bytes(source) + _HEADER_BYTES and not self._force:
+            raise QuantizeError(
+                f"{request.how.name} makes {source.path.name} larger: {size:,} bytes instead of "
+                f"{source_bytes(source):,}",
+                advice="Deploy it as published (scheme `source`), or build with --force.",
+            )
         context_length = self._context(inspection)
         return Variant(
             name=request.name,
             runtime=runtime.name,
             format=runtime.format,
-            quantization=request.how.name,
+            quantization=inspection.quantization if published else request.how.name,
             files=described_files(runtime, paths),
             memory_bytes=runtime.estimate_memory(inspection, size, context_length),
             context_length=context_length,
@@ -83,8 +108,25 @@ class VariantMaker:
             parameters=inspection.parameters,
             decode_bytes=runtime.decode_bytes(inspection),
             matrices=sum(len(tensor.shape) > 1 for tensor in inspection.tensors),
-            recipe=recipe_of(request.how),
+            recipe=RECIPE if published else recipe_of(request.how),
+            warnings=() if published else _warnings(source.inspection, request.how),
+            **(contents(inspection) if published else {}),
         )
+
+    def _quantize(self, source: Source, scheme: Scheme, main: Path) -> None:
+        """Quantize; raise BuildError instead of QuantizeError if the disk may be the cause."""
+        progress = self._progress(main.parent.name)
+        try:
+            self.quantizer(source).quantize(source.path, scheme, main, progress)
+        except QuantizeError as error:
+            # A full disk would fail every other scheme too, so that it must not be skipped.
+            free = shutil.disk_usage(self._folder).free
+            if free < _FREE_BYTES:
+                raise BuildError(
+                    f"{free:,} bytes are free in {self._folder.parent}: {error}",
+                    advice="Free space on the disk, or build elsewhere with --out.",
+                ) from error
+            raise
 
     def drop(self, name: str) -> None:
         """Delete a variant's folder."""
@@ -105,11 +147,11 @@ class VariantMaker:
         progress("measuring", 1.0)
         return msgspec.structs.replace(variant, quality=quality)
 
-    def compared(self, variant: Variant, source: Source, scratch: Path) -> Compared:
+    def compared(self, variant: Variant, source: Source) -> Compared:
         """Compare a variant with its source; return it with quality, divergence and memory.
 
-        The source's predictions are kept in the folder ``scratch`` for the next variant. Raises
-        BuildError if there are no evaluation data.
+        The source's predictions are kept for the next variant. Raises BuildError if there are no
+        evaluation data.
         """
         from runtimes.evaluation.compare import compare
         from runtimes.evaluation.frames import EvaluationJob
@@ -135,7 +177,7 @@ class VariantMaker:
             job(self._files(variant)),
             evaluation,
             self._progress(variant.name),
-            self._tape(source, scratch),
+            self._tape(source),
         )
         with_figures = msgspec.structs.replace(
             variant,
@@ -152,11 +194,11 @@ class VariantMaker:
                 return tape.replayed()
         return iter(())
 
-    def _tape(self, source: Source, scratch: Path) -> "Tape":
+    def _tape(self, source: Source) -> "Tape":
         from runtimes.evaluation.tape import Tape
 
         if source.path not in self._tapes:
-            self._tapes[source.path] = Tape(scratch / f"{len(self._tapes)}.tape")
+            self._tapes[source.path] = Tape(self._scratch / f"{len(self._tapes)}.tape")
         return self._tapes[source.path]
 
     def _files(self, variant: Variant) -> dict[str, Path]:
@@ -177,3 +219,15 @@ class VariantMaker:
                 advice=f"Give a --context-length of at most {trained}.",
             )
         return context_length
+
+
+def _warnings(source: Inspection, scheme: Scheme) -> tuple[str, ...]:
+    """Return a warning if the source was quantized before."""
+    found = source.quantization
+    if found in UNQUANTIZED or found == scheme.name:
+        return ()
+    warning = (
+        f"quantized again, from {found} to {scheme.name}: the errors of both add up; the original "
+        "weights would give a better variant"
+    )
+    return (warning,)

@@ -121,15 +121,11 @@ class LlamaCppQuantizer:
 
 def _check_source(source: Path, scheme: Scheme, inspection: Inspection) -> None:
     found = inspection.quantization
-    if found not in _HALVES:
+    if scheme.name in _HALVES and scheme.name not in _HALVES.get(found, ()):
         raise QuantizeError(
-            f"{source.name} is {found} already; quantizing twice adds errors",
-            advice="Start from the f16 file that it was made from.",
-        )
-    if scheme.name in _HALVES and scheme.name not in _HALVES[found]:
-        raise QuantizeError(
-            f"{source.name} is {found}, and as {scheme.name} it would lose some of what it holds",
-            advice=f"Export the model as {scheme.name}, or take {found}.",
+            f"{source.name} is {found}; converting it to {scheme.name} loses precision or only "
+            "adds bytes",
+            advice=f"Export the model as {scheme.name}, or deploy it as published (source).",
         )
     if inspection.task is not Task.TEXT_GENERATION and scheme.calibration is not None:
         raise QuantizeError(
@@ -203,6 +199,8 @@ def _parameters(scheme: Scheme, importance: Importance | None) -> tuple[Any, Any
 
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = _SCHEMES[scheme.name][0]
+    # Files that are quantized already: the build records a warning in the manifest.
+    params.allow_requantize = True
     params.nthread = len(os.sched_getaffinity(0))
     # Both lists end with an entry that says so.
     layers = (ctypes.c_int32 * (len(scheme.prune_layers) + 1))(*sorted(scheme.prune_layers), -1)

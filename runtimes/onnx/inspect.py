@@ -34,6 +34,7 @@ class OnnxInspector:
             context_length=config.max_position_embeddings if text else 0,
             tensors=tuple(model.tensors),
             metadata=_metadata(model, config),
+            operators=dict(model.operators),
         )
 
 

@@ -80,7 +80,8 @@ model.add_command(adapter_command)
     multiple=True,
     callback=_parse_variants,
     metavar="NAME=RUNTIME:SCHEME",
-    help="A variant to make, for instance q4=llama_cpp:q4_k_m, or q4_k_m alone. Repeatable.",
+    help="A variant to make, for instance q4=llama_cpp:q4_k_m, or q4_k_m alone. Repeatable. "
+    "SCHEME `source`, the default, deploys the files as they were published.",
 )
 @click.option(
     "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to make."
@@ -102,7 +103,11 @@ model.add_command(adapter_command)
     help="The version it comes from, for instance finetune:acme/base@1; several of a merge.",
 )
 @click.option("--description", default="", help="One or two sentences for the manifest.")
-@click.option("--force", is_flag=True, help="Replace another model in the folder.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace another model in the folder, and keep variants larger than their source.",
+)
 @pass_settings
 def build_command(settings: Settings, /, *, recipe: Path | None, **options: Any) -> None:
     """Make a model version with all its variants from one or more source files.
@@ -130,14 +135,17 @@ def build_command(settings: Settings, /, *, recipe: Path | None, **options: Any)
         _print_attempts(settings, result.attempts)
         click.echo()
     print_variants(result.model.variants)
+    for variant in result.model.variants:
+        for warning in variant.warnings:
+            note(clean(f"{variant.name}: warning: {warning}"))
     done = "was there already, unchanged" if result.unchanged else "is built"
     note(f"{result.model.reference} {done}: {result.directory}")
 
 
 def _by_options(options: dict[str, Any]) -> BuildRequest:
-    missing = [name for name in ("sources", "name", "version", "variants") if not options[name]]
+    missing = [name for name in ("sources", "name", "version") if not options[name]]
     if missing:
-        word = {"sources": "SRC", "variants": "--variant"}.get(missing[0], f"--{missing[0]}")
+        word = {"sources": "SRC"}.get(missing[0], f"--{missing[0]}")
         raise click.UsageError(f"{word} is missing; a --recipe would say it.")
     if options["compare"] and not options["evaluation"]:
         raise click.UsageError("--compare needs --eval.")

@@ -181,7 +181,6 @@ def test_a_folder_that_is_no_model_is_never_replaced(request_of: Any) -> None:
         ({"variants": (FULL, VariantRequest("tiny", "eighth"))}, BuildError),
         ({"variants": (FULL, VariantRequest("tiny", "half", "onnx"))}, BuildError),
         ({"variants": (FULL, VariantRequest("full", "half"))}, BuildError),
-        ({"variants": ()}, BuildError),
         ({"variants": (VariantRequest("../up", "half"),)}, BuildError),
         ({"variants": (VariantRequest("Upper Case", "half"),)}, BuildError),
         ({"name": "tiny"}, BuildError),
@@ -273,13 +272,16 @@ def test_sources_of_different_tasks_need_a_word(demo_models: Path, tmp_path: Pat
         run(request)
 
 
-def test_a_scheme_that_the_shapes_do_not_allow_leaves_nothing(
-    request_of: Any, monkeypatch: pytest.MonkeyPatch, built_models: Path
+def test_a_variant_larger_than_its_source_is_refused_unless_forced(
+    request_of: Any, built_models: Path
 ) -> None:
     already_small = built_models / "base" / "gguf-q4" / "model.gguf"
     request = request_of(
         sources=(already_small,), variants=(VariantRequest("q8", "q8_0"),), evaluation=None
     )
-    with pytest.raises(QuantizeError):
+    with pytest.raises(QuantizeError, match="larger") as caught:
         run(request)
+    assert "--force" in caught.value.advice
     assert not request.out.exists()
+    (variant,) = run(replace(request, force=True)).model.variants
+    assert variant.size_bytes > already_small.stat().st_size

@@ -4,6 +4,7 @@ The fake runtime's schemes have the perplexities 8 (full), 8.8 (half) and 9.6 (q
 """
 
 import json
+import shutil
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -277,18 +278,45 @@ def test_goals_that_cannot_be_judged_are_refused(
     assert not request.out.exists()
 
 
-def test_a_scheme_that_does_not_apply_ends_a_list_and_not_a_search(make: Make) -> None:
+def test_a_scheme_that_does_not_apply_is_skipped_with_its_reason(make: Make) -> None:
     candidates = (VariantRequest("wide", Scheme("half", sparsity=0.5)), *ALL)
     request = make(variants=candidates, goals=degradation("perplexity", relative=0.15))
     result = run(request)
     assert outcomes(result)["half"] == "kept"
     refused = next(attempt for attempt in result.attempts if attempt.name == "wide")
     assert (refused.outcome, "sparsity" in refused.reason) == ("refused", True)
+    for listed in (
+        replace(request, search=False, force=True),
+        replace(request, search=False, force=True, goals=None, evaluation=None),
+    ):
+        result = run(listed)
+        refused = next(attempt for attempt in result.attempts if attempt.name == "wide")
+        assert (refused.outcome, "sparsity" in refused.reason) == ("refused", True)
+        assert "half" in {variant.name for variant in result.model.variants}
+    alone = replace(listed, variants=candidates[:1], out=request.out.with_name("alone"))
     with pytest.raises(QuantizeError, match="sparsity"):
-        run(replace(request, search=False, force=True))
+        run(alone)
+    twice = replace(alone, variants=(candidates[0], VariantRequest("b", candidates[0].how)))
+    with pytest.raises(GoalsMissedError, match=r"none of 2 variants can be made; b: .*sparsity"):
+        run(twice)
+    assert not alone.out.exists()
 
 
-def test_what_cannot_be_evaluated_ends_a_list_and_not_a_search(
+def test_a_full_disk_ends_the_build_instead_of_skipping_every_scheme(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path) -> Any:
+        return shutil._ntuple_diskusage(1 << 30, 1 << 30, path.exists())  # type: ignore[attr-defined]
+
+    monkeypatch.setattr("runtimes.build.variants.shutil.disk_usage", full)
+    wide = VariantRequest("wide", Scheme("half", sparsity=0.5))
+    request = make(variants=(wide, *ALL), search=False)
+    with pytest.raises(BuildError, match="1 bytes are free") as caught:
+        run(request)
+    assert "Free space" in caught.value.advice
+
+
+def test_what_cannot_be_evaluated_is_skipped_with_its_reason(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def compare(source: EvaluationJob, variant: EvaluationJob, *others: Any) -> Comparison:
@@ -302,8 +330,11 @@ def test_what_cannot_be_evaluated_ends_a_list_and_not_a_search(
     assert outcomes(result) == {"quarter": "failed", "half": "kept", "full": "not tried"}
     assert "SIGSEGV" in result.attempts[0].reason
     assert not (result.directory / "quarter").exists()
+    listed = run(replace(request, search=False, force=True))
+    assert outcomes(listed)["quarter"] == "failed"
+    alone = replace(request, variants=ALL[-1:], force=True, search=False)
     with pytest.raises(VariantFailedError, match="SIGSEGV"):
-        run(replace(request, search=False, force=True))
+        run(alone)
 
 
 def test_each_source_of_real_models_finds_its_own(demo_models: Path, tmp_path: Path) -> None:

@@ -213,15 +213,22 @@ def test_k_quants_are_refused_for_rows_that_are_no_multiple_of_256(tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made.gguf", "narrow.gguf"]
 
 
-def test_quantizing_twice_and_unknown_schemes_are_refused(
+def test_converting_back_and_unknown_schemes_are_refused(
     built_models: Path, tmp_path: Path
 ) -> None:
     q8 = built_models / "base" / "gguf-q8" / "model.gguf"
-    for source, scheme in ((q8, "q4_k_m"), (q8, "f16"), (q8, "q3_xxl")):
+    for source, scheme in ((q8, "bf16"), (q8, "f16"), (q8, "q3_xxl")):
         with pytest.raises(QuantizeError) as caught:
             quantize(source, scheme, tmp_path / "made.gguf")
         assert caught.value.advice
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_quantized_file_can_be_quantized_again(built_models: Path, tmp_path: Path) -> None:
+    q8 = built_models / "base" / "gguf-q8" / "model.gguf"
+    quantize(q8, "q4_0", tmp_path / "made.gguf")
+    assert GgufInspector().inspect(tmp_path / "made.gguf").quantization == "q4_0"
+    assert (tmp_path / "made.gguf").stat().st_size < q8.stat().st_size
 
 
 def test_nothing_is_left_when_the_disk_refuses(demo_models: Path, tmp_path: Path) -> None:

@@ -68,7 +68,6 @@ def test_a_refusal_says_what_to_do_and_leaves_nothing(tmp_path: Path, source: Pa
 @pytest.mark.parametrize(
     "arguments",
     [
-        (),
         ("--variant", "a=b=c"),
         ("--variant", "full", "--lineage", "acme/base@1"),
         ("--variant", "full", "--lineage", "cousin:acme/base@1"),
