@@ -1,10 +1,10 @@
-"""Every error that artifact raises; each says what was wrong and what to do next."""
+"""Exceptions of artifact; each message names the fault, ``advice`` the next step."""
 
 
 class ArtifactError(Exception):
-    """Something about an artifact is not as it must be.
+    """An artifact is invalid.
 
-    ``advice`` is the next step for whoever can mend it, in one sentence.
+    ``advice`` is the next step for the person who can repair it, in one sentence.
     """
 
     def __init__(self, message: str, *, advice: str = "") -> None:
@@ -17,7 +17,7 @@ class InvalidManifestError(ArtifactError):
 
 
 class ChunkMismatchError(ArtifactError):
-    """Bytes do not have the digest or the length that they were announced with."""
+    """Bytes do not have the announced digest or length."""
 
 
 class UntrustedError(ArtifactError):
@@ -25,7 +25,7 @@ class UntrustedError(ArtifactError):
 
 
 class ExpiredMetadataError(UntrustedError):
-    """Metadata is authentic but too old to start anything new on."""
+    """Metadata is authentic but has expired; it permits no new installation."""
 
 
 class ClockSetBackError(UntrustedError):
@@ -33,7 +33,7 @@ class ClockSetBackError(UntrustedError):
 
 
 class DisagreementError(UntrustedError):
-    """The director and the publisher do not say the same about a release."""
+    """The director's and the publisher's signed data about a release differ."""
 
 
 class InvalidSketchError(ArtifactError):
@@ -45,8 +45,8 @@ class KeyFileError(ArtifactError):
 
 
 class InvalidJoinTokenError(ArtifactError):
-    """A text is not a join token, or not a whole one."""
+    """A text is not a complete join token."""
 
 
 class InvalidDeltaError(ArtifactError):
-    """A delta breaks its format or a bound, or does not give the file that it names."""
+    """A delta breaks its format or a limit, or does not produce the file that it names."""

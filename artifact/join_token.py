@@ -1,4 +1,4 @@
-"""What an operator copies to a new box: a secret, and the digests by which it trusts the server.
+"""Join token: the secret that admits a new box, and the digests by which it trusts the server.
 
 The text is ``flt1.`` and the base64url of a small JSON object. The digests are SHA-256: of the
 certificate authority's DER, and of the first root metadata of the image repository and of the
@@ -20,7 +20,7 @@ MAX_TOKEN_CHARACTERS = 1024
 
 
 class JoinToken(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A join token's parts; only ``secret`` is secret."""
+    """Fields of a join token; only ``secret`` is secret."""
 
     secret: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{16,128}\Z")]
     ca: Digest
@@ -29,12 +29,12 @@ class JoinToken(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 def encode_join_token(token: JoinToken) -> str:
-    """The text that an operator copies."""
+    """Return the text that an operator copies to the box."""
     return PREFIX + base64.urlsafe_b64encode(msgspec.json.encode(token)).decode().rstrip("=")
 
 
 def decode_join_token(text: str) -> JoinToken:
-    """A token's parts; InvalidJoinTokenError, which never repeats the token, for anything else."""
+    """Parse a join token; InvalidJoinTokenError, whose message never contains the token."""
     text = text.strip()
     if not text.startswith(PREFIX) or len(text) > MAX_TOKEN_CHARACTERS:
         raise InvalidJoinTokenError(

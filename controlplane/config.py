@@ -1,4 +1,4 @@
-"""How a control plane is set up. Everything has a default but the data directory."""
+"""Configuration of a control plane. Only the data directory has no default."""
 
 import re
 import socket
@@ -12,13 +12,13 @@ _ADDRESS: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]*):(?P<port
 _RATE: Final = re.compile(r"(?P<number>[0-9]{1,12})(?P<unit>|KiB|MiB|GiB)")
 _RATE_UNITS: Final = {"": 0, "KiB": 10, "MiB": 20, "GiB": 30}
 MAX_PORT: Final = 65535
-# Agents give up on what is slower than 1 KiB/s.
+# Agents give up on downloads slower than 1 KiB/s.
 LEAST_RATE: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to listen. Port 0 takes any free one."""
+    """An address to listen on. Port 0 takes any free port."""
 
     host: str
     port: int
@@ -29,7 +29,7 @@ class Address:
 
 
 def parse_address(text: str) -> Address:
-    """HOST:PORT, [IPV6]:PORT, or :PORT for every interface; AddressError otherwise."""
+    """Parse HOST:PORT, [IPV6]:PORT, or :PORT for every interface; AddressError otherwise."""
     match = _ADDRESS.fullmatch(text)
     if match is None or int(match["port"]) > MAX_PORT:
         raise AddressError(
@@ -39,7 +39,10 @@ def parse_address(text: str) -> Address:
 
 
 def parse_rate(text: str | None) -> int | None:
-    """Bytes per second of 500KiB, 10MiB or 1GiB; InvalidInputError otherwise. None: no limit."""
+    """Parse 500KiB, 10MiB or 1GiB to bytes per second; None means no limit.
+
+    Raises InvalidInputError for any other form.
+    """
     if text is None:
         return None
     match = _RATE.fullmatch(text)
@@ -59,13 +62,14 @@ WILDCARDS: Final = frozenset(("0.0.0.0", "::", ""))  # noqa: S104 - to recognise
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """Set by `flotilla serve`; the rest are figures that tests change."""
+    """Options of `flotilla serve`, and figures that only tests change."""
 
     data_dir: Path
     public: Address = Address("0.0.0.0", 8443)  # noqa: S104 - boxes come from elsewhere
     device: Address = Address("0.0.0.0", 8444)  # noqa: S104
     http: Address = Address("127.0.0.1", 8080)
-    # Names and addresses that boxes and operators reach this server by; the first counts most.
+    # Names and addresses by which boxes and operators reach this server. The first is the one
+    # that new boxes and admin.json get.
     hostnames: tuple[str, ...] = ()
     # None: the embedded database, in the data directory.
     database_url: str | None = None
@@ -81,26 +85,26 @@ class Config:
     # Streams that may be opened at once, and how many more each second.
     connect_burst: int = 500
     connects_per_second: float = 200.0
-    # How long a caller may take to finish its TLS handshake, and over one page of plain HTTP.
+    # Time limits of a TLS handshake and of one request over plain HTTP.
     handshake_seconds: float = 20.0
     http_seconds: float = 10.0
     shutdown_grace_seconds: float = 5.0
-    # How fast chunks may go out, by this process; None: as fast as they can.
+    # Limits on the chunks that this process sends; None means no limit.
     device_bytes_per_second: int | None = None
     site_bytes_per_second: int | None = None
-    # What the deltas that are kept may take on the disk.
+    # Disk space for stored deltas.
     delta_cache_bytes: int = 8 << 30
 
     @property
     def certificate_names(self) -> tuple[str, ...]:
-        """Every name that the server's certificate is for."""
+        """Names of the server's certificate."""
         bound = [a.host for a in (self.public, self.device) if a.host not in WILDCARDS]
         names = (*self.hostnames, *bound, *LOOPBACK_NAMES, socket.gethostname())
         return tuple(dict.fromkeys(names))
 
     @property
     def advertised_host(self) -> str:
-        """Where a box that just joined is told to find the device port."""
+        """Host of the device port as new boxes receive it."""
         if self.hostnames:
             return self.hostnames[0]
         host = self.device.host

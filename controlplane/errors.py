@@ -1,10 +1,10 @@
-"""Every error that the control plane raises; each says what was wrong and what to do next."""
+"""Exceptions of the control plane; each message names the fault, ``advice`` the next step."""
 
 
 class ControlPlaneError(Exception):
-    """Something that was asked of the control plane cannot be done.
+    """A request cannot be carried out.
 
-    ``advice`` is the next step for whoever asked, in one sentence.
+    ``advice`` is the next step for the caller, in one sentence.
     """
 
     def __init__(self, message: str, *, advice: str = "") -> None:
@@ -13,7 +13,7 @@ class ControlPlaneError(Exception):
 
 
 class InvalidInputError(ControlPlaneError):
-    """What was given does not have the form that it must have."""
+    """An argument does not have the required form."""
 
 
 class InvalidSelectorError(InvalidInputError):
@@ -25,15 +25,15 @@ class InvalidStrategyError(InvalidInputError):
 
 
 class NotFoundError(ControlPlaneError):
-    """Nothing has the id or name that was asked for."""
+    """No object has the requested id or name."""
 
 
 class ConflictError(ControlPlaneError):
-    """The thing is there but not in a state that allows what was asked."""
+    """The object is in a state that does not allow the request."""
 
 
 class NameTakenError(ConflictError):
-    """Something else has this name already."""
+    """Another object has this name already."""
 
 
 class DeviceBusyError(ConflictError):
@@ -41,23 +41,23 @@ class DeviceBusyError(ConflictError):
 
 
 class StaleError(ConflictError):
-    """What was decided on has changed meanwhile; load it again and decide anew."""
+    """The data changed between reading and writing; load it again and retry."""
 
 
 class UnauthenticatedError(ControlPlaneError):
-    """Who asks is not known: no token or certificate, or one that is not valid here."""
+    """The caller is unknown: no token or certificate, or one that is not valid here."""
 
 
 class ForbiddenError(ControlPlaneError):
-    """Who asks is known and may not do this."""
+    """The caller is known but not allowed to do this."""
 
 
 class JoinRefusedError(ForbiddenError):
-    """A join token is known but admits nobody now: expired, revoked, or all used."""
+    """A join token is known but not usable: expired, revoked, or all uses spent."""
 
 
 class OverloadedError(ControlPlaneError):
-    """Too much is asked at once; ``retry_after_seconds`` says when to ask again."""
+    """Too many requests at once; retry after ``retry_after_seconds``."""
 
     def __init__(self, message: str, *, retry_after_seconds: float, advice: str = "") -> None:
         super().__init__(message, advice=advice)
@@ -65,7 +65,7 @@ class OverloadedError(ControlPlaneError):
 
 
 class StoppingError(ControlPlaneError):
-    """This server is going down; another, or the same one again, will answer soon."""
+    """This server is stopping; another one, or this one after its restart, will answer."""
 
 
 class DataDirectoryError(ControlPlaneError):

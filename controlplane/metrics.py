@@ -1,4 +1,4 @@
-"""What Prometheus may know about this process."""
+"""Prometheus metrics of this process."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 

@@ -1,12 +1,12 @@
-"""Following the fleet's certificate authority when it is replaced (docs/adr/0010).
+"""The client's side of a change of the fleet's certificate authority (docs/adr/0010).
 
-A change leads from one authority to the next, with both trusted for a while. Whoever trusts the old
-one believes in the new one because the old one's key has signed the new one's name and key (RFC
-4210, 4.4), and never goes back: what the old key signs after that moves nobody.
+A change replaces one authority by the next, and both are trusted for a while. A client that trusts
+the old one accepts the new one because the old key has signed the new one's name and key (RFC 4210,
+4.4). It never goes back: later signatures of the old key have no effect.
 
-The endorsement is a certificate of its own, and never part of a chain: authorities may have no
-authority under them. What vouches for the old one towards newcomers is a certificate that is no
-authority's: everybody may have it, and it must lead nobody back.
+The endorsement is a separate certificate and never part of a chain, because authorities may not
+have authorities under them. The certificate that vouches for the old authority towards new clients
+is not an authority's: it is public, and must not lead any client back.
 """
 
 from collections.abc import Sequence
@@ -28,19 +28,20 @@ _UNREADABLE: Final = (
     x509.DuplicateExtension,
     x509.ExtensionNotFound,
 )
-_STRANGER: Final = (
-    "Nothing is taken from it. If the authority was replaced honestly, a box comes back with a new "
-    "join token (`flotilla-agent enroll --recover`), an operator with the `ca_pem` of a context "
-    "file that was refreshed."
+_UNKNOWN_AUTHORITY: Final = (
+    "The server's data is ignored. If its operator did replace the authority, a box returns with a "
+    "new join token (`flotilla-agent enroll --recover`), and an operator with the `ca_pem` of a "
+    "current context file."
 )
 
 
 def follow(trusted: bytes, offered: Authorities, now: datetime | None = None) -> bytes:
-    """The authorities to trust from now on, newest first, by those trusted until now.
+    """Return the authorities to trust from now on, as PEM, newest first.
 
-    The current one offered must be the newest that is trusted, or be endorsed by that. What is not
-    offered any more is not trusted any more; nothing older is ever added. What endorses must be
-    valid ``now``: by this machine's clock, when that is not given. UntrustedError.
+    ``trusted`` are those trusted until now. The offered current authority must be the newest of
+    them or endorsed by it. Authorities that are no longer offered are dropped, and older ones are
+    never added. The endorsement must be valid ``now``, by default this machine's time. Raises
+    UntrustedError.
     """
     known = _load_all(trusted)
     current = _load(offered.current)
@@ -53,9 +54,10 @@ def follow(trusted: bytes, offered: Authorities, now: datetime | None = None) ->
 
 
 def begin(sha256: str, offered: Authorities, now: datetime | None = None) -> bytes:
-    """The authorities to trust, newest first, by the digest of one of them in a join token.
+    """Return the authorities to trust, as PEM, by the digest of one of them in a join token.
 
-    UntrustedError when neither has it, or the one that has it does not endorse the other ``now``.
+    Raises UntrustedError if neither has this digest, or if the one that has it does not endorse the
+    other ``now``.
     """
     current = _load(offered.current)
     previous = _load(offered.previous) if offered.previous else None
@@ -66,16 +68,16 @@ def begin(sha256: str, offered: Authorities, now: datetime | None = None) -> byt
         _check_endorsed(current, offered.new_with_old, now, by=previous)
     else:
         raise UntrustedError(
-            f"the server's certificate authority has the digest {digest(current)}, the token names "
-            f"{sha256}",
-            advice="This is not the server that the token is from, or something stands between: "
-            "check the address, or create a new token.",
+            f"the server's certificate authority has the digest {digest(current)}; the join token "
+            f"names {sha256}",
+            advice="This is another server, or a proxy intercepts TLS: check the address, or make "
+            "a new token.",
         )
     return _pem([current] if previous is None else [current, previous])
 
 
 def issuer_of(certificate: x509.Certificate, bundle: bytes) -> x509.Certificate | None:
-    """Which of these authorities signed a certificate; None when none did."""
+    """Return the authority of the bundle that signed a certificate, or None."""
     for authority in _load_all(bundle):
         try:
             certificate.verify_directly_issued_by(authority)
@@ -86,12 +88,12 @@ def issuer_of(certificate: x509.Certificate, bundle: bytes) -> x509.Certificate 
 
 
 def newest(bundle: bytes) -> x509.Certificate:
-    """The authority that certificates are issued under."""
+    """Return the authority that issues certificates now, the first of a bundle."""
     return _load_all(bundle)[0]
 
 
 def digest(authority: x509.Certificate) -> str:
-    """SHA-256 of the DER, hex: what join tokens name."""
+    """Return the SHA-256 of the DER in hex, which join tokens contain."""
     return authority.fingerprint(hashes.SHA256()).hex()
 
 
@@ -103,15 +105,15 @@ def _check_endorsed(
     by: x509.Certificate,
     forward: bool = True,
 ) -> None:
-    """The endorsement is a certificate for the same name and key, signed by ``by``.
+    """Check that the endorsement is a certificate for the same name and key, signed by ``by``.
 
-    An authority's, if it leads ``forward``, to the one after ``by``: any device could show one that
-    is none's. Otherwise none's.
+    ``forward``, from ``by`` to its successor, requires an authority's certificate, because every
+    device has an ordinary one. Otherwise an ordinary certificate is required.
     """
     refused = UntrustedError(
         f"the certificate authority {digest(wanted)} is not endorsed by {digest(by)}, which is "
         "trusted here",
-        advice=_STRANGER,
+        advice=_UNKNOWN_AUTHORITY,
     )
     if not endorsement:
         raise refused
@@ -122,8 +124,8 @@ def _check_endorsed(
         raise refused from None
     if not found.not_valid_before_utc <= (now or datetime.now(UTC)) <= found.not_valid_after_utc:
         raise UntrustedError(
-            f"what endorses the certificate authority {digest(wanted)} is valid from "
-            f"{found.not_valid_before_utc} to {found.not_valid_after_utc}, which is not now",
+            f"the endorsement of the certificate authority {digest(wanted)} is valid from "
+            f"{found.not_valid_before_utc} to {found.not_valid_after_utc}, not now",
             advice="Check this machine's clock, then the server's.",
         )
     if (found.subject, found.public_key()) != (wanted.subject, wanted.public_key()):
@@ -132,14 +134,17 @@ def _check_endorsed(
 
 def _load_all(pem: bytes, *, authority: bool = True) -> list[x509.Certificate]:
     if len(pem) > 2 * MAX_PEM_BYTES:
-        raise UntrustedError(f"authorities of {len(pem)} bytes are none", advice=_STRANGER)
+        raise UntrustedError(
+            f"the authorities have {len(pem):,} bytes; the maximum is {2 * MAX_PEM_BYTES:,}",
+            advice=_UNKNOWN_AUTHORITY,
+        )
     try:
         found = x509.load_pem_x509_certificates(pem)
         for certificate in found:
             _check_constraint(certificate, authority=authority)
     except _UNREADABLE as error:
         raise UntrustedError(
-            f"a certificate authority cannot be read: {error}", advice=_STRANGER
+            f"a certificate authority cannot be read: {error}", advice=_UNKNOWN_AUTHORITY
         ) from error
     return found
 
@@ -148,13 +153,13 @@ def _load(pem: bytes, *, authority: bool = True) -> x509.Certificate:
     found = _load_all(pem, authority=authority)
     if len(found) != 1:
         raise UntrustedError(
-            f"{len(found)} certificates came in the place of one", advice=_STRANGER
+            f"expected one certificate, got {len(found)}", advice=_UNKNOWN_AUTHORITY
         )
     return found[0]
 
 
 def _check_constraint(certificate: x509.Certificate, *, authority: bool) -> None:
-    # Here, and not where it is compared: an unknown kind of key is an error.
+    # Loads the key here, so that an unsupported kind raises inside the caller's try.
     certificate.public_key()
     constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
     if constraints.value.ca != authority:

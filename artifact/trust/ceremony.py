@@ -1,8 +1,8 @@
-"""Changing what the offline keys have signed: the holders' side.
+"""Changes to the metadata of the offline keys, on the side of the key holders.
 
-Each function takes verified metadata and gives the next version, unsigned but for ``sign``ed ones;
-what comes out is sent to the server, which checks it by the rules of ``update``. Root may pass
-through several hands: every holder adds a signature with ``add_signature`` until none is missing.
+``next_version`` takes verified metadata and an edit, and returns the next version, signed. The
+server checks it by the rules of ``update``. A root that needs several key holders passes from one
+to the next: each adds a signature with ``add_signature`` until none is missing.
 """
 
 from collections.abc import Callable, Collection
@@ -27,7 +27,7 @@ def next_version(
     edit: Callable[[Kind], None] = lambda _: None,
     lifetime: timedelta = OFFLINE_LIFETIME,
 ) -> bytes:
-    """The role's next version, edited, valid anew, signed by these."""
+    """Return the role's next version: edited, with a new expiry, signed by ``signers``."""
     signed = parse(kind, current, role).signed
     edit(signed)
     signed.version += 1
@@ -36,7 +36,7 @@ def next_version(
 
 
 def replace_key(role: str, old: str, new: Key) -> Callable[[Root], None]:
-    """A top-level role is signed by ``new`` instead of the key ``old`` (its id)."""
+    """Return an edit that replaces the key with the id ``old`` of a top-level role by ``new``."""
 
     def edit(root: Root) -> None:
         root.add_key(new, role)
@@ -46,7 +46,10 @@ def replace_key(role: str, old: str, new: Key) -> Callable[[Root], None]:
 
 
 def remove_key(role: str, key: str) -> Callable[[Root], None]:
-    """A top-level role is not signed by this key any more; UntrustedError if too few are left."""
+    """Return an edit that removes a key (by id) from a top-level role.
+
+    The edit raises UntrustedError if fewer keys than the threshold would be left.
+    """
 
     def edit(root: Root) -> None:
         try:
@@ -59,7 +62,8 @@ def remove_key(role: str, key: str) -> Callable[[Root], None]:
         left, threshold = len(root.roles[role].keyids), root.roles[role].threshold
         if left < threshold:
             raise UntrustedError(
-                f"without {key[:16]} {role} has {left} keys, fewer than its threshold {threshold}",
+                f"without the key {key[:16]}, {role} would have {left} keys; its threshold is "
+                f"{threshold}",
                 advice="Replace it instead: `flotilla keys rotate`.",
             )
 
@@ -67,13 +71,15 @@ def remove_key(role: str, key: str) -> Callable[[Root], None]:
 
 
 def set_publisher(name: str, key: Key) -> Callable[[Targets], None]:
-    """A publisher is known by this key, and by no other."""
+    """Return an edit that adds a publisher with this key, or replaces its key."""
 
     def edit(targets: Targets) -> None:
         remove_publisher(name)(targets)
         delegations = targets.delegations
         if delegations is None or delegations.roles is None:
-            raise UntrustedError("targets delegates to nobody", advice="Restore it from a backup.")
+            raise UntrustedError(
+                "the targets metadata has no delegations", advice="Restore it from a backup."
+            )
         delegations.roles[name] = DelegatedRole(
             name, [key.keyid], 1, terminating=True, paths=[delegated_path(name)]
         )
@@ -83,7 +89,7 @@ def set_publisher(name: str, key: Key) -> Callable[[Targets], None]:
 
 
 def remove_publisher(name: str) -> Callable[[Targets], None]:
-    """Nothing that this publisher lists is believed any more."""
+    """Return an edit that removes a publisher, and so all of its releases."""
 
     def edit(targets: Targets) -> None:
         delegations = targets.delegations
@@ -99,7 +105,10 @@ def remove_publisher(name: str) -> Callable[[Targets], None]:
 
 
 def delist(publisher: str, paths: Collection[str]) -> Callable[[Targets], None]:
-    """These releases may not be installed any more; UntrustedError for one that is not listed."""
+    """Return an edit that withdraws releases by target path.
+
+    The edit raises UntrustedError for a release that is not listed.
+    """
 
     def edit(targets: Targets) -> None:
         for path in paths:
@@ -110,7 +119,7 @@ def delist(publisher: str, paths: Collection[str]) -> Callable[[Targets], None]:
 
 
 def raise_floor(publisher: str, path: str) -> Callable[[Targets], None]:
-    """No release of the same name that came before this one may be installed any more."""
+    """Return an edit that withdraws all earlier releases of the same name."""
 
     def edit(targets: Targets) -> None:
         before = listed_releases(targets)
@@ -133,14 +142,14 @@ def _unlisted(publisher: str, path: str) -> UntrustedError:
 
 
 def add_signature(root: bytes, signer: Signer) -> bytes:
-    """The same root with one signature more."""
+    """Return the same root with one more signature."""
     metadata = parse(Root, root, Root.type)
     metadata.sign(signer, append=True)
     return metadata.to_bytes()
 
 
 def may_sign(previous: bytes, root: bytes) -> set[str]:
-    """Ids of the keys whose signature a new root needs or can use."""
+    """Return the ids of the keys whose signatures count for a new root."""
     return {
         keyid
         for data in (previous, root)
@@ -149,7 +158,7 @@ def may_sign(previous: bytes, root: bytes) -> set[str]:
 
 
 def signatures_missing(previous: bytes, root: bytes) -> int:
-    """How many more holders must sign a new root, at least; 0 when it may be sent."""
+    """Return how many more key holders must sign a new root, at least; 0 if it is complete."""
     metadata: Metadata[Root] = parse(Root, root, Root.type)
     result = metadata.signed.get_root_verification_result(
         parse(Root, previous, Root.type).signed, metadata.signed_bytes, metadata.signatures

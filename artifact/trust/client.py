@@ -1,18 +1,19 @@
-"""The TUF client workflow, for either repository, with a memory that outlasts its cache.
+"""The TUF client workflow, for either repository, with durable version floors.
 
-python-tuf's ``Updater`` does the workflow, over metadata that a callable fetches by name. What it
-has seen it keeps in files that it does not fsync, so a power cut can take it back to older metadata
-than it has accepted. ``Floors`` are kept durably instead, and never fall:
+python-tuf's ``Updater`` does the workflow, over metadata that a callable fetches by name. It stores
+metadata in files without fsync, so after a power cut it can accept older metadata than before.
+``Floors`` are stored durably instead, and never fall:
 
-- the highest version of each role, per repository and per set of keys that vouches for it: its own
-  and, for what the snapshot lists, the snapshot's. Once root replaces these the role starts anew,
-  so that a thief of the old keys cannot have outrun the new (fast-forward recovery, TUF 5.3.11);
-- the latest time at which a timestamp says that it was signed, per key likewise: a clock that was
-  set back cannot bring expired metadata back to life. The machine's own clock never sets this
-  floor: once ahead, it would otherwise refuse everything until that time has passed.
+- the highest version of each role, per repository and per set of keys that vouches for it: the
+  role's own keys and, for roles that the snapshot lists, the snapshot's. When root replaces these
+  keys the role's floor starts again, so that a thief of the old keys cannot use up the versions
+  (fast-forward recovery, TUF 5.3.11);
+- the latest time at which a timestamp says that it was signed, likewise per set of keys: setting
+  the clock back cannot make expired metadata valid again. The machine's own clock never sets this
+  floor: after it was ahead once, the device would refuse everything until that time has passed.
 
-Blocking: it verifies signatures and writes its cache, so an event loop runs it in a thread. One
-call at a time: python-tuf keeps its cache in files.
+Calls block, because they verify signatures and write the cache: an event loop uses a thread. Only
+one call may run at a time, because python-tuf's cache is a folder of files.
 """
 
 import hashlib
@@ -44,15 +45,15 @@ from artifact.trust.statements import NOT_THE_TRUSTED_ONE
 log = logging.getLogger(__name__)
 
 FetchMetadata = Callable[[str], bytes | None]
-"""Metadata by its name (timestamp.json, 3.root.json); None when there is none of that name.
+"""Fetches metadata by name (timestamp.json, 3.root.json); None if there is no such file.
 
-What it raises passes through: a network that fails says nothing about trust.
+Its exceptions pass through unchanged: a network failure is not a failure of trust.
 """
 
 MAX_VERSION: Final = 1 << 53
-# Targets, the publisher that it delegates to, and room for none that it should not.
+# Targets and the publisher that it delegates to, with a small reserve.
 MAX_DELEGATIONS: Final = 4
-# Clocks are corrected by seconds, and by an hour where local time was taken for UTC.
+# Normal corrections of a clock: seconds, or an hour where local time was set as UTC.
 CLOCK_TOLERANCE: Final = timedelta(hours=1)
 
 _BASE: Final = "metadata:/"
@@ -69,9 +70,9 @@ _BEHIND: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """What one run of the workflow verified.
+    """The metadata that one run of the workflow verified.
 
-    ``found`` answers each path that was asked for, in order; None for what nobody lists.
+    ``found`` has an entry per requested path, in order; None if no role lists it.
     """
 
     roles: Mapping[str, Signed]
@@ -79,17 +80,17 @@ class Walk:
 
     @property
     def versions(self) -> dict[str, int]:
-        """Of the metadata, by role."""
+        """Version of the metadata, by role."""
         return {role: signed.version for role, signed in self.roles.items()}
 
     def targets(self, role: str = Targets.type) -> Targets | None:
-        """The metadata of a role that lists targets; None when the walk did not need it."""
+        """Return the metadata of a role that lists targets; None if the walk did not load it."""
         signed = self.roles.get(role)
         return signed if isinstance(signed, Targets) else None
 
 
 class TufClient:
-    """One repository, from its first root on."""
+    """A client of one repository, starting from its first root."""
 
     def __init__(
         self,
@@ -102,9 +103,10 @@ class TufClient:
         floors: Floors | None = None,
         max_delegations: int = MAX_DELEGATIONS,
     ) -> None:
-        """``repository`` names it among the floors; ``cache`` is a folder of its own.
+        """Make a client.
 
-        Without ``floors`` the cache alone remembers; without a cache the floors alone do.
+        ``repository`` is the prefix of its floors; ``cache`` is a folder that only it uses. Either
+        ``cache`` or ``floors`` may be left out.
         """
         self._max_delegations = max_delegations
         self._repository = repository
@@ -114,22 +116,22 @@ class TufClient:
         self._clock = clock
         self._floors = floors
 
-    def walk(self, what: str, *paths: str) -> Walk:
-        """The newest top-level metadata, and whoever lists these targets.
+    def walk(self, subject: str, *paths: str) -> Walk:
+        """Verify the newest top-level metadata and the roles that list these target paths.
 
-        ``what`` names the purpose in errors. Raises UntrustedError when any metadata fails; among
-        these ExpiredMetadataError and ClockSetBackError, after which what runs may keep running.
+        ``subject`` stands in error messages. Raises UntrustedError if any metadata fails. Its
+        subclasses ExpiredMetadataError and ClockSetBackError do not affect running releases.
         """
         now = self._clock()
         floors = dict(self._floors.floors()) if self._floors else {}
-        updater = self._updater(what, now)
+        updater = self._updater(subject, now)
         try:
             updater.refresh()
             found = [updater.get_targetinfo(path) for path in paths]
         except ExpiredMetadataError as error:
             self._remember(updater)
             raise errors.ExpiredMetadataError(
-                f"{what} cannot be verified: {error}; this machine's clock says "
+                f"{subject} cannot be verified: {error}; this machine's clock says "
                 f"{now.isoformat(timespec='seconds')}",
                 advice=_EXPIRED,
             ) from error
@@ -138,14 +140,14 @@ class TufClient:
             if isinstance(error, DownloadError) and error.__cause__ is not None:
                 raise error.__cause__ from None
             raise UntrustedError(
-                f"{what} cannot be verified: {error}", advice=NOT_THE_TRUSTED_ONE
+                f"{subject} cannot be verified: {error}", advice=NOT_THE_TRUSTED_ONE
             ) from error
         self._check_clock(now, updater, floors)
         _check_floors(self._numbers(updater), floors)
         self._remember(updater)
         return Walk(_roles(updater), found)
 
-    def _updater(self, what: str, now: datetime) -> Updater:
+    def _updater(self, subject: str, now: datetime) -> Updater:
         if self._cache is not None:
             self._cache.mkdir(parents=True, exist_ok=True)
         kind = _Uncached if self._cache is None else Updater
@@ -164,15 +166,15 @@ class TufClient:
             )
         except RepositoryError as error:
             raise UntrustedError(
-                f"{what} cannot be verified: the first root is damaged: {error}",
+                f"{subject} cannot be verified: the first root is damaged: {error}",
                 advice="Restore it from a backup, or enrol the box again.",
             ) from error
-        # python-tuf takes the time itself and offers no other way to give it.
+        # python-tuf reads the clock itself; there is no public way to set the reference time.
         updater._trusted_set.reference_time = now  # noqa: SLF001
         return updater
 
     def _numbers(self, updater: Updater) -> dict[str, int]:
-        """A floor for each role that was verified, whether or not all were."""
+        """Return the version floor of each role that was verified, even if a later one failed."""
         roles = _roles(updater)
         return {
             f"{self._repository}/{role}{_vouchers(roles, role)}": signed.version
@@ -186,7 +188,7 @@ class TufClient:
         stated = timestamp.unrecognized_fields.get(SIGNED_AT) if timestamp else None
         if timestamp is None or not isinstance(stated, int):
             return {}
-        # Whoever holds the key can state any time; it cannot be used beyond the expiry anyway.
+        # A thief of the key can state any time; bound it by the expiry.
         bounded = max(0, min(stated, int(timestamp.expires.timestamp())))
         return {f"{self._repository}/{SIGNED_AT}{_vouchers(roles, Timestamp.type)}": bounded}
 
@@ -210,12 +212,15 @@ class TufClient:
 
 
 def _roles(updater: Updater) -> dict[str, Signed]:
-    # The Updater does not tell them otherwise. Its mapping iterates over values, not over keys.
+    # The Updater has no public accessor. Its own mapping iterates over values, not over keys.
     return dict(updater._trusted_set._trusted_set)  # noqa: SLF001
 
 
 def _vouchers(roles: Mapping[str, Signed], role: str) -> str:
-    """Names the keys behind a role's version; root's versions form one chain whatever the keys."""
+    """Return a suffix that identifies the keys behind a role's version; none for root.
+
+    Root's versions form one chain across all its keys.
+    """
     root, targets = roles[Root.type], roles.get(Targets.type)
     if role == Root.type or not isinstance(root, Root):
         return ""
@@ -239,7 +244,7 @@ def _check_floors(numbers: Mapping[str, int], floors: Mapping[str, int]) -> None
         role = name.partition("@")[0]
         if number > MAX_VERSION:
             raise UntrustedError(
-                f"the {role} metadata has the version {number}, more than {MAX_VERSION}",
+                f"the {role} metadata has the version {number}; the maximum is {MAX_VERSION}",
                 advice=NOT_THE_TRUSTED_ONE,
             )
         if number < floors.get(name, 0):
@@ -250,19 +255,19 @@ def _check_floors(numbers: Mapping[str, int], floors: Mapping[str, int]) -> None
 
 
 class _Uncached(Updater):
-    """Reads and writes no file: for metadata that comes whole every time."""
+    """An updater without files, for metadata that arrives complete every time."""
 
     def _load_local_metadata(self, rolename: str) -> bytes:
         raise FileNotFoundError(rolename)
 
     def _persist_metadata(self, rolename: str, data: bytes) -> None:
-        """Nothing is kept."""
+        """Do not store."""
 
     def _persist_root(self, version: int, data: bytes) -> None:
-        """Nothing is kept."""
+        """Do not store."""
 
     def _update_root_symlink(self) -> None:
-        """Nothing is kept."""
+        """Do not store."""
 
 
 class _Fetcher(FetcherInterface):
@@ -283,6 +288,6 @@ class _Fetcher(FetcherInterface):
         data = b"".join(self.fetch(url))
         if len(data) > max_length:
             raise DownloadLengthMismatchError(
-                f"{url.removeprefix(_BASE)} has {len(data)} bytes, more than {max_length}"
+                f"{url.removeprefix(_BASE)} has {len(data)} bytes; the maximum is {max_length}"
             )
         return data

@@ -1,13 +1,13 @@
 """The director repository: what one device should run now, signed by the server's online keys.
 
-Each device has a repository of its own, of one root for all and three small files: timestamp,
-snapshot and targets, which come with the assignment. Targets delegates to nobody, names the device
-and the assignment's generation, and lists the one release that is wanted, or nothing. The director
-alone can make no device install anything: the publisher must list the same (``statements``).
+Each device has a repository that consists of the common root and three small files: timestamp,
+snapshot and targets, which come with the assignment. Targets has no delegations, names the device
+and the assignment's generation, and lists the wanted release or no release. The director alone
+cannot make a device install anything: the publisher must list the same release (``statements``).
 
-What is signed depends on the assignment and on the days since it was made, and on nothing else: the
-server stores none of it, and every replica signs the same bytes. The version is made of both, so it
-rises with each assignment and with each renewal.
+The signed content depends only on the assignment and on the days since it was made. So the server
+stores none of it, and every replica signs the same bytes. The version combines the generation and
+the renewals, so it rises with each assignment and with each renewal.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ DIRECTOR: Final = "director"
 ROOT_LIFETIME: Final = timedelta(days=3650)
 LIFETIME: Final = timedelta(days=7)
 RENEWED_EVERY: Final = timedelta(days=1)
-# How often one assignment may be renewed before its versions would reach the next one's.
+# Renewals of one assignment before its versions would reach those of the next generation.
 _RENEWALS: Final = 1 << 20
 
 
@@ -52,7 +52,7 @@ class _Custom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def make_director_root(root: Signer, online: Signer, *, now: datetime) -> bytes:
-    """The first root; ``online`` signs everything else for every device."""
+    """Make the first root; ``online`` signs the other roles of every device."""
     signed = Root(version=1, expires=now + ROOT_LIFETIME, consistent_snapshot=True)
     signed.add_key(root.public_key, Root.type)
     for role in (Targets.type, Snapshot.type, Timestamp.type):
@@ -63,9 +63,9 @@ def make_director_root(root: Signer, online: Signer, *, now: datetime) -> bytes:
 def next_director_root(
     current: bytes, root: Signer, *, now: datetime, successor: Signer | None, online: Key | None
 ) -> bytes:
-    """The root after ``current``, signed by its key ``root``.
+    """Make the root after ``current``, signed by its key ``root``.
 
-    ``successor`` replaces that key and signs too; ``online`` replaces what signs everything else.
+    ``successor`` replaces that key and signs too; ``online`` replaces the key of the other roles.
     """
 
     def edit(signed: Root) -> None:
@@ -90,7 +90,7 @@ def direct(
     now: datetime,
     roots: tuple[bytes, ...] = (),
 ) -> DirectorMetadata:
-    """The files that tell a device this.
+    """Sign the three files of a directive.
 
     ``roots`` lead from the first root to the one that names ``online``.
     """
@@ -120,30 +120,30 @@ def direct(
 
 
 class DirectorVerifier:
-    """One device's view of the director; blocking, as ``client`` says.
+    """Verifies the director's metadata on one device; blocks, see ``client``.
 
-    The files come whole with every assignment, so nothing is cached but the floors.
+    The files arrive complete with every assignment, so only the floors are stored.
     """
 
     def __init__(
         self, root: bytes, device_id: str, *, clock: Callable[[], datetime], floors: Floors
     ) -> None:
-        """``root`` is what the join token's digest named."""
+        """``root`` is the one whose digest the join token contains."""
         self._device_id = device_id
         self._files: dict[str, bytes] = {}
         self._client = TufClient(DIRECTOR, None, root, self._files.get, clock=clock, floors=floors)
 
     def directive(self, metadata: DirectorMetadata) -> Directive:
-        """What these files tell this device.
+        """Return the directive of these files.
 
-        Raises UntrustedError when they are not the director's, not the newest, or for another
-        device; among these ExpiredMetadataError and ClockSetBackError.
+        Raises UntrustedError if they are not the director's, older than accepted ones, or for
+        another device. ExpiredMetadataError and ClockSetBackError are subclasses.
         """
         version = parse(Timestamp, metadata.timestamp, "timestamp").signed.snapshot_meta.version
         snapshot = parse(Snapshot, metadata.snapshot, "snapshot").signed
         listed = snapshot.meta.get("targets.json")
         self._files.clear()
-        # What lies beyond is not asked for.
+        # Further roots would not be followed.
         for number, root in enumerate(metadata.roots[:MAX_ROOTS], start=2):
             self._files[f"{number}.root.json"] = root
         self._files["timestamp.json"] = metadata.timestamp
@@ -152,13 +152,13 @@ class DirectorVerifier:
         targets = self._client.walk("the assignment").targets()
         if targets is None or targets.delegations is not None or len(targets.targets) > 1:
             raise UntrustedError(
-                "the director delegates, or wants several releases at once",
+                "the director's targets delegate, or list several releases",
                 advice=NOT_THE_TRUSTED_ONE,
             )
         directive = _directive(targets)
         if directive.device_id != self._device_id:
             raise DisagreementError(
-                f"the assignment is for the device {directive.device_id!a}, "
+                f"the assignment is for the device {directive.device_id!a}; "
                 f"this is {self._device_id}",
                 advice=NOT_THE_TRUSTED_ONE,
             )
@@ -171,7 +171,7 @@ def _directive(targets: Targets) -> Directive:
         releases = [_directed(target) for target in targets.targets.values()]
     except (msgspec.ValidationError, KeyError) as error:
         raise UntrustedError(
-            f"the assignment's targets say nothing that can be followed: {error}",
+            f"the assignment's targets cannot be read: {error}",
             advice="Update this agent, or the server.",
         ) from error
     return Directive(addressee.device_id, addressee.generation, releases[0] if releases else None)
@@ -179,7 +179,7 @@ def _directive(targets: Targets) -> Directive:
 
 def _directed(target: TargetFile) -> DirectedRelease:
     custom = msgspec.convert(target.custom, _Custom)
-    # A path that is none of a release agrees with no reference, and is told as it is.
+    # A path of another form gives a text that equals no reference, and stands so in the error.
     name, _, file = target.path.rpartition("/")
     reference = f"{name}@{file.removesuffix('.json')}"
     return DirectedRelease(reference, target.length, target.hashes["sha256"], custom.counter)

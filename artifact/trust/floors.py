@@ -1,14 +1,14 @@
-"""What a device has accepted before, kept so that nothing older is accepted again."""
+"""Version floors: the newest versions a device has accepted; older ones are refused."""
 
 from collections.abc import Mapping
 from typing import Protocol
 
 
 class Floors(Protocol):
-    """Numbers that only rise, by name, kept so that a power cut does not lose them."""
+    """Numbers by name that only rise, stored so that they survive a power cut."""
 
     def floors(self) -> Mapping[str, int]:
-        """All of them."""
+        """Return all floors."""
 
     def raise_floors(self, numbers: Mapping[str, int]) -> None:
-        """Durably, each to at least this."""
+        """Raise each floor to at least this number, durably."""

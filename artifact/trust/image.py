@@ -1,6 +1,6 @@
-"""Making metadata of the image repository, on the side of those who hold offline keys.
+"""Metadata of the image repository, made by the holders of offline keys.
 
-Pure: keys, current metadata and the time in; signed bytes out. The delegation that it builds:
+Pure functions from keys, current metadata and the time to signed bytes. The delegations:
 
     root (threshold of root keys)
       -> targets (lists nothing itself) -> one role per publisher, paths ``publisher/*/*``
@@ -40,7 +40,7 @@ class OnlineKeys:
 
 
 def sign(signed: Kind, signers: Sequence[Signer]) -> bytes:
-    """Metadata with one signature per signer."""
+    """Return metadata with one signature per signer."""
     metadata = Metadata(signed)
     for signer in signers:
         metadata.sign(signer, append=True)
@@ -56,7 +56,7 @@ def initial_root(
     now: datetime,
     lifetime: timedelta = OFFLINE_LIFETIME,
 ) -> bytes:
-    """Version 1 of root, signed by all root keys, any ``threshold`` of which may sign the next."""
+    """Make version 1 of root, signed by all root keys; ``threshold`` of them can sign the next."""
     if not 1 <= threshold <= len(signers):
         raise ValueError(f"threshold {threshold} does not fit {len(signers)} root keys")
     root = Root(version=1, expires=now + lifetime, consistent_snapshot=True)
@@ -76,7 +76,7 @@ def initial_targets(
     now: datetime,
     lifetime: timedelta = OFFLINE_LIFETIME,
 ) -> bytes:
-    """Version 1 of targets: for each publisher its key and its part of the names."""
+    """Make version 1 of targets, which delegates to each publisher its part of the names."""
     roles = {
         name: DelegatedRole(name, [key.keyid], 1, terminating=True, paths=[delegated_path(name)])
         for name, key in publishers.items()
@@ -89,14 +89,14 @@ def initial_targets(
 
 
 def delegated_path(publisher: str) -> str:
-    """The only paths that a publisher may list; target_path gives paths of this form."""
+    """Return the only paths that a publisher may list, the form of ``target_path``."""
     return f"{publisher}/*/*"
 
 
 def initial_publisher(
     signer: Signer, *, now: datetime, version: int = 1, lifetime: timedelta = OFFLINE_LIFETIME
 ) -> bytes:
-    """A publisher's role, which lists nothing yet; above version 1 where it was removed before."""
+    """Make a publisher's empty role; ``version`` is above 1 if the role was removed before."""
     return sign(Targets(version=version, expires=now + lifetime), [signer])
 
 
@@ -110,12 +110,11 @@ def add_release(
     hardware_classes: Sequence[str] = (),
     lifetime: timedelta = OFFLINE_LIFETIME,
 ) -> bytes:
-    """The publisher's next metadata, which also lists this release.
+    """Make the publisher's next metadata, which also lists this release.
 
     ``current`` must have been verified. ``lowest`` becomes the ``min_release`` of every release of
-    this name; None keeps it. ``hardware_classes`` are the only ones that may run it; none: all may.
-    Raises InvalidManifestError for a bad manifest, and UntrustedError
-    when the release may not be added.
+    this name; None keeps it. ``hardware_classes`` restricts the devices; empty allows all. Raises
+    InvalidManifestError for an invalid manifest, UntrustedError if the release may not be added.
     """
     release = decode_release(manifest)
     check_publishable(release)

@@ -1,8 +1,7 @@
-"""Signing keys: Ed25519, as python-tuf's signers; private ones as PKCS#8 PEM.
+"""Ed25519 signing keys as python-tuf signers; private keys are PKCS#8 PEM.
 
-Offline keys (root, targets, publishers) lie on the operator's side in files that only their owner
-can read, encrypted with a passphrase. Online keys (snapshot, timestamp) are the server's: it keeps
-their PEM itself.
+Offline keys (root, targets, publishers) are the operators': files of mode 0600, encrypted with a
+passphrase. Online keys (snapshot, timestamp) are the server's, which stores their PEM.
 """
 
 import json
@@ -31,17 +30,17 @@ _MAX_KEY_JSON_BYTES: Final = 4096
 
 
 def generate_key() -> CryptoSigner:
-    """A new Ed25519 key."""
+    """Generate an Ed25519 key."""
     return CryptoSigner.generate_ed25519()
 
 
 def write_key(path: Path, signer: CryptoSigner, passphrase: str) -> None:
-    """Store an offline key, encrypted, readable by its owner alone; never over another file."""
+    """Store an offline key, encrypted, with mode 0600; never overwrite a file."""
     if len(passphrase) < MIN_PASSPHRASE_CHARACTERS:
         raise KeyFileError(
-            f"the passphrase has {len(passphrase)} characters, fewer than "
+            f"the passphrase has {len(passphrase)} characters; the minimum is "
             f"{MIN_PASSPHRASE_CHARACTERS}",
-            advice="Choose a longer one: it is all that protects the key file where it lies.",
+            advice="Choose a longer one: it is the only protection of a copied key file.",
         )
     private_key = load_pem_private_key(signer.private_bytes, None)
     der = private_key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
@@ -59,7 +58,7 @@ def write_key(path: Path, signer: CryptoSigner, passphrase: str) -> None:
 
 
 def load_key(path: Path, passphrase: str) -> CryptoSigner:
-    """Read an offline key; KeyFileError when it is missing, exposed, damaged or locked."""
+    """Read an offline key; KeyFileError if it is missing, damaged, not private or locked."""
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
@@ -71,8 +70,8 @@ def load_key(path: Path, passphrase: str) -> CryptoSigner:
         ) from error
     if mode & 0o077:
         raise KeyFileError(
-            f"the key file {path} is open to others (mode {mode & 0o777:o})",
-            advice=f"Close it with `chmod 600 {path}`, and replace the key if others had access.",
+            f"the key file {path} is readable by others (mode {mode & 0o777:o})",
+            advice=f"Run `chmod 600 {path}`, and replace the key if others had access.",
         )
     return _signer(pem, passphrase.encode() or None, str(path))
 
@@ -81,7 +80,7 @@ def _signer(pem: bytes, passphrase: bytes | None, name: str) -> CryptoSigner:
     try:
         private_key = load_pem_private_key(pem, passphrase)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        # A wrong passphrase and a damaged file look the same from here.
+        # A wrong passphrase and a damaged file raise the same error.
         raise KeyFileError(
             f"the key in {name} cannot be unlocked",
             advice="Check the passphrase (FLOTILLA_KEY_PASSPHRASE, --passphrase-file or the "
@@ -89,31 +88,32 @@ def _signer(pem: bytes, passphrase: bytes | None, name: str) -> CryptoSigner:
         ) from error
     if not isinstance(private_key, Ed25519PrivateKey):
         raise KeyFileError(
-            f"the key in {name} is no Ed25519 key", advice="Make keys with `flotilla keys init`."
+            f"the key in {name} is not an Ed25519 key",
+            advice="Make keys with `flotilla keys init`.",
         )
     return CryptoSigner(private_key)
 
 
 def generate_online_key() -> bytes:
-    """A new key for snapshot or timestamp: unencrypted PEM that the server keeps (mode 0600)."""
+    """Generate a key for snapshot or timestamp: unencrypted PEM, which the server stores."""
     return generate_key().private_bytes
 
 
 def load_online_key(pem: bytes) -> Signer:
-    """The signer of an online key's PEM; KeyFileError when it is not one."""
+    """Load an online key from PEM; KeyFileError if it is damaged."""
     return _signer(pem, None, "the server's data directory")
 
 
 def encode_public_key(key: Key) -> bytes:
-    """A key object as root metadata would hold it, with its id: for ``GetTrustResponse``."""
+    """Encode a key as in root metadata, with its id, for ``GetTrustResponse``."""
     return canonical_json({"keyid": key.keyid, **key.to_dict()})
 
 
 def decode_public_key(data: bytes) -> Key:
-    """The key of ``encode_public_key``; UntrustedError for anything else."""
+    """Decode the output of ``encode_public_key``; UntrustedError for any other input."""
     if len(data) > _MAX_KEY_JSON_BYTES:
         raise UntrustedError(
-            f"a public key of {len(data)} bytes is none",
+            f"the public key has {len(data)} bytes; the maximum is {_MAX_KEY_JSON_BYTES}",
             advice="Check that this is a Flotilla server of the same version.",
         )
     try:

@@ -1,7 +1,7 @@
-"""Reading metadata of the image repository: bounded, typed, with our errors.
+"""Parsing of the image repository's metadata: bounded, typed, with our errors.
 
-Roles are named as in TUF: root, targets, snapshot, timestamp, and one role per publisher. A role's
-metadata is always kept as the bytes that were signed; encoding it anew could change its digest.
+Roles have TUF's names: root, targets, snapshot, timestamp, and one role per publisher. Metadata is
+always kept as the bytes that were signed, because encoding it again could change its digest.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from tuf.api.metadata import Metadata, Root, Signed, Snapshot, TargetFile, Targe
 from artifact.errors import ExpiredMetadataError, UntrustedError
 
 Roles = Mapping[str, bytes]
-"""Role name to the bytes of its newest metadata."""
+"""Bytes of the newest metadata by role name."""
 
 Kind = TypeVar("Kind", Root, Targets, Snapshot, Timestamp)
 
@@ -34,10 +34,10 @@ _MADE_BY: Final = "Make it with `flotilla keys` or `flotilla publish`."
 
 @dataclass(frozen=True, slots=True)
 class ListedRelease:
-    """What a publisher signs about one release.
+    """A publisher's signed entry of one release.
 
-    ``counter`` orders the releases of one name; devices refuse those below ``min_release``. No
-    ``hardware_classes``: any device may run it.
+    ``counter`` orders the releases of one name; devices refuse those below ``min_release``. Empty
+    ``hardware_classes`` allow any device.
     """
 
     path: str
@@ -49,7 +49,7 @@ class ListedRelease:
 
     @property
     def name(self) -> str:
-        """publisher/name."""
+        """Publisher and name, such as acme/assistant."""
         return self.path.rpartition("/")[0]
 
 
@@ -60,7 +60,7 @@ class _Custom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def parse(kind: type[Kind], data: bytes, role: str) -> Metadata[Kind]:
-    """Metadata of this kind, its signatures not yet checked; UntrustedError for anything else."""
+    """Parse metadata without checking signatures; UntrustedError if it is not of this kind."""
     metadata: Metadata[Kind] = _read(data, role)
     if metadata.signed.type != kind.type:
         raise UntrustedError(
@@ -73,7 +73,7 @@ def parse(kind: type[Kind], data: bytes, role: str) -> Metadata[Kind]:
 def _read(data: bytes, role: str) -> Metadata[Any]:
     if len(data) > MAX_METADATA_BYTES:
         raise UntrustedError(
-            f"the {role} metadata has {len(data)} bytes, more than {MAX_METADATA_BYTES}",
+            f"the {role} metadata has {len(data)} bytes; the maximum is {MAX_METADATA_BYTES}",
             advice="Delist old releases.",
         )
     try:
@@ -85,7 +85,7 @@ def _read(data: bytes, role: str) -> Metadata[Any]:
 
 
 def refuse_expired(signed: Signed, role: str, now: datetime) -> None:
-    """Raises ExpiredMetadataError once ``now`` has reached the metadata's end."""
+    """Raise ExpiredMetadataError if the metadata has expired at ``now``."""
     if signed.is_expired(now):
         raise ExpiredMetadataError(
             f"the {role} metadata expired at {signed.expires.isoformat()}",
@@ -94,24 +94,24 @@ def refuse_expired(signed: Signed, role: str, now: datetime) -> None:
 
 
 def file_name(role: str, data: bytes) -> str:
-    """The name under which agents fetch it: timestamp.json, 3.root.json, 7.acme.json."""
+    """Return the name by which agents fetch it: timestamp.json, 3.root.json, 7.acme.json."""
     if role == Timestamp.type:
         return "timestamp.json"
     return f"{version_of(role, data)}.{role}.json"
 
 
 def version_of(role: str, data: bytes) -> int:
-    """The version that metadata gives itself."""
+    """Return the version in the metadata."""
     return int(_read(data, role).signed.version)
 
 
 def listed_releases(targets: Targets) -> dict[str, ListedRelease]:
-    """Everything that a publisher's metadata lists, by target path."""
+    """Return the releases that a publisher's metadata lists, by target path."""
     return {path: listed_release(target) for path, target in targets.targets.items()}
 
 
 def listed_release(target: TargetFile) -> ListedRelease:
-    """What a target says about its release; UntrustedError when it does not say it our way."""
+    """Return the release entry of a target; UntrustedError if its custom fields are invalid."""
     try:
         custom = msgspec.convert(target.custom, _Custom)
         return ListedRelease(

@@ -1,7 +1,7 @@
-"""Encrypted PKCS#8 with a key derivation that costs a guesser something.
+"""Encrypted PKCS#8 with scrypt, so that guessing the passphrase is expensive.
 
-``cryptography`` writes PBES2 with 2,048 rounds of PBKDF2 and offers no other, though it reads any.
-So the container (RFC 5958) is put together here: scrypt (RFC 7914, section 7) with the strongest of
+``cryptography`` can write only PBES2 with 2,048 rounds of PBKDF2, though it reads other forms. So
+this module builds the container (RFC 5958): scrypt (RFC 7914, section 7) with the strongest of
 OWASP's equal parameters that OpenSSL's command still reads (N = 2^14, r = 8, p = 5), and
 AES-256-CBC (RFC 8018).
 """
@@ -32,7 +32,7 @@ _AES256_CBC: Final = bytes.fromhex("060960864801650304012a")
 
 
 def encrypt_private_key(der: bytes, passphrase: bytes) -> bytes:
-    """PEM (ENCRYPTED PRIVATE KEY) of a plain PKCS#8 key in DER."""
+    """Encrypt a plain PKCS#8 key in DER and return PEM (ENCRYPTED PRIVATE KEY)."""
     salt, iv = os.urandom(16), os.urandom(_BLOCK_BYTES)
     key = Scrypt(salt, _KEY_BYTES, _N, _R, _P).derive(passphrase)
     padder = PKCS7(8 * _BLOCK_BYTES).padder()
@@ -55,7 +55,7 @@ def _integer(value: int) -> bytes:
 
 
 def _field(tag: int, content: bytes) -> bytes:
-    """One DER field: tag, length, content."""
+    """Encode one DER field: tag, length, content."""
     length = len(content)
     if length < 0x80:  # noqa: PLR2004 - the short form of a length (X.690, 8.1.3.4)
         return bytes([tag, length]) + content

@@ -1,14 +1,13 @@
-"""The server's side of the image repository: what it accepts, and what its online keys sign.
+"""The server's side of the image repository: checks on publishing, and online signatures.
 
-Pure: the newest metadata of every role, what came in, and the time; out come the roles that
-changed, as bytes to be stored in one transaction under ``file_name(role, data)``. The server checks
-what devices will check again, so that a mistake is refused at publication and not found in the
-field:
+Pure functions from the newest metadata of every role, the input and the time to the roles that
+change, as bytes to store in one transaction under ``file_name(role, data)``. The server checks the
+same rules as devices, so that a mistake is refused at publication and not found in the field:
 
 - a publisher's new metadata is signed by the keys that targets delegates to, not expired, and
   exactly one version above the current (so of two publications at once, one is refused);
-- it delegates to nobody, and lists what may follow the current listing (``succession``);
-- the manifest that came along is the one that it lists.
+- it has no delegations, and its listing may follow the current one (``succession``);
+- the manifest sent with it is the one that it lists.
 """
 
 from collections.abc import Mapping
@@ -49,9 +48,9 @@ _OUTSIDE_SNAPSHOT = _TOP_LEVEL - {Targets.type}
 
 @dataclass(frozen=True, slots=True)
 class OnlineSigners:
-    """The server's keys, and how long what they sign is valid.
+    """The server's keys, and the lifetimes of the metadata that they sign.
 
-    A device that is shown the same timestamp for longer than its lifetime installs nothing new.
+    A device that keeps getting the same timestamp stops installing once its lifetime has passed.
     """
 
     snapshot: Signer
@@ -64,7 +63,7 @@ class OnlineSigners:
 class AcceptedRelease:
     """A release that may be published, and the metadata that publishes it.
 
-    ``changed`` is empty when exactly this was published before.
+    ``changed`` is empty if exactly this release was published before.
     """
 
     release: Release
@@ -80,12 +79,12 @@ def initialise(
     *,
     now: datetime,
 ) -> Roles:
-    """All roles of a new repository, or UntrustedError for metadata that cannot found one."""
+    """Return all roles of a new repository; UntrustedError if the metadata cannot found one."""
     root_role = check_root(root, online, now)
     require(root_role.version == 1, f"root starts at version {root_role.version}, not 1")
     targets_role = checked(root_role, Targets.type, targets, now)
     require(targets_role.version == 1, f"targets starts at version {targets_role.version}, not 1")
-    require(not targets_role.targets, "targets lists releases itself, which publishers should")
+    require(not targets_role.targets, "targets lists releases itself; only publishers may")
     publishers = check_delegations(targets_role, online)
     require(
         set(publishers) == set(delegated),
@@ -104,13 +103,13 @@ def accept_release(
 ) -> AcceptedRelease:
     """Check a publisher's new metadata and the manifest that it adds.
 
-    Raises InvalidManifestError or UntrustedError, and then nothing has changed.
+    Raises InvalidManifestError or UntrustedError.
     """
     release = decode_release(manifest)
     publisher = release.publisher
     if publisher not in current or publisher in _TOP_LEVEL:
         raise UntrustedError(
-            f"{publisher!r} is no publisher of this repository",
+            f"{publisher!r} is not a publisher of this repository",
             advice="Publish under a name that `flotilla keys init` was given.",
         )
     delegator = parse(Targets, current["targets"], "targets").signed
@@ -129,7 +128,7 @@ def accept_release(
     listed = listed_release(new.targets[path])
     require(
         listed.counter == release.counter,
-        f"{path} is signed with the counter {listed.counter}, its manifest says {release.counter}",
+        f"{path} is signed with the counter {listed.counter}; its manifest has {release.counter}",
         _BY_PUBLISH,
     )
     if targets == current[publisher]:
@@ -138,9 +137,9 @@ def accept_release(
     require(
         new.version == old.version + 1,
         f"{publisher} came with version {new.version}, the current one is {old.version}",
-        "Someone else published meanwhile: run `flotilla publish` again.",
+        "Another publication came first: run `flotilla publish` again.",
     )
-    require(new.delegations is None, f"{publisher} delegates to others", _BY_PUBLISH)
+    require(new.delegations is None, f"the metadata of {publisher} has delegations", _BY_PUBLISH)
     check_succession(publisher, listed_releases(old), listed_releases(new), path)
     changed = {publisher: targets}
     changed |= make_snapshot_timestamp({**current, **changed}, online, now=now)
@@ -150,7 +149,7 @@ def accept_release(
 def make_snapshot_timestamp(
     roles: Roles, online: OnlineSigners, *, now: datetime
 ) -> dict[str, bytes]:
-    """The next snapshot and timestamp over these roles; version 1 when there is none yet."""
+    """Make the next snapshot and timestamp over these roles, from version 1."""
     snapshot = Snapshot(
         version=_next_version(roles, "snapshot"), expires=now + online.snapshot_lifetime
     )
@@ -164,7 +163,7 @@ def make_snapshot_timestamp(
 
 
 def refresh(current: Roles, online: OnlineSigners, *, now: datetime) -> dict[str, bytes]:
-    """Renew what has passed half of its life; empty when nothing has."""
+    """Return snapshot and timestamp signed again once half of their lifetime has passed."""
     snapshot = parse(Snapshot, current["snapshot"], "snapshot").signed
     timestamp = parse(Timestamp, current["timestamp"], "timestamp").signed
     if snapshot.expires - now < online.snapshot_lifetime / 2:
@@ -191,7 +190,7 @@ def _next_version(roles: Roles, role: str) -> int:
 
 
 def check_root(data: bytes, online: OnlineSigners, now: datetime) -> Root:
-    """A root that is signed by its own keys, asks for what we need, and names our online keys."""
+    """Parse a root; check its signatures, its settings, and that it names our online keys."""
     metadata = parse(Root, data, "root")
     root = metadata.signed
     verify_signed_by(root, Root.type, metadata)
@@ -201,7 +200,7 @@ def check_root(data: bytes, online: OnlineSigners, now: datetime) -> Root:
         key = signer.public_key
         require(
             root.roles[role].keyids == [key.keyid] and root.keys.get(key.keyid) == key,
-            f"root does not give {role} to this server's key {key.keyid}",
+            f"root does not name this server's key {key.keyid} for {role}",
             "The keys are for another server: run `flotilla keys init --dir` with a new folder.",
         )
     for role in (Root.type, Targets.type):
@@ -210,10 +209,10 @@ def check_root(data: bytes, online: OnlineSigners, now: datetime) -> Root:
 
 
 def check_delegations(targets: Targets, online: OnlineSigners) -> list[str]:
-    """The publishers' names, each with its own paths and no key of this server's."""
+    """Return the publishers' names; check their paths, and that no key is this server's."""
     roles = targets.delegations.roles if targets.delegations else None
     if not roles:
-        raise UntrustedError("targets delegates to no publisher", advice=_BY_KEYS)
+        raise UntrustedError("targets has no publishers", advice=_BY_KEYS)
     for name, role in roles.items():
         try:
             msgspec.convert(f"{name}/any", QualifiedName)
@@ -224,7 +223,7 @@ def check_delegations(targets: Targets, online: OnlineSigners) -> list[str]:
             ) from error
         require(
             role.paths == [delegated_path(name)],
-            f"targets grants {role.paths} to {name}, not {delegated_path(name)!r} alone",
+            f"targets grants {role.paths} to {name}; expected {delegated_path(name)!r} alone",
         )
         _refuse_online(name, role.keyids, online)
     return list(roles)
@@ -236,7 +235,7 @@ def _refuse_online(role: str, keyids: list[str], online: OnlineSigners) -> None:
 
 
 def checked(delegator: Root | Targets, role: str, data: bytes, now: datetime) -> Targets:
-    """Targets metadata that its delegator's keys signed and that is still valid."""
+    """Parse targets metadata; check its delegator's signatures and its expiry."""
     metadata = parse(Targets, data, role)
     verify_signed_by(delegator, role, metadata)
     refuse_expired(metadata.signed, role, now)
@@ -246,7 +245,7 @@ def checked(delegator: Root | Targets, role: str, data: bytes, now: datetime) ->
 def verify_signed_by(
     delegator: Root | Targets, role: str, metadata: Metadata[Root] | Metadata[Targets]
 ) -> None:
-    """UntrustedError unless enough of the keys that the delegator names have signed."""
+    """Raise UntrustedError unless enough of the keys that the delegator names have signed."""
     try:
         delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
     except (RepositoryError, ValueError) as error:
@@ -257,6 +256,6 @@ def verify_signed_by(
 
 
 def require(condition: bool, message: str, advice: str = _BY_KEYS) -> None:
-    """UntrustedError when a rule is broken."""
+    """Raise UntrustedError unless the condition holds."""
     if not condition:
         raise UntrustedError(message, advice=advice)

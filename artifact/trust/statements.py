@@ -1,8 +1,8 @@
-"""What director and publisher say, once it is verified, and whether they say alike (after Uptane).
+"""Verified statements of director and publisher, and the check that they agree (after Uptane).
 
-The director says which release this device should run; the publisher signs, offline, which releases
-there are. A device installs only what both say: a thief of either alone gains nothing that the
-other would not allow. Nothing here checks a signature, nor needs what does.
+The director names the release that this device should run; the publisher signs, offline, which
+releases exist. A device installs only a release that both name: a thief of the keys of one gains
+only what the other allows. This module does not verify signatures and does not import tuf.
 """
 
 import hashlib
@@ -13,17 +13,17 @@ from typing import Final
 from artifact.errors import DisagreementError, UntrustedError
 from artifact.manifest import Release, decode_release
 
-# Of the director's, after the first: as many as python-tuf follows in one go.
+# Roots of the director after the first: the number that python-tuf follows in one refresh.
 MAX_ROOTS: Final = 256
 NOT_THE_TRUSTED_ONE: Final = (
-    "Nothing is taken from it. If it stays so, the server, or what lies between, is not the one "
+    "The data is ignored. If this continues, the server, or a proxy in between, is not the one "
     "that was trusted first: compare with the publisher."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class DirectedRelease:
-    """The release that the director wants, as the publisher signed it."""
+    """The release that the director assigns, with the publisher's values."""
 
     reference: str
     length: int
@@ -33,7 +33,7 @@ class DirectedRelease:
 
 @dataclass(frozen=True, slots=True)
 class Directive:
-    """What a device should run; no release: nothing."""
+    """The release that a device should run; None to serve no release."""
 
     device_id: str
     generation: int
@@ -42,7 +42,7 @@ class Directive:
 
 @dataclass(frozen=True, slots=True)
 class DirectorMetadata:
-    """A device's three files, and every root after the first one, which it has pinned."""
+    """A device's three files, and every root after the pinned first one."""
 
     timestamp: bytes
     snapshot: bytes
@@ -52,10 +52,10 @@ class DirectorMetadata:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedRelease:
-    """What the publisher signs about a release that it lists now.
+    """A release that its publisher lists now.
 
-    ``versions`` are those of the metadata that said so, by role. No ``hardware_classes``: any
-    device may run it.
+    ``versions`` are those of the verified metadata, by role. Empty ``hardware_classes`` allow any
+    device.
     """
 
     reference: str
@@ -69,10 +69,10 @@ class VerifiedRelease:
 
 @dataclass(frozen=True, slots=True)
 class Authorities:
-    """What a server says about its authorities, each PEM; empty for what there is not.
+    """A server's authorities as PEM; empty where there is none.
 
-    ``new_with_old`` is the current one endorsed by the previous one. In ``old_with_new`` the
-    current one vouches for the previous one, towards those who begin with the current one.
+    In ``new_with_old`` the previous authority endorses the current one. In ``old_with_new`` the
+    current one vouches for the previous one, for clients that start from the current one.
     """
 
     current: bytes
@@ -82,36 +82,36 @@ class Authorities:
 
     @property
     def bundle(self) -> bytes:
-        """All of them in one PEM, the current one first."""
+        """Both authorities in one PEM, the current one first."""
         return self.current + self.previous
 
 
 def check_directive(directive: Directive, generation: int, reference: str) -> None:
-    """The signed directive is for the assignment that came with it; an empty reference: nothing.
+    """Check that a signed directive matches the assignment that came with it.
 
-    Raises DisagreementError.
+    An empty reference means to serve no release. Raises DisagreementError.
     """
     directed = directive.release.reference if directive.release else ""
     if (directive.generation, directed) != (generation, reference):
         raise DisagreementError(
-            f"the assignment {generation} names {reference or 'nothing'!a}, its signed metadata "
-            f"{directive.generation} and {directed or 'nothing'!a}",
+            f"the assignment {generation} names {reference or 'nothing'!a}; its signed metadata "
+            f"names {directive.generation} and {directed or 'nothing'!a}",
             advice=NOT_THE_TRUSTED_ONE,
         )
 
 
 def check_agreement(directive: Directive, verified: VerifiedRelease, hardware_class: str) -> None:
-    """The director wants exactly what the publisher signed, and it may run on this hardware.
+    """Check that director and publisher agree on a release, and that this hardware may run it.
 
     Raises DisagreementError.
     """
     wanted = directive.release
     signed = (verified.reference, verified.length, verified.sha256, verified.counter)
-    said = wanted and (wanted.reference, wanted.length, wanted.sha256, wanted.counter)
-    if said != signed:
+    directed = wanted and (wanted.reference, wanted.length, wanted.sha256, wanted.counter)
+    if directed != signed:
         raise DisagreementError(
-            f"the publisher signed {signed} (reference, length, SHA-256, counter), the director "
-            f"wants {said}",
+            f"the publisher signed {signed} (reference, length, SHA-256, counter); the director "
+            f"assigns {directed}",
             advice=NOT_THE_TRUSTED_ONE,
         )
     if verified.hardware_classes and hardware_class not in verified.hardware_classes:
@@ -123,7 +123,7 @@ def check_agreement(directive: Directive, verified: VerifiedRelease, hardware_cl
 
 
 def check_manifest(verified: VerifiedRelease, manifest: bytes) -> Release:
-    """The release in a fetched manifest, when that is exactly what the publisher signed.
+    """Parse a fetched manifest after checking that it is the one that the publisher signed.
 
     Raises UntrustedError or InvalidManifestError.
     """
@@ -138,7 +138,7 @@ def check_manifest(verified: VerifiedRelease, manifest: bytes) -> Release:
     if (release.reference, release.counter) != (verified.reference, verified.counter):
         raise UntrustedError(
             f"the manifest signed as {verified.reference} with the counter {verified.counter} "
-            f"calls itself {release.reference} with {release.counter}",
-            advice="The publisher signed a contradiction: publish a new version.",
+            f"contains {release.reference} with {release.counter}",
+            advice="The publisher signed contradictory data: publish a new version.",
         )
     return release

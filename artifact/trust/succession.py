@@ -1,9 +1,9 @@
-"""Whether a publisher's new listing may follow its old one.
+"""Rules by which a publisher's new listing may follow its old one.
 
-The publisher's side asks before it signs and the server before it stores, by the same rules: a
-release once listed never changes; a release may be delisted; one release is added at a time, with a
-counter above those of all earlier releases of its name; ``min_release`` is one number per name,
-never falls, and never shuts out every release.
+The publisher checks them before signing and the server before storing: a listed release never
+changes; a release may be delisted; one release is added at a time, with a counter above those of
+all earlier releases of its name; ``min_release`` is one number per name, never falls, and never
+excludes every release.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,12 +16,12 @@ Listing = Mapping[str, ListedRelease]
 
 
 def next_counter(listing: Listing, name: str) -> int:
-    """The counter of the next release of publisher/name."""
+    """Return the counter of the next release of publisher/name."""
     return 1 + max((release.counter for release in _of_name(listing, name)), default=0)
 
 
 def min_release(listing: Listing, name: str) -> int:
-    """The lowest counter of publisher/name that devices accept; 0 before the first release."""
+    """Return the lowest counter of publisher/name that devices accept; 0 before the first."""
     return max((release.min_release for release in _of_name(listing, name)), default=0)
 
 
@@ -30,18 +30,18 @@ def _of_name(listing: Listing, name: str) -> Iterable[ListedRelease]:
 
 
 def check_succession(publisher: str, old: Listing, new: Listing, added: str) -> None:
-    """Raises UntrustedError unless ``new`` may follow ``old`` by adding the target ``added``."""
+    """Raise UntrustedError unless ``new`` may follow ``old`` by adding the target ``added``."""
     for path, release in new.items():
         if not _is_own(publisher, path):
             raise UntrustedError(
-                f"{publisher} lists {path!r}, which is not its own to list",
+                f"{publisher} lists {path!r}, which is not one of its paths",
                 advice=f"List only {publisher}/NAME/VERSION.json.",
             )
         if path in old:
             _check_unchanged(publisher, old[path], release)
         elif path != added:
             raise UntrustedError(
-                f"{publisher} also lists {path}, whose manifest did not come along",
+                f"{publisher} also lists {path}, whose manifest was not sent",
                 advice="Publish one release at a time with `flotilla publish`.",
             )
         _check_min_release(release, old, new)
@@ -76,12 +76,12 @@ def _check_min_release(release: ListedRelease, old: Listing, new: Listing) -> No
     lowest, highest = min_release(old, name), next_counter(new, name) - 1
     if release.min_release != min_release(new, name):
         raise UntrustedError(
-            f"{release.path} has min_release {release.min_release}, another release of {name} has "
+            f"{release.path} has min_release {release.min_release}; another release of {name} has "
             f"{min_release(new, name)}",
             advice="It is one number per name: run `flotilla publish`, which writes it so.",
         )
     if not lowest <= release.min_release <= highest:
         raise UntrustedError(
             f"min_release {release.min_release} of {name} is outside {lowest} to {highest}",
-            advice="It never falls, and may not shut out the newest release.",
+            advice="It never falls, and may not exclude the newest release.",
         )

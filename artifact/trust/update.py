@@ -1,13 +1,13 @@
-"""The server's side of a change by the offline keys: a new root, targets, or publisher's metadata.
+"""The server's checks of a change by the offline keys: new root, targets or publisher metadata.
 
-As in ``repository``, pure, and as strict as the devices will be:
+Pure, like ``repository``, and as strict as the devices are:
 
 - a new root is one version above the current and signed by enough keys of both (TUF 5.3.4), so
-  that neither a thief of the new keys nor one of the old ones can replace it alone;
-- what comes along is signed by the keys that stand above it *after* the change, and is one version
-  above the current;
-- afterwards everything that is delegated verifies: no change may leave devices with nothing;
-- a publisher's listing may only shrink, or raise its ``min_release``: releases come by publishing.
+  that neither a thief of the new keys nor one of the old keys can replace it alone;
+- the other roles are signed by the keys that their delegators name *after* the change, and are one
+  version above the current;
+- afterwards every delegated role verifies, so that devices can follow the change;
+- a publisher's listing may only shrink, or raise its ``min_release``: publishing adds releases.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ from artifact.trust.succession import check_succession
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """New versions of some roles; None and empty for those that stay."""
+    """New versions of some roles; None or no entry for the unchanged ones."""
 
     root: bytes | None = None
     targets: bytes | None = None
@@ -42,10 +42,9 @@ class Update:
 def accept_update(
     current: Roles, update: Update, online: OnlineSigners, *, now: datetime
 ) -> dict[str, bytes]:
-    """All roles that change, snapshot and timestamp among them.
+    """Return all roles that change, snapshot and timestamp among them.
 
-    ``online`` are the keys that the root names after the change. Raises UntrustedError, and then
-    nothing has changed.
+    ``online`` are the keys that the root names after the change. Raises UntrustedError.
     """
     changed: dict[str, bytes] = {}
     if update.root is not None:
@@ -63,13 +62,13 @@ def accept_update(
         changed[name] = data
     roles = {**current, **changed}
     for name in check_delegations(targets, online):
-        require(name in roles, f"targets delegates to {name}, whose metadata did not come along")
+        require(name in roles, f"targets delegates to {name}, whose metadata is missing")
         verify_signed_by(targets, name, parse(Targets, roles[name], name))
     return changed | make_snapshot_timestamp(roles, online, now=now)
 
 
 def installable(current: Roles) -> set[str]:
-    """Target paths of the releases that devices accept now."""
+    """Return the target paths of the releases that devices accept now."""
     delegations = parse(Targets, current["targets"], "targets").signed.delegations
     return {
         path
@@ -86,8 +85,8 @@ def _check_next_root(old: bytes, new: bytes, online: OnlineSigners, now: datetim
     after = check_root(new, online, now)
     require(
         after.version == before.version + 1,
-        f"root came with version {after.version}, the current one is {before.version}",
-        "Someone else changed it meanwhile: start again from the current one.",
+        f"expected root version {before.version + 1}, got {after.version}",
+        "Another change came first: start again from the current version.",
     )
     verify_signed_by(before, "root", parse(Root, new, "root"))
 
@@ -99,10 +98,10 @@ def _check_next_targets(
     version = parse(Targets, old, "targets").signed.version
     require(
         targets.version == version + 1,
-        f"targets came with version {targets.version}, the current one is {version}",
-        "Someone else changed it meanwhile: start again from the current one.",
+        f"expected targets version {version + 1}, got {targets.version}",
+        "Another change came first: start again from the current version.",
     )
-    require(not targets.targets, "targets lists releases itself, which publishers should")
+    require(not targets.targets, "targets lists releases itself; only publishers may")
     check_delegations(targets, online)
 
 
@@ -111,7 +110,7 @@ def _check_next_listing(
 ) -> None:
     if targets.delegations is None or name not in (targets.delegations.roles or {}):
         raise UntrustedError(
-            f"{name!r} is no publisher of this repository",
+            f"{name!r} is not a publisher of this repository",
             advice="Add it first: `flotilla keys add-publisher`.",
         )
     listing = checked(targets, name, new, now)
@@ -119,8 +118,8 @@ def _check_next_listing(
     version = before.version if before else 0
     require(
         listing.version == version + 1,
-        f"{name} came with version {listing.version}, the current one is {version}",
-        "Someone else published meanwhile: start again from the current one.",
+        f"expected version {version + 1} of {name}, got {listing.version}",
+        "Another publication came first: start again from the current version.",
     )
-    require(listing.delegations is None, f"{name} delegates to others")
+    require(listing.delegations is None, f"the metadata of {name} has delegations")
     check_succession(name, listed_releases(before) if before else {}, listed_releases(listing), "")

@@ -1,8 +1,8 @@
-"""The device's side of the image repository: whether a publisher lists a release.
+"""The device's side of the image repository: checks that a publisher lists a release.
 
-Around the TUF workflow (``client``) stand the checks that TUF leaves to us: the publisher's own
-role lists the release, the manifest is the signed target and names itself so, and its counter is
-the signed one and not below ``min_release``, now or ever before.
+It adds to the TUF workflow (``client``) the checks that TUF leaves to its users: the publisher's
+role lists the release, the manifest is the signed target and has its name, and its counter is the
+signed one and not below any ``min_release`` seen so far.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ IMAGE = "image"
 class ImageVerifier:
     """Verifies releases against the image repository, starting from its first root.
 
-    Blocking, and one call at a time, as ``client`` says.
+    Calls block, and only one may run at a time; see ``client``.
     """
 
     def __init__(
@@ -36,23 +36,23 @@ class ImageVerifier:
         clock: Callable[[], datetime],
         floors: Floors | None = None,
     ) -> None:
-        """``cache`` is a folder of its own; ``root`` is what the join token's digest named."""
+        """``cache`` is a folder that only this verifier uses; ``root`` is the pinned first root."""
         self._cache = cache
         self._floors = floors
         self._client = TufClient(IMAGE, cache, root, fetch, clock=clock, floors=floors)
 
     def resolve(self, reference: str) -> VerifiedRelease:
-        """What the publisher signs about this release.
+        """Return the publisher's entry of a release.
 
-        Raises UntrustedError when it is not listed, or when any metadata fails; among these
-        ExpiredMetadataError, after which what runs already may keep running.
+        Raises UntrustedError if it is not listed, or if any metadata fails. Its subclass
+        ExpiredMetadataError does not affect running releases.
         """
         path = target_path(reference)
         publisher = path.partition("/")[0]
         walk = self._client.walk(reference, path)
         target = walk.found[0]
-        # Targets, which only delegates, may not list a release: then the walk ended before the
-        # publisher's role.
+        # If targets itself lists the release, which it may not, the walk ends there and never
+        # loads the publisher's role.
         if target is None or walk.targets(publisher) is None:
             raise UntrustedError(
                 f"{publisher} does not list {reference}",
@@ -70,25 +70,25 @@ class ImageVerifier:
         )
 
     def listing(self, publisher: str) -> bytes:
-        """A publisher's current metadata, verified: what its next version is made from.
+        """Return a publisher's current metadata, verified, from which its next version is made.
 
-        Raises UntrustedError when the repository delegates nothing to this publisher.
+        Raises UntrustedError if the repository does not delegate to this publisher.
         """
-        # Any path of the publisher's leads to its role; whether it is listed does not matter.
+        # Any path of the publisher leads to its role, listed or not.
         walk = self._client.walk(publisher, f"{publisher}/-/-.json")
         targets = walk.targets()
         delegations = targets.delegations if targets else None
         if delegations is None or publisher not in (delegations.roles or {}):
             raise UntrustedError(
-                f"{publisher!r} is no publisher of this repository",
+                f"{publisher!r} is not a publisher of this repository",
                 advice="Publish under a name that `flotilla keys init` was given.",
             )
         return self._signed(publisher)
 
     def roles(self) -> dict[str, bytes]:
-        """Root, snapshot, targets and each publisher's metadata, verified.
+        """Return the verified metadata of root, snapshot, targets and each publisher.
 
-        What changes by the offline keys build on.
+        Changes by the offline keys are made from it.
         """
         targets = self._client.walk("the repository").targets()
         delegations = targets.delegations if targets else None
@@ -100,7 +100,7 @@ class ImageVerifier:
         return (self._cache / f"{role}.json").read_bytes()
 
     def _accepted(self, reference: str, target: TargetFile) -> ListedRelease:
-        """Raises UntrustedError for a release that the publisher has withdrawn."""
+        """Return the entry of a target; UntrustedError if the publisher has withdrawn it."""
         listed = listed_release(target)
         floor = f"{IMAGE}/min_release/{listed.name}"
         floors = self._floors.floors() if self._floors else {}

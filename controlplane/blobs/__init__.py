@@ -1,4 +1,4 @@
-"""Chunks, kept once each under their digest, and the deltas made of them."""
+"""Chunks, stored once under their digest, and the deltas between files."""
 
 from controlplane.blobs.deltas import Delta, DeltaCache, Pair
 from controlplane.blobs.filesystem import MESSAGE_BYTES, ChunkStore

@@ -1,10 +1,10 @@
-"""Deltas that were made: a cache that may be deleted at any time and costs only its making.
+"""Cache of deltas; it may be deleted at any time, because deltas can be made again.
 
-    made/<base>-<target>.json   which delta turns the one file into the other, or that none pays
+    made/<base>-<target>.json   the delta from one file to the other, or that none is worthwhile
     chunks/                     the deltas' chunks, apart from those of releases
-    work/                       files while one is made
+    work/                       files of a comparison in progress
 
-What was not asked for longest goes first when the deltas take more than their budget.
+Above the budget, the deltas that were requested longest ago are deleted first.
 """
 
 import logging
@@ -30,7 +30,7 @@ MAX_ENTRY_BYTES: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The SHA-256 of a file that is held and of one that is wanted."""
+    """SHA-256 of the base file, which the device has, and of the target file."""
 
     base: bytes
     target: bytes
@@ -41,7 +41,7 @@ class Pair:
 
 
 class Delta(Struct, frozen=True, forbid_unknown_fields=True):
-    """A delta as a file; ``size`` 0 says that none is worth fetching for this pair."""
+    """A delta file; ``size`` 0 means that no delta of this pair is worthwhile."""
 
     size: Annotated[int, Meta(ge=0)]
     sha256: Digest
@@ -52,7 +52,7 @@ USELESS: Final = Delta(0, "0" * 64, "0" * 64)
 
 
 class DeltaCache:
-    """A folder of deltas. One process writes to it; its methods block."""
+    """A folder of deltas for one writing process. Its methods block."""
 
     def __init__(self, root: Path, budget_bytes: int) -> None:
         self._made = root / "made"
@@ -64,7 +64,7 @@ class DeltaCache:
         self.chunks = ChunkStore(root / "chunks")
 
     def find(self, pair: Pair) -> Delta | None:
-        """What is known of a pair; asking keeps it from being dropped soon."""
+        """Return the cached result of a pair, and mark it as recently used."""
         path = self._made / pair.name
         delta = _read(path)
         if (
@@ -78,7 +78,7 @@ class DeltaCache:
         return delta
 
     def add(self, pair: Pair, delta_file: Path | None) -> Delta:
-        """Keep a delta, or (None) that there is no use in one; drops old ones over the budget."""
+        """Store a delta, or (None) that none is worthwhile; delete old ones above the budget."""
         delta = USELESS
         if delta_file is not None:
             index = index_file(delta_file)
@@ -93,15 +93,15 @@ class DeltaCache:
         return delta
 
     def _drop_over_budget(self) -> None:
-        """The one just added stays, even when it alone takes more."""
+        """Delete the least recently used deltas; the newest stays even if it alone is too large."""
         paths = sorted(self._made.iterdir(), key=lambda path: path.stat().st_mtime_ns, reverse=True)
         known = [(path, _read(path) or USELESS) for path in paths]
         total = 0
-        for kept, (path, delta) in enumerate(known):
+        for rank, (path, delta) in enumerate(known):
             total += delta.size
-            if kept and total > self._budget_bytes:
-                # What both have in common stays with the one that stays.
-                needed = {digest for _, other in known[:kept] for digest in self._digests(other)}
+            if rank and total > self._budget_bytes:
+                # Chunks that a remaining delta also uses stay.
+                needed = {digest for _, other in known[:rank] for digest in self._digests(other)}
                 path.unlink()
                 for digest in self._digests(delta) - needed:
                     self.chunks.remove(digest)

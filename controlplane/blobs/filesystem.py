@@ -1,6 +1,6 @@
-"""Chunks as files: ``ab/cd/<sha256 hex>``, each written whole, flushed, then renamed into place.
+"""Chunks as files: ``ab/cd/<sha256 hex>``, each written, flushed, then renamed into place.
 
-Everything here blocks: callers in an event loop use a thread.
+All methods block: callers in an event loop use a thread.
 """
 
 import contextlib
@@ -15,12 +15,12 @@ from artifact.chunks import MAX_INDEX_BYTES
 from controlplane.errors import InvalidInputError, NotFoundError
 
 DIGEST_BYTES: Final = 32
-# What one message of a download carries at most; the last of a download carries less.
+# Payload of one message of a download; only the last message is shorter.
 MESSAGE_BYTES: Final = 1 << 20
 
 
 class ChunkStore:
-    """A folder of chunks. One process writes to it."""
+    """A folder of chunks for one writing process."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -32,35 +32,35 @@ class ChunkStore:
     def path(self, digest: bytes) -> Path:
         if len(digest) != DIGEST_BYTES:
             raise InvalidInputError(
-                f"a digest of {len(digest)} bytes is no SHA-256",
+                f"the digest has {len(digest)} bytes; a SHA-256 has {DIGEST_BYTES}",
                 advice="Name chunks by their 32-byte SHA-256.",
             )
         name = digest.hex()
         return self._root / name[:2] / name[2:4] / name
 
     def size(self, digest: bytes) -> int | None:
-        """Bytes of this chunk, or None when it is not here."""
+        """Return the chunk's size in bytes, or None if it is not here."""
         try:
             return self.path(digest).stat().st_size
         except FileNotFoundError:
             return None
 
     def missing(self, digests: Sequence[bytes]) -> list[bytes]:
-        """Those that are not here whole, each once, in the order asked.
+        """Return the digests of chunks that are absent or damaged, each once, in order.
 
-        Reads what is here: a chunk that the disk has altered is missing, so publishing mends it.
+        Reads and hashes the chunks: a damaged one counts as missing, so publishing repairs it.
         """
         return [digest for digest in dict.fromkeys(digests) if not self._is_whole(digest)]
 
     def _is_whole(self, digest: bytes) -> bool:
         try:
             data = self.path(digest).read_bytes()
-        except OSError:  # absent, or not readable any more
+        except OSError:  # absent, or a disk error
             return False
         return hashlib.sha256(data).digest() == digest
 
     def put(self, data: bytes) -> tuple[bytes, bool]:
-        """Keep a chunk; its digest, and whether it is new."""
+        """Store a chunk; return its digest and whether it is new."""
         if not 0 < len(data) <= MAX_INDEX_BYTES:
             raise InvalidInputError(
                 f"a chunk of {len(data)} bytes is not within 1 to {MAX_INDEX_BYTES}",
@@ -87,7 +87,7 @@ class ChunkStore:
         return digest, True
 
     def _make_folders(self, folder: Path) -> list[Path]:
-        """Make a chunk's folder; which ones must be flushed for the chunk to last."""
+        """Make a chunk's folder; return the folders to flush for it to survive a power cut."""
         changed = [folder]
         while not folder.exists():
             folder = folder.parent
@@ -96,20 +96,20 @@ class ChunkStore:
         return changed
 
     def read(self, digest: bytes) -> bytes:
-        """A whole chunk; NotFoundError when it is not here."""
+        """Read a whole chunk; NotFoundError if it is not here."""
         try:
             return self.path(digest).read_bytes()
         except FileNotFoundError:
             raise self._absent(digest) from None
 
     def remove(self, digest: bytes) -> None:
-        """Forget a chunk; for stores whose chunks can be made again."""
+        """Delete a chunk. Only for stores whose chunks can be made again."""
         self.path(digest).unlink(missing_ok=True)
 
     def messages(self, digests: Sequence[bytes], offset: int) -> Generator[bytes]:
-        """The chunks' bytes, concatenated from ``offset`` of the first, in runs of MESSAGE_BYTES.
+        """Yield the bytes of the chunks, from ``offset`` of the first, in pieces of MESSAGE_BYTES.
 
-        Small chunks share a message. Raises NotFoundError before the first when any is missing.
+        Small chunks share a piece. Raises NotFoundError before the first piece if any is missing.
         """
         for digest in digests:
             if self.size(digest) is None:

@@ -19,7 +19,7 @@ from controlplane.server.systemd import feed_watchdog, notify
     type=click.Path(file_okay=False, path_type=Path),
     required=True,
     metavar="DIR",
-    help="Database, chunks and keys; made on the first start.",
+    help="Folder of the database, chunks and keys; made on the first start.",
 )
 @click.option(
     "--public",
@@ -47,7 +47,7 @@ from controlplane.server.systemd import feed_watchdog, notify
     "hostnames",
     multiple=True,
     metavar="NAME",
-    help="A name or address that boxes reach this server by; may be repeated.",
+    help="A name or address of this server as boxes use it; repeatable.",
 )
 @click.option(
     "--database",
@@ -58,12 +58,12 @@ from controlplane.server.systemd import feed_watchdog, notify
 @click.option(
     "--device-bandwidth",
     metavar="RATE",
-    help="What one device may download per second, for instance 10MiB; default: no limit.",
+    help="Download limit per device and second, for instance 10MiB; default: no limit.",
 )
 @click.option(
     "--site-bandwidth",
     metavar="RATE",
-    help="What all devices with the same label `site` may download per second together.",
+    help="Download limit per second for all devices with the same label `site` together.",
 )
 @click.option(
     "--telemetry-window",
@@ -88,7 +88,7 @@ def serve(
     """Run the control plane until SIGTERM or Ctrl-C.
 
     The first start makes keys, certificates and DIR/admin.json, the first operator's context. Port
-    0 takes a free one; DIR/endpoints.json says which.
+    0 takes a free one, which DIR/endpoints.json names.
     """
     config = Config(
         data_dir=data_dir,
@@ -106,7 +106,7 @@ def serve(
 
 
 async def run(config: Config) -> None:
-    """Serve until the process is told to stop."""
+    """Serve until SIGTERM or SIGINT."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -126,6 +126,6 @@ def _log_to_stderr() -> None:
         format="time=%(asctime)s level=%(levelname)s logger=%(name)s event=%(message)s",
         datefmt="%Y-%m-%dT%H:%M:%S%z",
     )
-    # These say at INFO what our own lines say better, or what happens every second.
+    # At INFO these repeat our own log lines or log every second.
     for noisy in ("apscheduler", "alembic", "uvicorn"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""The data directory: one process has it, and writes there where to reach it and as whom."""
+"""The data directory: its lock, and the files that tell clients how to connect."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """Where the server really listens."""
+    """The addresses on which the server listens, with the ports that were taken."""
 
     public: Address
     device: Address
@@ -31,7 +31,7 @@ class Endpoints:
 
 @contextlib.contextmanager
 def locked(data_dir: Path) -> Iterator[None]:
-    """The data directory, made if need be, for this process alone."""
+    """Lock the data directory for this process; make it if it does not exist."""
     try:
         if not data_dir.exists():
             data_dir.mkdir(mode=0o700, parents=True)
@@ -54,18 +54,19 @@ def locked(data_dir: Path) -> Iterator[None]:
 
 
 async def write_contexts(services: Services, endpoints: Endpoints) -> None:
-    """endpoints.json at every start; admin.json, the first operator's context, once."""
+    """Write endpoints.json, and on the first start admin.json, the first operator's context."""
     config = services.config
     listening = {
-        "public": _dialled(config, endpoints.public),
-        "device": _dialled(config, endpoints.device),
-        "http": _dialled(config, endpoints.http),
+        "public": _client_address(config, endpoints.public),
+        "device": _client_address(config, endpoints.device),
+        "http": _client_address(config, endpoints.http),
     }
     data = msgspec.json.encode(listening)
     await asyncio.to_thread(write_private, config.data_dir / "endpoints.json", data)
     if await services.access.has_tokens():
         return
-    # The file first: a token that nobody was told would lock everybody out.
+    # The file comes first: after a crash between the two writes, a stored token without its file
+    # would leave no way in. An unused secret in the file is overwritten at the next start.
     secret = secrets.token_urlsafe(32)
     context = {
         "server": listening["public"],
@@ -78,8 +79,8 @@ async def write_contexts(services: Services, endpoints: Endpoints) -> None:
     log.info("first_admin_written path=%s", path)
 
 
-def _dialled(config: Config, address: Address) -> str:
-    """The address as a client would write it."""
+def _client_address(config: Config, address: Address) -> str:
+    """Return the address by which a client of this machine or network reaches the server."""
     if address.host not in WILDCARDS:
         return str(address)
     return str(Address(config.hostnames[0] if config.hostnames else "localhost", address.port))

@@ -1,4 +1,4 @@
-"""Plain HTTP for machines that watch this one: /healthz, /readyz, /metrics."""
+"""Plain HTTP for monitoring: /healthz, /readyz, /metrics."""
 
 import asyncio
 import contextlib
@@ -18,12 +18,12 @@ from controlplane.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-# Beyond so many connections at once the answer is 503.
+# Further connections get 503.
 MAX_CONNECTIONS: Final = 1024
 
 
 def make_app(metrics: Metrics, check_ready: Callable[[], Awaitable[None]]) -> Starlette:
-    """``check_ready`` raises while requests cannot be answered."""
+    """Make the application; ``check_ready`` raises while requests cannot be answered."""
 
     async def healthz(_: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -49,10 +49,10 @@ def make_app(metrics: Metrics, check_ready: Callable[[], Awaitable[None]]) -> St
 
 
 class HttpServer(uvicorn.Server):
-    """Uvicorn without its signal handlers: the whole process stops as one.
+    """Uvicorn without signal handlers: the control plane stops all ports in order.
 
-    A connection serves one page and lasts ``seconds`` at most, whether it is its request that does
-    not come or its answer that is not read.
+    A connection serves one request and is aborted after ``seconds``, so that a client that does
+    not send its request or does not read the answer cannot hold it open.
     """
 
     def __init__(self, app: Starlette, seconds: float) -> None:

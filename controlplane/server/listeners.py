@@ -1,4 +1,4 @@
-"""The ports: TLS that renews itself, limits, and which servicer answers where."""
+"""Listeners: TLS with certificates that change while serving, and gRPC limits."""
 
 import socket
 from typing import Final
@@ -20,20 +20,20 @@ GRPC_OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
-    # Two servers on one port would each get half of the devices.
+    # Without this, a second server on the port would silently get half of the connections.
     ("grpc.so_reuseport", 0),
-    # A peer that vanished without a word is noticed within a minute.
+    # Detects within a minute a peer that vanished without closing its connection.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    # A connection on which nothing is asked; agents hold a stream.
+    # Closes connections without calls; agents always hold a stream.
     ("grpc.max_connection_idle_ms", 300_000),
 )
 
 
 def grpc_server(door: Door, metrics: Metrics, handshake_seconds: float) -> grpc.aio.Server:
-    """A server whose every call comes through ``door``."""
+    """Make a server whose calls are all authenticated by ``door``."""
     handshake = ("grpc.server_handshake_timeout_ms", round(handshake_seconds * 1000))
     return grpc.aio.server(
         interceptors=[Interceptor(door, metrics)], options=(*GRPC_OPTIONS, handshake)
@@ -43,7 +43,10 @@ def grpc_server(door: Door, metrics: Metrics, handshake_seconds: float) -> grpc.
 def add_port(
     server: grpc.aio.Server, address: Address, keys: ServerKeys, *, mutual: bool
 ) -> Address:
-    """Listen with TLS; where, in truth. ``mutual`` asks callers for a device certificate."""
+    """Listen with TLS and return the bound address.
+
+    ``mutual`` requires callers to present a device certificate.
+    """
     try:
         port = server.add_secure_port(str(address), _credentials(keys, mutual=mutual))
     except RuntimeError as error:
@@ -52,7 +55,7 @@ def add_port(
 
 
 def bind(address: Address) -> socket.socket:
-    """A socket for plain HTTP."""
+    """Bind a socket for plain HTTP; AddressError if the address is taken."""
     try:
         family, _, _, _, where = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM
@@ -66,7 +69,7 @@ def bind(address: Address) -> socket.socket:
 
 
 async def add_health_and_reflection(server: grpc.aio.Server, services: tuple[str, ...]) -> None:
-    """The standard services, about those named and the server as a whole."""
+    """Add the standard health and reflection services for these services."""
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     for name in ("", *services):
@@ -76,21 +79,21 @@ async def add_health_and_reflection(server: grpc.aio.Server, services: tuple[str
 
 
 def _credentials(keys: ServerKeys, *, mutual: bool) -> grpc.ServerCredentials:
-    given = keys.tls, keys.authorities.offered
+    served = keys.tls, keys.authorities.offered
 
     def make() -> grpc.ServerCertificateConfiguration:
-        tls, authorities = given
+        tls, authorities = served
         pair = (tls.key_pem, tls.chain_pem)
         accepted = authorities.bundle if mutual else None
         return grpc.ssl_server_certificate_configuration([pair], accepted)
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
-        """Asked at every handshake; None keeps what was given last."""
-        nonlocal given
+        """Return new credentials, or None to keep the last; gRPC calls it at every handshake."""
+        nonlocal served
         now = keys.tls, keys.authorities.offered
-        if now == given:
+        if now == served:
             return None
-        given = now
+        served = now
         return make()
 
     # The type stubs leave out None, which gRPC's documentation allows.

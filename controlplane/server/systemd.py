@@ -6,7 +6,7 @@ import socket
 
 
 def notify(*lines: str) -> None:
-    """Tell systemd ``READY=1``, ``WATCHDOG=1``, ``STOPPING=1``; without systemd nothing happens."""
+    """Send ``READY=1``, ``WATCHDOG=1`` or ``STOPPING=1`` to systemd; no-op without systemd."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return
@@ -20,9 +20,9 @@ def notify(*lines: str) -> None:
 
 
 async def feed_watchdog() -> None:
-    """Show systemd that the event loop, which runs every port and every job, still turns.
+    """Feed systemd's watchdog from the event loop, which runs every port and every job.
 
-    Nothing else is asked: a database that is away is not mended by starting this process again.
+    The database is not part of the check: a restart does not bring back a database that is away.
     """
     microseconds = os.environ.get("WATCHDOG_USEC", "")
     while microseconds.isdecimal():

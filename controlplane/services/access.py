@@ -1,4 +1,4 @@
-"""API tokens, the roles that they give, and the audit log."""
+"""API tokens, their roles, and the audit log."""
 
 import hashlib
 import re
@@ -24,7 +24,7 @@ MAX_SECRET_CHARACTERS: Final = 128
 
 
 class Role(StrEnum):
-    """What a token is for. Who publishes need not operate, and the other way round."""
+    """A token's role. Publishers cannot operate, and operators cannot publish."""
 
     VIEWER = "viewer"
     OPERATOR = "operator"
@@ -32,13 +32,13 @@ class Role(StrEnum):
     ADMIN = "admin"
 
     def includes(self, needed: "Role") -> bool:
-        """Everyone may view, and an admin may do everything."""
+        """Return whether this role includes another: all include viewer, admin includes all."""
         return self is Role.ADMIN or needed in {self, Role.VIEWER}
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks. ``actor`` stands in the audit log."""
+    """An authenticated caller. ``actor`` is its name in the audit log."""
 
     actor: str
     role: Role
@@ -46,14 +46,17 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class NewToken:
-    """A token just made, and its secret, which nobody can be told again."""
+    """A token just created, and its secret, which is not stored and cannot be shown again."""
 
     token: ApiToken
     secret: str
 
 
 def secret_digest(secret: str) -> str:
-    """What is kept of a secret. It is random and long, so that a plain hash does."""
+    """Return the SHA-256 of a secret, the form in which it is stored.
+
+    Secrets are random and at least 192 bits long, so no slow password hash is needed.
+    """
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
@@ -67,35 +70,39 @@ def parse_role(name: str) -> Role:
 
 
 def lifetime(seconds: float, now: datetime) -> datetime:
-    """The end of a life of so many seconds; InvalidInputError when that is no sensible length."""
+    """Return when a lifetime ends; InvalidInputError unless it is within MAX_LIFETIME_SECONDS."""
     if not 0 < seconds <= MAX_LIFETIME_SECONDS:
         raise InvalidInputError(
             f"a lifetime of {seconds} s is not within 0 to {MAX_LIFETIME_SECONDS:.0f} s",
-            advice="Give the token a shorter life, and make a new one when it ends.",
+            advice="Give the token a shorter lifetime, and create another when it ends.",
         )
     return now + timedelta(seconds=seconds)
 
 
 def shown_once(kind: str, subject: str) -> ConflictError:
-    """What a repeated request for a secret gets: the first answer was the only one."""
+    """Return the error for a repeated request for a secret, which only the first answer had."""
     return ConflictError(
-        f"this request already made the {kind} {subject}, whose secret was shown then",
-        advice="If that answer was lost, revoke it, and ask again with a fresh request id.",
+        f"this request already created the {kind} {subject}; its secret was shown once",
+        advice="If that answer was lost, revoke it, and create another with a fresh request id.",
     )
 
 
 class AccessService:
-    """Who may do what, and what was done."""
+    """Authenticates callers, manages API tokens, and lists audit events."""
 
     def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
         self._database = database
         self._clock = clock
 
     async def authenticate(self, secret: str) -> Caller:
-        """UnauthenticatedError for a token that is unknown, expired or revoked."""
+        """Return the caller of a secret.
+
+        Raises UnauthenticatedError if the token is unknown, expired or revoked.
+        """
         async with self._database.read() as tx:
-            known = len(secret) <= MAX_SECRET_CHARACTERS
-            token = await api_tokens.find_by_secret(tx, secret_digest(secret)) if known else None
+            token = None
+            if len(secret) <= MAX_SECRET_CHARACTERS:
+                token = await api_tokens.find_by_secret(tx, secret_digest(secret))
         reason = None
         if token is None:
             reason = "is unknown here"
@@ -113,7 +120,7 @@ class AccessService:
     async def create_token(
         self, caller: Caller, request_id: str, name: str, role: str, lifetime_seconds: float
     ) -> NewToken:
-        """A lifetime of 0 is forever."""
+        """Create a token; a lifetime of 0 means that it does not expire."""
         now = self._clock()
         if not TOKEN_NAME.fullmatch(name):
             raise InvalidInputError(
@@ -168,7 +175,7 @@ class AccessService:
             return await api_tokens.any_exists(tx)
 
     async def add_first_admin(self, secret: str) -> None:
-        """A token that may do everything, for whoever can read the data directory."""
+        """Store an admin token, whose secret the caller writes into the data directory."""
         now = self._clock()
         token = ApiToken(
             id=new_id(now),

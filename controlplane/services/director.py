@@ -1,4 +1,4 @@
-"""What the director signs for each device: its assignment, in TUF metadata of its own."""
+"""The director: signs each device's assignment as TUF metadata."""
 
 import asyncio
 import logging
@@ -24,9 +24,9 @@ MAX_REMEMBERED: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """An assignment, and since when it stands; None before the first.
+    """An assignment with the time it was made, None before the first.
 
-    Under the director's root of this version: with another it is sent anew.
+    A device gets the assignment again when ``root_version``, the director's root, changes.
     """
 
     assignment: Assignment
@@ -35,7 +35,7 @@ class Wanted:
 
 
 class DirectorService:
-    """Signs anew whenever it is asked; nothing of it is stored (artifact.trust.director)."""
+    """Signs assignments on demand; signatures are not stored (artifact.trust.director)."""
 
     def __init__(
         self,
@@ -48,20 +48,20 @@ class DirectorService:
         self._keys = keys
         self._signals = signals
         self._clock = clock
-        # Each rotation needs a version of its own.
+        # Two rotations at once would take the same root version.
         self._rotating = asyncio.Lock()
         self._remembered: dict[str, DirectedRelease] = {}
 
     async def wanted(self, device_id: str) -> Wanted:
-        """Of this device, now."""
+        """Return the current assignment of a device."""
         async with self._database.read() as tx:
             assignment, since = await assignments.get(tx, device_id)
         return Wanted(assignment, since, self._keys.version)
 
     async def sign(self, device_id: str, wanted: Wanted) -> DirectorMetadata | None:
-        """For this device and assignment; None before its first.
+        """Sign an assignment for a device; None if there is no assignment yet.
 
-        NotFoundError when the release was never published.
+        Raises NotFoundError if the release was never published.
         """
         assignment, since = wanted.assignment, wanted.since
         if since is None:
@@ -77,10 +77,10 @@ class DirectorService:
         )
 
     async def rotate_key(self, caller: Caller, request_id: str, *, root: bool) -> int:
-        """A new key for assignments, or for the director's root; the version of the root then.
+        """Replace the key for assignments or that of the director's root; return the new version.
 
-        The audit log learns of it before the disk does; sent again, the request finishes what a
-        crash left undone.
+        The audit log is written before the key files, and the request can be repeated after a
+        crash between the two: it then finishes the rotation.
         """
         now = self._clock()
         async with self._rotating:
@@ -100,15 +100,15 @@ class DirectorService:
             return version
 
     async def _release(self, reference: str) -> DirectedRelease:
-        """Releases never change, so what was read once holds."""
-        known = self._remembered.get(reference)
-        if known is None:
+        """Return a release's signed description; the cache is valid: releases never change."""
+        found = self._remembered.get(reference)
+        if found is None:
             async with self._database.read() as tx:
                 stored = await releases.get(tx, reference)
-            known = DirectedRelease(
+            found = DirectedRelease(
                 reference, len(stored.manifest), stored.manifest_sha256, stored.counter
             )
             if len(self._remembered) >= MAX_REMEMBERED:
                 self._remembered.clear()
-            self._remembered[reference] = known
-        return known
+            self._remembered[reference] = found
+        return found

@@ -1,4 +1,4 @@
-"""What devices say: greetings, progress, receipts, telemetry."""
+"""Ingest of device messages: Hello, progress, receipts and telemetry."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -26,15 +26,15 @@ from controlplane.telemetry import check_window
 
 log = logging.getLogger(__name__)
 
-# The reason in a receipt when the agent was stopped in the middle of a switch.
+# The reason in a receipt if the agent was stopped during a switch.
 INTERRUPTED: Final = "interrupted"
 
-# A stream that nothing was heard from for so long has gone with the process that held it.
+# A stream without a sign of life for this long ended with the process that held it.
 SILENT_SECONDS: Final = 90.0
 
 
 class IngestService:
-    """Everything that comes over a device's stream, stored once."""
+    """Stores every message of a device's stream, each once."""
 
     def __init__(
         self,
@@ -75,14 +75,15 @@ class IngestService:
     async def receipt(
         self, device: Device, receipt: Receipt, *, signed: bytes, signature: bytes
     ) -> None:
-        """Store a receipt, once, and tell the rollout that it answers.
+        """Store a receipt once, and settle it in its rollout.
 
-        InvalidInputError when the device did not sign it, or its outcome ends nothing.
+        Raises InvalidInputError if the device did not sign it, or if its outcome is not final.
         """
         _verify(device, signed, signature)
         if not receipt.outcome.final:
             raise InvalidInputError(
-                f"a receipt cannot say {receipt.outcome}", advice="Update the agent."
+                f"the outcome of a receipt must be final, not {receipt.outcome}",
+                advice="Update the agent.",
             )
         now = self._clock()
         async with self._database.write() as tx:
@@ -105,32 +106,36 @@ class IngestService:
         )
 
     async def windows(self, device: Device, boot_id: str, windows: Sequence[Window]) -> int:
-        """Store what is new and sound of these; the highest sequence, which need not come again.
+        """Store the new, valid windows; return the highest sequence, which acknowledges them all.
 
-        A window with impossible figures is dropped, or it would come again for ever.
+        A window with impossible figures is dropped and acknowledged: the agent would otherwise
+        send it again without end.
         """
-        sound = []
+        valid = []
         for window in windows:
             try:
                 check_window(window)
             except InvalidInputError as error:
                 log.warning("window_dropped device=%s reason=%s", device.id, ascii(str(error)))
             else:
-                sound.append(window)
-        if sound:
+                valid.append(window)
+        if valid:
             async with self._database.write() as tx:
-                await telemetry.add(tx, device.id, boot_id, sound)
-            self._metrics.windows.inc(len(sound))
+                await telemetry.add(tx, device.id, boot_id, valid)
+            self._metrics.windows.inc(len(valid))
         return max((window.sequence for window in windows), default=0)
 
     async def touch(self, device_ids: Sequence[str]) -> None:
-        """The streams of these devices are open."""
+        """Record that the streams of these devices are open."""
         if device_ids:
             async with self._database.write() as tx:
                 await sessions.touch(tx, device_ids, self._clock())
 
     async def expire(self, *, everyone: bool = False) -> None:
-        """Forget streams that ended unseen; ``everyone``'s when this process is all there is."""
+        """Forget streams whose end was not recorded.
+
+        ``everyone``: forget all of them. Right at the start of the only process of a server.
+        """
         now = self._clock()
         before = now + timedelta(days=1) if everyone else now - timedelta(seconds=SILENT_SECONDS)
         async with self._database.write() as tx:
@@ -148,13 +153,13 @@ class IngestService:
 def _verify(device: Device, signed: bytes, signature: bytes) -> None:
     key = load_der_public_key(device.public_key)
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise TypeError(f"device {device.id} has a key of the kind {type(key).__name__}")
+        raise TypeError(f"device {device.id} has a key of type {type(key).__name__}, not P-256")
     try:
         key.verify(signature, signed, ec.ECDSA(hashes.SHA256()))
     except InvalidSignature:
         raise InvalidInputError(
             f"the receipt is not signed by the key of {device.name!r}",
-            advice="Enrol the box again: its key and its certificate do not fit.",
+            advice="Enrol the box again: its key does not match its certificate.",
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Changes that people ask for: once per request id, and written in the audit log."""
+"""Idempotent changes: each runs once per request id and is recorded in the audit log."""
 
 import hashlib
 import re
@@ -18,9 +18,9 @@ REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
-    """One change: who asks, under which id, and what for.
+    """One requested change.
 
-    ``arguments`` is everything that shapes the change, in JSON's types; never a secret.
+    ``arguments`` holds everything that determines the change, as JSON types and without secrets.
     """
 
     actor: str
@@ -36,7 +36,7 @@ class Mutation:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What was made or changed; ``repeated`` when an earlier call did it."""
+    """The id of the subject that was made or changed; ``repeated`` if an earlier call did it."""
 
     subject: str
     repeated: bool
@@ -47,8 +47,8 @@ async def once(
 ) -> Done:
     """Run ``act`` in a transaction, unless this request was carried out before.
 
-    ``act`` returns its subject: the id of what it made or changed. Raises InvalidInputError for a
-    bad request id, ConflictError for one that was used for something else.
+    ``act`` returns the id of the subject that it made or changed. Raises InvalidInputError for a
+    malformed request id, ConflictError for one that was used for a different change.
     """
     if not REQUEST_ID.fullmatch(mutation.request_id):
         raise InvalidInputError(

@@ -1,7 +1,7 @@
-"""Waking whoever waits for a change, within this process.
+"""Signals wake tasks of this process that wait for a change.
 
-A signal carries nothing: the one woken looks at the store anew, so signals may merge, and a missed
-one costs no more than the next look.
+A signal has no content: the woken task reads the store again. So signals may merge, and a missed
+signal only delays the task until its next poll.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Final
 
-# Something that a rollout might decide on has changed.
+# A fact that a rollout decides on has changed.
 FLEET_CHANGED: Final = "fleet"
 
 
@@ -25,7 +25,7 @@ def rollout_key(rollout_id: str) -> str:
 
 
 class Signals:
-    """Keys, and the events of those who subscribed to them. Used from one event loop."""
+    """Subscriptions by key. Use it from one event loop only."""
 
     def __init__(self) -> None:
         self._subscribers: dict[str, set[asyncio.Event]] = {}
@@ -35,14 +35,17 @@ class Signals:
             event.set()
 
     def notify_devices(self) -> None:
-        """Something that concerns every device has changed."""
+        """Wake the stream of every device."""
         for key in list(self._subscribers):
             if key.startswith(_DEVICE):
                 self.notify(key)
 
     @contextlib.contextmanager
     def subscribe(self, key: str) -> Iterator[asyncio.Event]:
-        """An event that is set at every notification: clear it, look, then wait for it."""
+        """Return an event that every notification sets.
+
+        Clear it before reading the store: a change after the read then sets it again.
+        """
         event = asyncio.Event()
         self._subscribers.setdefault(key, set()).add(event)
         try:

@@ -1,4 +1,4 @@
-"""What the fleet's telemetry says, summed up."""
+"""Summaries of the fleet's telemetry."""
 
 from datetime import datetime
 
@@ -9,7 +9,7 @@ from controlplane.telemetry import Grouping, Summary, summarise
 
 
 class TelemetryService:
-    """Reads windows and lets the pure part add them up."""
+    """Reads windows and sums them with ``controlplane.telemetry``."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -17,7 +17,7 @@ class TelemetryService:
     async def summarise(
         self, *, selector: str, release: str, since: datetime | None, grouping: Grouping
     ) -> list[Summary]:
-        """Of the devices that the selector matches; an empty release means all of them."""
+        """Summarise the devices that the selector matches; an empty release means all releases."""
         matches = parse_selector(selector).matches
         async with self._database.read() as tx:
             chosen = {one.id for one in await devices.every(tx) if matches(one.labels)}

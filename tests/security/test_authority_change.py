@@ -319,7 +319,7 @@ async def test_a_token_of_before_admits_until_the_end_and_a_new_one_at_once(
     await done(plane, "ca", "retire")
     root = await enrolled(plane, tmp_path / "late", during)
     assert DataDir(root).ca.read_bytes() == plane.ca_pem
-    with pytest.raises(IdentityError, match="the token names"):
+    with pytest.raises(IdentityError, match="the join token names"):
         await enrolled(plane, tmp_path / "too-late", before)
 
 
@@ -415,10 +415,10 @@ async def test_a_stream_of_an_old_certificate_is_cut_off_when_that_ends(
     answer = await victim.stub.RenewCertificate(request)
     await opens(plane, plane.ca_pem, victim.key_pem, answer.certificate_pem)
     await done(plane, "ca", "retire")
-    with pytest.raises(grpc.aio.AioRpcError, match="of an authority that was retired"):
+    with pytest.raises(grpc.aio.AioRpcError, match=r"authority of certificate .* was retired"):
         await drain(life)
     # Nor does a connection from before admit another call.
-    with pytest.raises(grpc.aio.AioRpcError, match="of an authority that was retired"):
+    with pytest.raises(grpc.aio.AioRpcError, match=r"authority of certificate .* was retired"):
         await still_open.FetchMetadata(METADATA)
 
 

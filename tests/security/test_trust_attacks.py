@@ -85,7 +85,7 @@ def stolen_director_names_an_altered_release(world: SignedWorld, generation: int
     return world.assign(TWO, generation, sha256=digest.hexdigest())
 
 
-@attack("untrusted", "calls itself|signed are")
+@attack("untrusted", "signed as|signed are")
 def stolen_store_serves_another_manifest_under_the_signed_digest(
     world: SignedWorld, generation: int
 ) -> Assignment:
@@ -95,17 +95,17 @@ def stolen_store_serves_another_manifest_under_the_signed_digest(
     return assignment
 
 
-@attack("untrusted", "the director wants")
+@attack("untrusted", "the director assigns")
 def stolen_director_claims_another_counter(world: SignedWorld, generation: int) -> Assignment:
     return world.assign(TWO, generation, counter=99)
 
 
-@attack("untrusted", "the director wants")
+@attack("untrusted", "the director assigns")
 def stolen_director_claims_another_length(world: SignedWorld, generation: int) -> Assignment:
     return world.assign(TWO, generation, length=1)
 
 
-@attack("untrusted", "for the device 'box-2', this is box-1")
+@attack("untrusted", "for the device 'box-2'; this is box-1")
 def another_devices_assignment_is_sent_here(world: SignedWorld, generation: int) -> Assignment:
     return world.assign(TWO, generation, device="box-2")
 
@@ -338,7 +338,7 @@ def a_listing_is_signed_by_a_key_that_was_replaced(
 # -- too much, too little, too old
 
 
-@attack("untrusted", "more than 16384")
+@attack("untrusted", "maximum is 16384")
 def metadata_never_ends(world: SignedWorld, generation: int) -> Assignment:
     world.image.store["timestamp.json"] = b" " * (1 << 20)
     return world.assign(TWO, generation)

@@ -1,4 +1,4 @@
-"""Knowing a device by the certificate of its connection, on every call."""
+"""Identification of a device by the certificate of its connection, on every call."""
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -14,13 +14,13 @@ from controlplane.store import devices
 from controlplane.store.database import Database
 from controlplane.store.devices import Device
 
-# A box may have calls under way with its old certificate while it uses the new one already; only
-# an old one that still comes after so long shows that there is a second box.
+# A box may have calls in progress with its old certificate while it uses the new one already. An
+# old certificate that is used later than this proves that there is a second box.
 CHANGEOVER: Final = timedelta(minutes=10)
 
 
 class IdentificationService:
-    """Certificates to devices, and who is found out to be none."""
+    """Maps certificates to devices, and detects copied ones."""
 
     def __init__(
         self,
@@ -35,9 +35,9 @@ class IdentificationService:
         self._clock = clock
 
     async def identify(self, certificate_pem: bytes) -> Device:
-        """The device that a certificate, which TLS has verified, belongs to.
+        """Return the device of a certificate that TLS has verified.
 
-        Raises UnauthenticatedError when it is nobody's, ForbiddenError when it was replaced or its
+        Raises UnauthenticatedError if no device has it, ForbiddenError if it was replaced or its
         device is not active.
         """
         certificate = self._check_issuer(certificate_pem)
@@ -51,7 +51,7 @@ class IdentificationService:
             )
         check_active(device)
         if serial not in {device.certificate_serial, device.previous_serial}:
-            if self._came_back(device):
+            if self._is_replayed(device):
                 await self._states.quarantine_clone(device, serial)
             raise ForbiddenError(
                 f"certificate {serial} of {device.name!r} was replaced by a newer one",
@@ -63,35 +63,35 @@ class IdentificationService:
         return device
 
     async def check(self, device_id: str, certificate_pem: bytes) -> None:
-        """Raises once a device, or who issued its certificate, is not accepted any more.
+        """Raise if a device, or the issuer of its certificate, is not accepted any more.
 
-        For what outlasts a call's beginning; TLS asks who issued it once, at the handshake.
+        Long calls repeat this check, because TLS checks the issuer only at the handshake.
         """
         self._check_issuer(certificate_pem)
         await self._states.check(device_id)
 
     def _check_issuer(self, certificate_pem: bytes) -> x509.Certificate:
-        """UnauthenticatedError unless an authority that is not retired issued the certificate."""
+        """Raise UnauthenticatedError unless a current authority issued the certificate."""
         try:
             certificate = x509.load_pem_x509_certificate(certificate_pem)
         except ValueError as error:
             raise UnauthenticatedError(
                 "there is no device certificate on this connection",
-                advice="Connect with the certificate that `flotilla-agent enroll` got.",
+                advice="Connect with the certificate that `flotilla-agent enroll` received.",
             ) from error
         if self._authorities.issuer(certificate) is None:
             raise UnauthenticatedError(
-                f"certificate {serial_of(certificate)} is of an authority that was retired",
-                advice="An agent that has a newer one comes back with that; for a box that has "
-                "none, `flotilla-agent enroll --recover` with a token of `flotilla token create`.",
+                f"the authority of certificate {serial_of(certificate)} was retired",
+                advice="An agent with a newer certificate reconnects with that one. Otherwise run "
+                "`flotilla-agent enroll --recover` with a token from `flotilla token create`.",
             )
         return certificate
 
-    def _came_back(self, device: Device) -> bool:
-        """An old certificate was used although its successor is in use, and has been for a while.
+    def _is_replayed(self, device: Device) -> bool:
+        """Return whether an old certificate was used long after its successor was.
 
-        Never while a new one is on its way to the box: which of those that were issued it has is
-        not known then.
+        False while a renewal is open (``previous_serial`` is set): the server then does not know
+        which of the issued certificates has reached the box.
         """
         seen = device.certificate_seen_at
         if device.previous_serial is not None or seen is None:

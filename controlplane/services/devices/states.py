@@ -1,9 +1,9 @@
-"""Which devices take part in the fleet: quarantine, release, ban, retire.
+"""Device states: quarantine, release, ban, retire.
 
-A device that is not active is refused on every call, its open stream is cut, and it gets no
-assignment; what it runs is its own matter. A quarantined device is under suspicion, and a banned
-one is an enemy: both keep their name and their key, so that the box cannot come back as another
-device, and both can be released. A retired device has gone for good: its name is free.
+A device that is not active is refused on every call, its open stream is closed, and it gets no
+assignment; it keeps serving the release that it has. Quarantine is for a suspected device, a ban
+for a hostile one: both keep the name and the key, so that the box cannot enrol as another device,
+and both can be undone. Retiring is final and frees the name.
 """
 
 import logging
@@ -23,14 +23,14 @@ from controlplane.store.devices import Device, DeviceState
 log = logging.getLogger(__name__)
 
 MAX_REASON_CHARACTERS: Final = 500
-# What the audit log calls each change.
+# The action in the audit log, by the state that is entered.
 ACTIONS: Final = {
     DeviceState.ACTIVE: "device.release",
     DeviceState.QUARANTINED: "device.quarantine",
     DeviceState.BANNED: "device.ban",
     DeviceState.RETIRED: "device.retire",
 }
-# From where each state may be entered.
+# The states from which each state may be entered.
 _FROM: Final = {
     DeviceState.ACTIVE: {DeviceState.QUARANTINED, DeviceState.BANNED},
     DeviceState.QUARANTINED: {DeviceState.ACTIVE},
@@ -38,26 +38,26 @@ _FROM: Final = {
     DeviceState.RETIRED: {DeviceState.ACTIVE, DeviceState.QUARANTINED},
 }
 _ADVICE: Final = {
-    DeviceState.ACTIVE: "There is nothing to release.",
+    DeviceState.ACTIVE: "It is active already.",
     DeviceState.QUARANTINED: "`flotilla device release NAME` makes it active.",
-    DeviceState.BANNED: "`flotilla device release NAME` makes it active; a ban outlasts the rest.",
-    DeviceState.RETIRED: "It has gone for good: enrol the box again, as a new device.",
+    DeviceState.BANNED: "`flotilla device release NAME` makes it active; lift the ban first.",
+    DeviceState.RETIRED: "Retiring is final: enrol the box again, as a new device.",
 }
 
 
 def check_active(device: Device) -> None:
-    """ForbiddenError unless the device takes part in the fleet."""
+    """Raise ForbiddenError unless the device is active."""
     if device.state is DeviceState.ACTIVE:
         return
     why = f": {device.state_reason}" if device.state_reason else ""
-    advice = "What it runs keeps running; ask the operator of the fleet."
+    advice = "It keeps serving the release that it has; ask the operator of the fleet."
     if device.state is DeviceState.RETIRED:
         advice = "Enrol the box again into an empty data directory."
     raise ForbiddenError(f"device {device.name!r} is {device.state}{why}", advice=advice)
 
 
 class DeviceStateService:
-    """Changes of state, by people and by what was noticed."""
+    """Changes device states, for operators and when a copied certificate is detected."""
 
     def __init__(self, database: Database, signals: Signals, clock: Callable[[], datetime]) -> None:
         self._database = database
@@ -65,16 +65,17 @@ class DeviceStateService:
         self._clock = clock
 
     async def check(self, device_id: str) -> None:
-        """ForbiddenError unless the device is active now."""
+        """Raise ForbiddenError unless the device is active now."""
         async with self._database.read() as tx:
             check_active(await devices.get(tx, device_id))
 
     async def change(
         self, caller: Caller, request_id: str, name_or_id: str, state: str, reason: str
     ) -> str:
-        """Put a device into another state; its id.
+        """Put a device into another state and return its id.
 
-        Raises InvalidInputError for what is no state, ConflictError where none leads there.
+        Raises InvalidInputError if the state is unknown, ConflictError if the device cannot enter
+        it from its present state.
         """
         wanted = _parse(state)
         reason = _one_line(reason)
@@ -102,8 +103,11 @@ class DeviceStateService:
         return done.subject
 
     async def quarantine_clone(self, device: Device, serial: str) -> None:
-        """A certificate came back after its successor was used: there are two boxes."""
-        reason = f"certificate {serial} came back after it was replaced: its disk may be copied"
+        """Quarantine a device whose old certificate was used after its successor.
+
+        Then there are two boxes with the same key, for instance after a disk was copied.
+        """
+        reason = f"certificate {serial} was used after it was replaced: its disk may be copied"
         async with self._database.write() as tx:
             fresh = await devices.get(tx, device.id)
             if fresh.state is not DeviceState.ACTIVE:
@@ -135,7 +139,7 @@ def _parse(state: str) -> DeviceState:
         return DeviceState(state)
     except ValueError:
         raise InvalidInputError(
-            f"{state[:40]!r} is not a state of a device",
+            f"{state[:40]!r} is not a device state",
             advice="Use active, quarantined, banned or retired.",
         ) from None
 
@@ -143,7 +147,7 @@ def _parse(state: str) -> DeviceState:
 def _one_line(reason: str) -> str:
     if len(reason) > MAX_REASON_CHARACTERS or not all(map(str.isprintable, reason)):
         raise InvalidInputError(
-            f"a reason of {len(reason)} characters is not one line of at most "
+            f"the reason has {len(reason)} characters; it must be one printable line of at most "
             f"{MAX_REASON_CHARACTERS}",
             advice="Give a short --reason.",
         )

@@ -1,4 +1,4 @@
-"""A certificate authority: P-256, which gRPC's handshake takes and which costs it least."""
+"""A certificate authority with a P-256 key: the curve that gRPC's handshake does fastest."""
 
 import secrets
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ from cryptography.x509.oid import NameOID
 from artifact.trust.authority import digest
 
 AUTHORITY_LIFETIME: Final = timedelta(days=3650)
-# Of what vouches for the one before; it is signed anew for each newcomer.
+# Lifetime of the certificate that vouches for the previous authority, signed per enrolment.
 VOUCHED_LIFETIME: Final = timedelta(days=1)
-# A new certificate is valid on boxes whose clock is a little behind.
+# A new certificate is valid at once on boxes whose clock is slightly behind.
 BACKDATED: Final = timedelta(minutes=5)
 _PEM: Final = serialization.Encoding.PEM
 
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """Signs certificates of the server and of devices."""
+    """A key and a certificate that sign certificates of the server and of devices."""
 
     key: ec.EllipticCurvePrivateKey
     certificate: x509.Certificate
@@ -34,7 +34,7 @@ class Authority:
 
     @property
     def sha256(self) -> str:
-        """Of the DER, hex: what join tokens name."""
+        """SHA-256 of the DER in hex, which join tokens contain."""
         return digest(self.certificate)
 
     def issue(
@@ -47,7 +47,7 @@ class Authority:
         now: datetime,
         lifetime: timedelta,
     ) -> x509.Certificate:
-        """A certificate that signs no others."""
+        """Issue a certificate that cannot sign others."""
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
         builder = (
             _builder(public_key, _name(common_name), self.certificate.subject, now, lifetime)
@@ -63,12 +63,18 @@ class Authority:
         return builder.sign(self.key, hashes.SHA256())
 
     def endorse(self, successor: "Authority", now: datetime) -> bytes:
-        """PEM that has those who trust this one follow its successor (artifact.trust.authority)."""
+        """Return the PEM by which those who trust this authority accept its successor.
+
+        See artifact.trust.authority.
+        """
         builder = self._naming(successor, now, AUTHORITY_LIFETIME)
         return _authority(builder, successor.key, by=self.key).public_bytes(_PEM)
 
     def vouch_for(self, predecessor: "Authority", now: datetime) -> bytes:
-        """PEM that has those who begin with this one trust its predecessor too, for a day."""
+        """Return the PEM by which newcomers to this authority also trust its predecessor.
+
+        It is valid for VOUCHED_LIFETIME.
+        """
         constraints = x509.BasicConstraints(ca=False, path_length=None)
         builder = self._naming(predecessor, now, VOUCHED_LIFETIME)
         builder = builder.add_extension(constraints, critical=True)
@@ -83,8 +89,8 @@ class Authority:
 
 
 def new_authority_certificate(key: ec.EllipticCurvePrivateKey, now: datetime) -> x509.Certificate:
-    """An authority's own certificate for its key."""
-    # The digits keep apart the authorities of two servers that one machine trusts.
+    """Make the self-signed certificate of a new authority."""
+    # The random digits tell apart the authorities of two servers that one machine trusts.
     name = _name(f"Flotilla CA {secrets.token_hex(4)}")
     return _authority(_builder(key.public_key(), name, name, now, AUTHORITY_LIFETIME), key, by=key)
 
@@ -95,7 +101,7 @@ def _authority(
     *,
     by: ec.EllipticCurvePrivateKey,
 ) -> x509.Certificate:
-    """Of ``key``, which may sign certificates, but none that sign others."""
+    """Sign an authority certificate for ``key``: it may sign certificates, but no authorities."""
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     return (
         builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)

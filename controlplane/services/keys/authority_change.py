@@ -1,14 +1,14 @@
 """Replacing the certificate authority of a live fleet (docs/adr/0010).
 
-Two steps, each of which may be asked for again at any time:
+Two steps, each of which can be repeated at any time:
 
-- ``rotate``: a new authority beside the old one. Devices are told of it on their streams, believe
-  in it because the old one endorses it, and renew under it. The server still shows a certificate
-  of the old one, which everybody trusts.
-- ``retire``: once every active device has shown a certificate of the new one, and so trusts it,
-  the server shows one too, and accepts none of the old one.
+- ``rotate`` adds a new authority beside the old one. Devices receive it on their streams, accept it
+  because the old one endorses it, and renew under it. The server still presents a certificate of
+  the old authority, which every device trusts.
+- ``retire`` ends the change once every active device has presented a certificate of the new
+  authority, and so trusts it. The server then presents one too, and accepts no old certificate.
 
-The audit log learns of a step before the disk does: what is in effect has always been written down.
+The audit log is written before the key files, so that every step in effect is in the log.
 """
 
 import logging
@@ -40,7 +40,7 @@ MAX_NAMED: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class AuthorityChange:
-    """Who signs, and how far the fleet has followed. ``waiting``: the longest unseen first."""
+    """The authorities, and the fleet's progress. ``waiting``: the longest unseen first."""
 
     authorities: Authorities
     current_sha256: str
@@ -69,7 +69,7 @@ class AuthorityService:
         self._signals = signals
         self._clock = clock
         self._context = context
-        self._tell()
+        self._announce()
 
     async def status(self) -> AuthorityChange:
         files = self._keys.authorities
@@ -88,7 +88,7 @@ class AuthorityService:
         )
 
     async def rotate(self, caller: Caller, request_id: str) -> AuthorityChange:
-        """Begin a change, unless one is under way."""
+        """Begin a change, unless one is in progress."""
         now = self._clock()
         files = self._keys.authorities
         if files.previous is None:
@@ -101,19 +101,20 @@ class AuthorityService:
             done = await once(self._database, mutation, act)
             if files.begin(done.subject, now):
                 log.warning("authority_rotated sha256=%s", done.subject)
-                self._tell()
+                self._announce()
         return await self.status()
 
     async def retire(
         self, caller: Caller, request_id: str, leave_silent_seconds: float
     ) -> AuthorityChange:
-        """End a change, if one is under way; ConflictError while devices would be left behind.
+        """End a change, if one is in progress; ConflictError while devices would be locked out.
 
-        Those last seen longer ago than ``leave_silent_seconds`` may be; 0: none.
+        Devices that were last seen longer than ``leave_silent_seconds`` ago may be; 0 allows none.
         """
         if not 0 <= leave_silent_seconds <= MAX_SILENT_SECONDS:
             raise InvalidInputError(
-                f"{leave_silent_seconds} s of silence are out of bounds",
+                f"{leave_silent_seconds} s of silence are not within 0 to "
+                f"{MAX_SILENT_SECONDS:.0f} s",
                 advice="Give it in days, for instance 30d.",
             )
         now = self._clock()
@@ -123,7 +124,7 @@ class AuthorityService:
 
             async def act(tx: Transaction) -> str:
                 waiting = await devices.without_authority(tx, current)
-                _check_left_behind(waiting, leave_silent_seconds, now)
+                _check_locked_out(waiting, leave_silent_seconds, now)
                 return previous
 
             arguments = {"leave_silent_seconds": leave_silent_seconds}
@@ -132,11 +133,11 @@ class AuthorityService:
             if files.end(done.subject, now):
                 self._keys.renew(now)
                 log.warning("authority_retired sha256=%s", done.subject)
-                self._tell()
+                self._announce()
         return await self.status()
 
-    def _tell(self) -> None:
-        """Devices, and the operator of this machine, whom to trust now."""
+    def _announce(self) -> None:
+        """Send devices the authorities, and write them into the operator's context file."""
         self._signals.notify_devices()
         try:
             self._refresh_context()
@@ -152,22 +153,22 @@ class AuthorityService:
             write_private(self._context, msgspec.json.encode({**context, "ca_pem": bundle}))
 
 
-def _check_left_behind(waiting: Sequence[Device], silent_seconds: float, now: datetime) -> None:
+def _check_locked_out(waiting: Sequence[Device], silent_seconds: float, now: datetime) -> None:
     silent_since = now - timedelta(seconds=silent_seconds)
-    left = [
+    locked_out = [
         device
         for device in waiting
         if device.connected or not silent_seconds or _last_seen(device) > silent_since
     ]
-    if left:
-        names = ", ".join(device.name for device in sorted(left, key=_last_seen)[:MAX_NAMED])
-        more = f" and {len(left) - MAX_NAMED} more" if len(left) > MAX_NAMED else ""
+    if locked_out:
+        names = ", ".join(device.name for device in sorted(locked_out, key=_last_seen)[:MAX_NAMED])
+        more = f" and {len(locked_out) - MAX_NAMED} more" if len(locked_out) > MAX_NAMED else ""
         raise ConflictError(
-            f"{len(left)} active device(s) have no certificate of the new authority yet: "
+            f"{len(locked_out)} active device(s) have no certificate of the new authority yet: "
             f"{names}{more}",
-            advice="Wait until they have connected, retire those that have gone, or leave those "
-            "behind that are silent: `flotilla ca retire --leave-silent 30d`. Quarantined devices "
-            "are not waited for: take those back first that shall come along.",
+            advice="Wait until they have connected, retire those that are gone, or leave the "
+            "silent ones behind: `flotilla ca retire --leave-silent 30d`. Quarantined devices do "
+            "not count: release those first that should keep their access.",
         )
 
 

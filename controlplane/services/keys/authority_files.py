@@ -1,8 +1,8 @@
-"""The authorities of this server on its disk: one, and two while one replaces the other.
+"""The server's authorities on disk: one, or two while one replaces the other.
 
-`authorities.json` says which there are, and is replaced whole: before it, a change has not happened
-and can be done again; after it, it has. Without the file there is the first one alone, in `ca.key`
-and `ca.pem`; the next are `ca-2`, `ca-3` and so on, which are never there without the file.
+`authorities.json` lists them and is replaced atomically: until then a change has not happened and
+can be repeated, afterwards it has. Without the file only the first authority exists, in `ca.key`
+and `ca.pem`. The next ones are `ca-2`, `ca-3` and so on, which exist only together with the file.
 """
 
 import dataclasses
@@ -25,16 +25,16 @@ _Number = Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
 
 
 class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Numbers of authorities; 0 for none."""
+    """Numbers of the authorities; 0 means that there is none."""
 
     current: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 1
     previous: _Number = 0
-    # Being made, or made and not in use yet.
+    # Prepared, or being prepared, but not in use.
     following: _Number = 0
 
 
 class AuthorityFiles:
-    """Whom devices are told to trust, and who signs what."""
+    """The authorities that devices should trust, and those that sign."""
 
     def __init__(self, directory: Path, now: datetime) -> None:
         self._directory = directory
@@ -46,8 +46,8 @@ class AuthorityFiles:
             later = sorted(path.name for path in self._directory.glob("ca-*"))
             if later:
                 raise DataDirectoryError(
-                    f"{self._file} is missing, and {later[0]} is not: which authority is current "
-                    "is not known",
+                    f"{self._file} is missing although {later[0]} exists: the current authority is "
+                    "unknown",
                     advice=_RESTORE,
                 )
             return _State()
@@ -73,30 +73,37 @@ class AuthorityFiles:
         self._state = state
 
     @property
-    def of_server(self) -> Authority:
-        """Signs the server's own certificate: the one that everybody trusts during a change."""
+    def server_authority(self) -> Authority:
+        """Authority of the server's own certificate: during a change the old, trusted one."""
         return self.previous or self.current
 
     def offered_to_newcomers(self, now: datetime) -> Authorities:
-        """With what vouches for the previous one, which nobody else needs."""
+        """Return the offer with the certificate that vouches for the previous authority.
+
+        Only a device that enrols during a change needs it.
+        """
         if self.previous is None:
             return self.offered
         vouched = self.current.vouch_for(self.previous, now)
         return dataclasses.replace(self.offered, old_with_new=vouched)
 
     def prepare(self, now: datetime) -> str:
-        """The next authority is on the disk; its SHA-256. During a change that of the current."""
+        """Write the next authority to disk and return its SHA-256.
+
+        During a change, return that of the current one.
+        """
         if self.previous is not None:
             return self.current.sha256
         if not self._state.following:
-            # Before its files: those of a later one alone mean that this file was lost.
+            # Before the key files: key files of a later authority without this entry mean that the
+            # state file was lost, and the next start refuses to run.
             following = self._state.current + 1
             self._write(msgspec.structs.replace(self._state, following=following))
-        # What is left of an earlier try is as good.
+        # Files that an interrupted attempt left are used as they are.
         return self._authority(self._state.following, now, make=True).sha256
 
     def begin(self, sha256: str, now: datetime) -> bool:
-        """Issue under the prepared authority of this digest; False when there is none such."""
+        """Make the prepared authority of this digest current; return False if there is none."""
         following = self._state.following
         if not following or self._authority(following, now).sha256 != sha256:
             return False
@@ -105,7 +112,7 @@ class AuthorityFiles:
         return True
 
     def end(self, sha256: str, now: datetime) -> bool:
-        """Forget the previous authority, of this digest, and its key; False if there is none."""
+        """Forget the previous authority of this digest and its key; False if there is none."""
         if self.previous is None or self.previous.sha256 != sha256:
             return False
         self._write(_State(current=self._state.current))
@@ -113,14 +120,14 @@ class AuthorityFiles:
         return True
 
     def issuer(self, certificate: x509.Certificate) -> Authority | None:
-        """Whose name a certificate bears, among those that are accepted; TLS has verified it."""
+        """Return the accepted authority that a certificate names; TLS verifies the signature."""
         for authority in (self.current, self.previous):
             if authority is not None and authority.certificate.subject == certificate.issuer:
                 return authority
         return None
 
     def _remove_before(self, number: int) -> None:
-        """A key that was retired is nobody's to steal, also when the server was killed then."""
+        """Delete the key of a retired authority, also after a crash during ``end``."""
         if number > 1:
             for path in self._paths(number - 1):
                 path.unlink(missing_ok=True)
@@ -134,7 +141,7 @@ class AuthorityFiles:
         return self._directory / f"{stem}.key", self._directory / f"{stem}.pem"
 
     def _authority(self, number: int, now: datetime, *, make: bool = False) -> Authority:
-        """Of this number; DataDirectoryError when it is damaged, or missing and not to be made."""
+        """Load or make an authority; DataDirectoryError if damaged, or missing without ``make``."""
         key_path, certificate_path = self._paths(number)
         for path in (key_path, certificate_path):
             if not make and not path.exists():

@@ -1,8 +1,8 @@
 """The director's keys and its chain of roots, in the server's data directory.
 
-A new root is signed by the key of the one before it, and by its own, which devices follow from the
-first one that they have pinned (TUF, 5.3). The newest root says which keys count: once its file is
-there the change has happened, and a start after a crash takes the successors over.
+A new root is signed by the key of the previous root and by its own. Devices follow the chain from
+the first root, which they have pinned (TUF, 5.3). The newest root names the valid keys: once its
+file exists the change has happened, and a start after a crash moves the new keys into place.
 """
 
 from datetime import datetime
@@ -24,11 +24,11 @@ _ROOT: Final = "director-root"
 
 
 class DirectorKeys:
-    """Made on the first start; ``now`` dates the first root."""
+    """The director's keys, made on the first start; ``now`` dates the first root."""
 
     def __init__(self, directory: Path, now: datetime) -> None:
         self._directory = directory
-        # What join tokens name by digest.
+        # Join tokens contain its digest.
         self.first_root: bytes = read_or_make(
             directory / "director-root.json",
             lambda: make_director_root(self._signer(_ROOT), self._signer(_ONLINE), now=now),
@@ -37,13 +37,13 @@ class DirectorKeys:
 
     @property
     def version(self) -> int:
-        """Of the newest root."""
+        """Version of the newest root."""
         return 1 + len(self.roots)
 
     def rotate(self, version: int, *, root: bool, now: datetime) -> bool:
-        """Make the root ``version``, with a new key; False when it is there already.
+        """Make the root of this version, with a new key; return False if it exists already.
 
-        The key that signs assignments is replaced, or that of the root itself.
+        ``root`` replaces the key of the root itself, otherwise the key that signs assignments.
         """
         if version <= self.version:
             return False
@@ -60,12 +60,12 @@ class DirectorKeys:
         return True
 
     def check_room(self) -> None:
-        """ConflictError when devices would not follow another root."""
+        """Raise ConflictError if devices would not follow another root."""
         if len(self.roots) >= MAX_ROOTS:
             raise ConflictError(
-                f"the director's root has been replaced {len(self.roots)} times, which is all "
-                "that devices follow",
-                advice="Found a new server, and enrol the boxes there.",
+                f"the director's root has been replaced {len(self.roots)} times; devices follow at "
+                f"most {MAX_ROOTS}",
+                advice="Set up a new server, and enrol the boxes there.",
             )
 
     def _load(self) -> None:
@@ -76,14 +76,14 @@ class DirectorKeys:
         roles = parse(Root, self._newest, Root.type).signed.roles
         self._root = self._named(_ROOT, roles[Root.type].keyids)
         self.online: Signer = self._named(_ONLINE, roles[Timestamp.type].keyids)
-        # All but the first, which devices have.
+        # Every root after the first, which devices have pinned.
         self.roots: tuple[bytes, ...] = tuple(roots)
 
     def _path(self, version: int) -> Path:
         return self._directory / f"director-root.{version}.json"
 
     def _named(self, name: str, keyids: list[str]) -> Signer:
-        """The key that the newest root names; its successor takes its place for good."""
+        """Load the key that the newest root names, moving a successor into its place if needed."""
         path, following = self._directory / f"{name}.key", self._directory / f"{name}.next.key"
         signer = self._signer(name)
         if signer.public_key.keyid not in keyids and following.exists():

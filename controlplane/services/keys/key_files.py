@@ -10,7 +10,7 @@ from controlplane.services.keys.private_files import read_or_make
 
 
 def load_or_make_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """The key in a file, or a new one that is there from now on; DataDirectoryError."""
+    """Load a key, or make and store a new one; DataDirectoryError if the file is damaged."""
     pem = read_or_make(path, lambda: key_pem(ec.generate_private_key(ec.SECP256R1())))
     try:
         key = serialization.load_pem_private_key(pem, None)

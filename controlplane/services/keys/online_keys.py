@@ -1,7 +1,7 @@
-"""The keys with which the server signs TUF metadata by itself, in its data directory.
+"""Online keys of the image repository, in the server's data directory.
 
-Of the image repository it holds snapshot and timestamp, and for each a successor: once the offline
-keys have signed a root that names the successor, the server changes over and makes another.
+The server holds the keys of snapshot and timestamp, and a successor for each. Once the offline keys
+have signed a root that names a successor, the server switches to it and makes the next.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from controlplane.services.keys.private_files import read_or_make, replace_durab
 
 
 class OnlineKeys:
-    """Made on the first start."""
+    """Current and next key of each online role, made on the first start."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -33,7 +33,7 @@ class OnlineKeys:
         return load_online_key(read_or_make(self._directory / name, generate_online_key))
 
     def named_by(self, root: bytes) -> OnlineSigners:
-        """Those that this root names; UntrustedError when it names keys of another server."""
+        """Return the signers that this root names; UntrustedError if they are not this server's."""
         return OnlineSigners(
             self._named(root, Snapshot.type, self.current.snapshot, self.following.snapshot),
             self._named(root, Timestamp.type, self.current.timestamp, self.following.timestamp),
@@ -51,7 +51,7 @@ class OnlineKeys:
         )
 
     def settle(self, root: bytes) -> None:
-        """Make the keys that the current root names the current ones; the old ones are gone."""
+        """Switch to the keys that the current root names and delete the old ones."""
         named = self.named_by(root)
         changing = {
             "snapshot": named.snapshot is self.following.snapshot,

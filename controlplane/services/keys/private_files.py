@@ -1,4 +1,4 @@
-"""Files that only their owner may read, replaced whole."""
+"""Files of mode 0600, replaced atomically."""
 
 import os
 import secrets
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Replace a file that only its owner may read; old or new after a crash, never half."""
+    """Replace a file of mode 0600; after a crash it has the old or the new content."""
     incoming = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(incoming, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -22,7 +22,7 @@ def write_private(path: Path, data: bytes) -> None:
 
 
 def replace_durably(source: Path, path: Path) -> None:
-    """Rename, so that a crash afterwards does not undo it."""
+    """Rename a file and flush the folder, so that a power cut does not undo the rename."""
     source.replace(path)
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -32,7 +32,7 @@ def replace_durably(source: Path, path: Path) -> None:
 
 
 def read_or_make(path: Path, make: Callable[[], bytes]) -> bytes:
-    """What is there, or what is made now and there from now on."""
+    """Return the file's content; if there is none, make and store it first."""
     if not path.exists():
         write_private(path, make())
     return path.read_bytes()

@@ -1,8 +1,8 @@
 """The server's own keys, in its data directory: certificate authorities, TLS, online TUF roles.
 
-All private keys are made here on the first start, mode 0600, and never leave. The authority signs
-server and device certificates; all keys of certificates are P-256, which gRPC's handshake takes
-and which costs it least.
+All private keys are made here on the first start, with mode 0600, and never leave the directory.
+The authority signs server and device certificates. All certificate keys are P-256, the curve that
+gRPC's handshake does fastest.
 """
 
 import ipaddress
@@ -39,12 +39,12 @@ class TlsIdentity:
 
 
 class ServerKeys:
-    """Everything that only the server may sign with."""
+    """Every private key of the server."""
 
     def __init__(
         self, directory: Path, names: Sequence[str], lifetime: timedelta, now: datetime
     ) -> None:
-        """Load what is there and make what is not.
+        """Load the keys and make missing ones.
 
         ``names`` and ``lifetime`` are those of the server's own certificate.
         """
@@ -60,16 +60,17 @@ class ServerKeys:
         self.renew(now)
 
     def renew(self, now: datetime) -> bool:
-        """Make a new server certificate when a third of its life or less is left; True if so.
+        """Make a new server certificate if needed and return whether one was made.
 
-        Also when it is for other names, or of another authority, than it should be.
+        It is needed in the last third of the old one's lifetime, and if its names or its authority
+        have changed.
         """
         path = self._directory / "server.pem"
         key = load_or_make_key(self._directory / "server.key")
-        if path.exists() and self._still_good(path.read_bytes(), key, now):
+        if path.exists() and self._is_current(path.read_bytes(), key, now):
             self.tls = TlsIdentity(key_pem(key), path.read_bytes())
             return False
-        authority = self.authorities.of_server
+        authority = self.authorities.server_authority
         certificate = authority.issue(
             key.public_key(),
             common_name=self._names[0][:64],
@@ -90,7 +91,7 @@ class ServerKeys:
         now: datetime,
         lifetime: timedelta,
     ) -> x509.Certificate:
-        """A device's certificate: its common name is the device's id."""
+        """Issue a device's certificate, whose common name is the device's id."""
         return self.authorities.current.issue(
             public_key,
             common_name=device_id,
@@ -99,11 +100,11 @@ class ServerKeys:
             lifetime=lifetime,
         )
 
-    def _still_good(self, chain: bytes, key: ec.EllipticCurvePrivateKey, now: datetime) -> bool:
+    def _is_current(self, chain: bytes, key: ec.EllipticCurvePrivateKey, now: datetime) -> bool:
         try:
             certificate = x509.load_pem_x509_certificates(chain)[0]
             names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-            certificate.verify_directly_issued_by(self.authorities.of_server.certificate)
+            certificate.verify_directly_issued_by(self.authorities.server_authority.certificate)
         except (ValueError, InvalidSignature, x509.ExtensionNotFound):
             return False
         begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc

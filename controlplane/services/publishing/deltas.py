@@ -22,32 +22,33 @@ from controlplane.errors import InvalidInputError, NotFoundError
 log = logging.getLogger(__name__)
 
 DIGEST_BYTES: Final = 32
-# Left on the disk for everything else.
+# Disk space that making deltas leaves free.
 RESERVED_BYTES: Final = 256 << 20
-# A delta of more than this share of the file is not worth its time on the box.
+# A delta larger than this share of the file costs the box more time than it saves.
 WORTHWHILE: Final = 0.9
 RETRY_SECONDS: Final = 1.0
 MOST_RETRY_SECONDS: Final = 30.0
-# About what comparing takes; says when to ask again, so that a fleet need not ask all the time.
+# Approximate speed of a comparison, from which the retry hint is computed: a fleet should not
+# poll for the whole time.
 BYTES_PER_SECOND: Final = 20 << 20
 HOUR_SECONDS: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What making deltas may take. Whoever gets none fetches chunks."""
+    """Limits on making deltas. A device that gets no delta fetches chunks."""
 
-    # The largest file that is compared, and the longest that one comparison may take.
+    # The largest file that is compared, and the time limit of one comparison.
     file_bytes: int = 16 << 30
     seconds: float = 900.0
-    # Of every hour, all comparisons together.
+    # Limit for all comparisons of an hour together.
     seconds_per_hour: float = 1800.0
     waiting: int = 16
 
 
 @dataclass(frozen=True, slots=True)
 class FileDigests:
-    """A file by the SHA-256 of its bytes and of its chunk index."""
+    """SHA-256 of a file's bytes and of its chunk index."""
 
     sha256: bytes
     index: bytes
@@ -63,17 +64,17 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class BeingMade:
-    """Ask again later, or do without."""
+    """Result while a delta is made: ask again later, or fetch chunks."""
 
     retry_after_seconds: float = RETRY_SECONDS
 
 
 class _ComparisonError(Exception):
-    """The process that compares two files did not bring it to an end."""
+    """The comparing process failed or timed out."""
 
 
 class DeltaService:
-    """Finds deltas, and has those made that are asked for."""
+    """Finds deltas and makes those that devices ask for."""
 
     def __init__(
         self,
@@ -87,21 +88,21 @@ class DeltaService:
         self._budget = budget
         self._clock = clock
         self._making: dict[Pair, asyncio.Task[None]] = {}
-        # Not tried again by this process.
+        # Pairs whose comparison failed; this process does not try them again.
         self._failed: set[Pair] = set()
-        # One at a time: the rest of the server matters more.
+        # One comparison at a time, so that requests keep their share of the CPU and the disk.
         self._turn = asyncio.Semaphore(1)
-        # When comparisons ended, and how long each took, within the last hour.
+        # End and duration of each comparison within the last hour.
         self._spent: deque[tuple[float, float]] = deque()
 
     def holder(self, digest: bytes) -> ChunkStore:
-        """The store that has a chunk: the deltas' own, or that of the releases."""
+        """Return the store of a chunk: that of the deltas, or else that of the releases."""
         return self._cache.chunks if self._cache.chunks.size(digest) is not None else self._chunks
 
     async def get(
         self, bases: Sequence[FileDigests], target: FileDigests
     ) -> Ready | BeingMade | None:
-        """A delta from one of ``bases``, most alike first; None when there is none to be had."""
+        """Find or start a delta from one of ``bases``, most alike first; None if impossible."""
         _check(bases, target)
         pairs = [(base, Pair(base.sha256, target.sha256)) for base in bases]
         fresh = []
@@ -120,14 +121,17 @@ class DeltaService:
         return None
 
     async def close(self) -> None:
-        """Stop what is being made."""
+        """Cancel the comparisons in progress."""
         for task in self._making.values():
             task.cancel()
         await asyncio.gather(*self._making.values(), return_exceptions=True)
 
     async def _start(self, base: FileDigests, target: FileDigests, pair: Pair) -> int | None:
-        """Have a delta made, if both files are here and the budget allows; the target's size."""
-        if len(self._making) >= self._budget.waiting or not self._affordable():
+        """Start a comparison and return the target's size in bytes.
+
+        Returns None if a file is missing or the budget is spent.
+        """
+        if len(self._making) >= self._budget.waiting or not self._within_hourly_budget():
             return None
         try:
             sources = await asyncio.to_thread(lambda: [self._load(each) for each in (base, target)])
@@ -139,7 +143,7 @@ class DeltaService:
             task.add_done_callback(lambda _: self._making.pop(pair, None))
         return sources[1].size
 
-    def _affordable(self) -> bool:
+    def _within_hourly_budget(self) -> bool:
         now = self._clock()
         while self._spent and self._spent[0][0] < now - HOUR_SECONDS:
             self._spent.popleft()
@@ -148,7 +152,9 @@ class DeltaService:
     def _load(self, file: FileDigests) -> ChunkIndex:
         index = decode_index(self._chunks.read(file.index))
         if index.sha256 != file.sha256 or index.size > self._budget.file_bytes:
-            raise NotFoundError(f"no file {file.sha256.hex()} that may be compared")
+            raise NotFoundError(
+                f"the file {file.sha256.hex()} is missing or larger than the budget allows"
+            )
         return index
 
     async def _make(self, pair: Pair, sources: Sequence[ChunkIndex]) -> None:
@@ -156,7 +162,7 @@ class DeltaService:
             began = self._clock()
             folder = self._cache.work / pair.name.removesuffix(".json")
             try:
-                delta = await self._compared(folder, *sources)
+                delta = await self._compare(folder, *sources)
                 made = await asyncio.to_thread(self._cache.add, pair, delta)
                 log.info(
                     "delta_made base=%s target=%s bytes=%d of=%d seconds=%.1f",
@@ -175,8 +181,8 @@ class DeltaService:
                 self._spent.append((self._clock(), self._clock() - began))
                 shutil.rmtree(folder, ignore_errors=True)
 
-    async def _compared(self, folder: Path, base: ChunkIndex, target: ChunkIndex) -> Path | None:
-        """The delta's file; None when it saves too little. _ComparisonError, OSError."""
+    async def _compare(self, folder: Path, base: ChunkIndex, target: ChunkIndex) -> Path | None:
+        """Make the delta's file; None if it saves too little. Raises _ComparisonError, OSError."""
         free = shutil.disk_usage(self._cache.work).free - RESERVED_BYTES
         if base.size + 2 * target.size > free:
             raise OSError(errno.ENOSPC, f"{base.size + 2 * target.size} bytes needed, {free} free")
@@ -211,11 +217,13 @@ class DeltaService:
 def _check(bases: Sequence[FileDigests], target: FileDigests) -> None:
     if not 1 <= len(bases) <= MAX_BASES:
         raise InvalidInputError(
-            f"{len(bases)} bases are not within 1 to {MAX_BASES}", advice="Name the most alike."
+            f"{len(bases)} bases are not within 1 to {MAX_BASES}",
+            advice="Name the most similar ones.",
         )
     for file in (*bases, target):
         if (len(file.sha256), len(file.index)) != (DIGEST_BYTES, DIGEST_BYTES):
             raise InvalidInputError(
-                f"digests of {len(file.sha256)} and {len(file.index)} bytes are no SHA-256",
+                f"the digests have {len(file.sha256)} and {len(file.index)} bytes; SHA-256 has "
+                f"{DIGEST_BYTES}",
                 advice="Update the agent.",
             )

@@ -1,4 +1,4 @@
-"""Driving rollouts: what devices do and what time passes move them on, without any operator."""
+"""The rollout driver: advances rollouts when devices report or time passes."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -32,25 +32,25 @@ class RolloutDriver:
         self._clock = clock
 
     async def tick(self) -> None:
-        """Everything that can happen now, in every unfinished rollout."""
+        """Advance every unfinished rollout as far as possible now."""
         async with self._database.read() as tx:
             ids = await stored.moving(tx)
         for rollout_id in ids:
             await self.tick_one(rollout_id)
 
     async def tick_one(self, rollout_id: str) -> None:
-        """Everything that can happen now in this one; what goes wrong is logged."""
+        """Advance one rollout as far as possible now; log an error instead of raising it."""
         try:
             await self._move(rollout_id)
         except StaleError as error:
-            # Somebody else changed it; the next tick decides anew.
+            # Another request changed the rollout or a device meanwhile; the next tick retries.
             log.info("rollout_tick_stale rollout=%s reason=%s", rollout_id, error)
         except Exception:
-            # One that cannot go on must not keep the others from it.
+            # A rollout that fails must not stop the others.
             log.exception("rollout_tick_failed rollout=%s", rollout_id)
 
     async def _move(self, rollout_id: str) -> None:
-        # Mostly nothing is due: find that out without keeping writers waiting.
+        # Usually nothing is due. Find that out in a read, because the write lock is exclusive.
         async with self._database.read() as tx:
             seen, plan = await self._plan(tx, rollout_id)
         if plan.rollout == seen.rollout:
@@ -102,7 +102,7 @@ class RolloutDriver:
     async def settle(
         self, tx: Transaction, device_id: str, outcome: commands.UpdateResult, now: datetime
     ) -> None:
-        """What a stored receipt means for the rollout that it answers, if any; within ``tx``."""
+        """Apply a stored receipt, within ``tx``, to the rollout that made its assignment."""
         rollout_id = await rollout_devices.rollout_of(tx, device_id, outcome.generation)
         if rollout_id is None:
             return
@@ -114,9 +114,9 @@ class RolloutDriver:
 
 
 async def facts_now(tx: Transaction, rollout: Rollout, now: datetime) -> Mapping[str, DeviceFact]:
-    """What is known of the rollout's devices."""
+    """Return the current facts about the rollout's devices."""
     found = await rollout_devices.known_now(tx, rollout.id)
-    # A device may claim to run anything; only what is published can be given back to it.
+    # A device may report any release; only a published one can be assigned to it again.
     published = await releases.digests(tx, {device.current_release for device in found})
     return {
         device.id: DeviceFact(
@@ -135,6 +135,6 @@ def reachable_now(device: Device | DeviceNow, now: datetime) -> bool:
 
 
 def announce(tx: Transaction, signals: Signals, rollout_id: str) -> None:
-    """Wake, after the commit, who watches this rollout and who drives all of them."""
+    """Wake, after the commit, the watchers of this rollout and the driver."""
     tx.after_commit(partial(signals.notify, rollout_key(rollout_id)))
     tx.after_commit(partial(signals.notify, FLEET_CHANGED))

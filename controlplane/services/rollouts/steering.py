@@ -1,4 +1,4 @@
-"""Starting, steering and watching rollouts: what operators ask for."""
+"""Start, steering and watching of rollouts, for operators."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ from controlplane.store.rollouts import ListedRollout
 
 log = logging.getLogger(__name__)
 
-# Watchers look again after this long even when nothing woke them: another replica may have acted.
+# Watchers read again after this long without a signal: another replica may have acted.
 WATCH_POLL_SECONDS: Final = 1.0
 MAX_REASON: Final = 500
 
@@ -42,7 +42,7 @@ Steer = Callable[[Rollout, Facts, datetime], Rollout]
 
 @dataclass(frozen=True, slots=True)
 class RolloutView:
-    """A rollout with its devices, and each wave in numbers as of now."""
+    """A rollout with its devices, and the counts of each wave as of now."""
 
     rollout: Rollout
     counts: tuple[Counts, ...]
@@ -63,15 +63,14 @@ class RolloutService:
         self._driver = driver
         self._clock = clock
 
-    # -- operators
-
     async def start(
         self, caller: Caller, request_id: str, *, release: str, selector: str, strategy: str
     ) -> RolloutView:
-        """A rollout of ``release`` to the active devices that ``selector`` finds.
+        """Start a rollout of ``release`` to the active devices that ``selector`` matches.
 
-        Raises InvalidInputError for what does not parse, NotFoundError for an unknown release,
-        ConflictError when it is withdrawn or no device is found, DeviceBusyError when one is taken.
+        Raises InvalidInputError if an argument does not parse, NotFoundError if the release is
+        unknown, ConflictError if it is withdrawn or no device matches, DeviceBusyError if a device
+        is in another rollout.
         """
         split_reference(release)
         matches = parse_selector(selector).matches
@@ -125,7 +124,7 @@ class RolloutService:
     async def pause(
         self, caller: Caller, request_id: str, rollout_id: str, reason: str
     ) -> RolloutView:
-        """Stops giving out assignments at once."""
+        """Stop making assignments at once."""
         reason = reason[:MAX_REASON] or f"paused by {caller.actor}"
 
         def change(rollout: Rollout, facts: Facts, now: datetime) -> Rollout:
@@ -137,7 +136,7 @@ class RolloutService:
         )
 
     async def resume(self, caller: Caller, request_id: str, rollout_id: str) -> RolloutView:
-        """Goes on, accepting the failures seen so far."""
+        """Continue, accepting the failures so far."""
         return await self._change(
             caller, request_id, "rollout.resume", rollout_id, reason="", steer=commands.resume
         )
@@ -145,7 +144,7 @@ class RolloutService:
     async def abort(
         self, caller: Caller, request_id: str, rollout_id: str, reason: str
     ) -> RolloutView:
-        """Stops for good and leaves devices where they are."""
+        """Stop the rollout for good; devices keep their present releases."""
         reason = reason[:MAX_REASON] or f"aborted by {caller.actor}"
 
         def change(rollout: Rollout, facts: Facts, now: datetime) -> Rollout:
@@ -159,7 +158,7 @@ class RolloutService:
     async def roll_back(
         self, caller: Caller, request_id: str, rollout_id: str, reason: str
     ) -> RolloutView:
-        """Sends every device it touched back to what it ran before."""
+        """Assign every device that the rollout reached the release that it ran before."""
         reason = reason[:MAX_REASON] or f"rolled back by {caller.actor}"
 
         def change(rollout: Rollout, facts: Facts, now: datetime) -> Rollout:
@@ -199,8 +198,6 @@ class RolloutService:
         await self._driver.tick_one(done.subject)
         return await self.get(rollout_id)
 
-    # -- looking
-
     async def get(self, rollout_id: str) -> RolloutView:
         view, _ = await self._look(rollout_id)
         return view
@@ -210,7 +207,7 @@ class RolloutService:
             return await stored.page(tx, request)
 
     async def watch(self, rollout_id: str) -> AsyncIterator[RolloutView]:
-        """The rollout now and after every change, until it is finished."""
+        """Yield the rollout now and after every change, until it is finished."""
         seen = -1
         with self._signals.subscribe(rollout_key(rollout_id)) as changed:
             while True:
@@ -237,7 +234,7 @@ class RolloutService:
 
 
 async def _refuse_withdrawn(tx: Transaction, release: str) -> None:
-    """Devices would refuse it, one after another."""
+    """Raise ConflictError if the release is withdrawn: every device would refuse it."""
     current = await trust_metadata.current(tx)
     if current and target_path(release) not in installable(current):
         raise ConflictError(
@@ -254,7 +251,7 @@ async def _refuse_busy(tx: Transaction, chosen: list[Device]) -> None:
 
 
 async def _refuse_taken(tx: Transaction, rollout: Rollout, facts: Facts) -> None:
-    """A finished rollout may be undone only where no other is at work."""
+    """Raise DeviceBusyError if a device to be rolled back is in another unfinished rollout."""
     taken = await stored.busy(tx, besides=rollout.id)
     for member in revertible(rollout, facts):
         if member.device_id in taken:

@@ -112,7 +112,7 @@ def test_a_join_token_of_either_begins_with_both(named: Authority) -> None:
 
 
 def test_a_join_token_of_neither_begins_with_nothing() -> None:
-    with pytest.raises(UntrustedError, match=f"the token names {STRANGER.sha256}"):
+    with pytest.raises(UntrustedError, match=f"names {STRANGER.sha256}"):
         begin(STRANGER.sha256, change())
 
 
@@ -133,10 +133,10 @@ def test_who_issued_a_certificate_is_found_in_a_bundle() -> None:
 
 @pytest.mark.parametrize(("named", "days"), [(NEW, 2), (OLD, 4000)])
 def test_what_vouches_for_an_authority_lapses(named: Authority, days: int) -> None:
-    with pytest.raises(UntrustedError, match="which is not now"):
+    with pytest.raises(UntrustedError, match=", not now"):
         begin(named.sha256, change(), NOW + timedelta(days=days))
 
 
 def test_an_endorsement_lapses() -> None:
-    with pytest.raises(UntrustedError, match="which is not now"):
+    with pytest.raises(UntrustedError, match=", not now"):
         follow(OLD.pem, change(), NOW + timedelta(days=4000))

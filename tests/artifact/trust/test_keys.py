@@ -72,7 +72,7 @@ def test_a_key_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
     write_key(path, generate_key(), PASSPHRASE)
     for mode in (0o640, 0o604, 0o620):
         path.chmod(mode)
-        with pytest.raises(KeyFileError, match="open to others") as raised:
+        with pytest.raises(KeyFileError, match="readable by others") as raised:
             load_key(path, PASSPHRASE)
         assert "chmod 600" in raised.value.advice
 
@@ -94,7 +94,7 @@ def test_a_missing_damaged_or_foreign_key_file_is_refused(tmp_path: Path) -> Non
         with pytest.raises(KeyFileError):
             load_key(path, PASSPHRASE)
     path.write_bytes(CryptoSigner.generate_ecdsa().private_bytes)
-    with pytest.raises(KeyFileError, match="no Ed25519 key"):
+    with pytest.raises(KeyFileError, match="not an Ed25519 key"):
         load_online_key(path.read_bytes())
 
 

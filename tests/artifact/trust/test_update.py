@@ -143,7 +143,7 @@ def test_a_root_passes_from_hand_to_hand_until_enough_have_signed(world: World) 
 
 
 def test_a_root_cannot_lose_more_keys_than_its_threshold_allows(world: World) -> None:
-    with pytest.raises(UntrustedError, match="has 0 keys, fewer than its threshold 1"):
+    with pytest.raises(UntrustedError, match="would have 0 keys; its threshold is 1"):
         world.next_root(remove_key("root", world.root.public_key.keyid))
     with pytest.raises(UntrustedError, match="does not sign root"):
         world.next_root(remove_key("root", world.targets.public_key.keyid))
@@ -154,15 +154,23 @@ def test_versions_rise_one_by_one(world: World, step: int) -> None:
     def jump(signed: Root | Targets) -> None:
         signed.version += step - 1
 
-    refuse(world, Update(root=world.next_root(jump)), "root came with version")
-    refuse(world, Update(targets=next_targets(world, jump)), "targets came with version")
-    refuse(world, Update(delegated={"acme": next_listing(world, jump)}), "acme came with version")
+    refuse(world, Update(root=world.next_root(jump)), "expected root version")
+    refuse(world, Update(targets=next_targets(world, jump)), "expected targets version")
+    refuse(
+        world,
+        Update(delegated={"acme": next_listing(world, jump)}),
+        "expected version [0-9]+ of acme",
+    )
 
 
 def test_a_root_for_another_servers_keys_is_refused(world: World) -> None:
     key = generate_key().public_key
     edit = replace_key("timestamp", world.online.timestamp.public_key.keyid, key)
-    refuse(world, Update(root=world.next_root(edit)), "does not give timestamp to")
+    refuse(
+        world,
+        Update(root=world.next_root(edit)),
+        "does not name this server's key .* for timestamp",
+    )
 
 
 def test_a_root_that_gives_offline_work_to_an_online_key_is_refused(world: World) -> None:
@@ -198,7 +206,7 @@ def test_the_targets_key_is_replaced_with_root_and_targets_at_once(
 def test_a_publisher_is_added(world: World, tmp_path: Path) -> None:
     signer = generate_key()
     targets = next_targets(world, set_publisher("gamma", signer.public_key))
-    refuse(world, Update(targets=targets), "gamma, whose metadata did not come along")
+    refuse(world, Update(targets=targets), "gamma, whose metadata is missing")
     first = initial_publisher(signer, now=START)
     world.update(Update(targets=targets, delegated={"gamma": first}))
     world.publishers["gamma"] = signer
@@ -226,7 +234,7 @@ def test_a_removed_publisher_is_believed_no_more_and_may_come_back(
     assert installable(world.roles) == set()
     with pytest.raises(UntrustedError, match="acme does not list"):
         resolves(world, tmp_path)
-    refuse(world, Update(delegated={"acme": next_listing(world)}), "'acme' is no publisher")
+    refuse(world, Update(delegated={"acme": next_listing(world)}), "'acme' is not a publisher")
 
     signer = world.publishers["acme"]
     targets = next_targets(world, set_publisher("acme", signer.public_key))
@@ -281,7 +289,7 @@ def test_a_release_is_not_slipped_in_without_its_manifest(world: World) -> None:
         twin.unrecognized_fields["custom"] = {"counter": 9, "min_release": 0}
         targets.targets[twin.path] = twin
 
-    refuse(world, Update(delegated={"acme": next_listing(world, add)}), "did not come along")
+    refuse(world, Update(delegated={"acme": next_listing(world, add)}), "was not sent")
 
 
 def test_a_stranger_changes_nothing(world: World) -> None:
@@ -294,4 +302,4 @@ def test_a_stranger_changes_nothing(world: World) -> None:
     refuse(
         world, Update(targets=next_targets(world, lambda _: None, stranger)), "not signed by enough"
     )
-    refuse(world, Update(delegated={"nobody": next_listing(world)}), "'nobody' is no publisher")
+    refuse(world, Update(delegated={"nobody": next_listing(world)}), "'nobody' is not a publisher")

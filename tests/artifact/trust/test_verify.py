@@ -102,7 +102,7 @@ def test_a_manifest_signed_under_another_name_or_counter_is_refused(
         targets.targets[target.path] = target
 
     force(world, "acme", list_as_chat, world.publishers["acme"])
-    with pytest.raises(UntrustedError, match="calls itself acme/other@1 with 3"):
+    with pytest.raises(UntrustedError, match="contains acme/other@1 with 3"):
         check_manifest(world.verifier(cache).resolve(CHAT), data)
 
 
@@ -240,7 +240,7 @@ def test_a_server_without_metadata_is_refused(world: World, cache: Path) -> None
 def test_endless_metadata_is_refused(world: World, cache: Path) -> None:
     world.publish(manifest())
     world.store["timestamp.json"] = b" " * (1 << 20)
-    with pytest.raises(UntrustedError, match="more than 16384"):
+    with pytest.raises(UntrustedError, match="maximum is 16384"):
         world.verifier(cache).resolve(CHAT)
 
 
@@ -254,7 +254,7 @@ def test_a_publishers_verified_listing_is_what_the_next_version_builds_on(
     assert verifier.listing("acme") == world.roles["acme"]
     assert verifier.listing("beta") == world.roles["beta"]
     for nobody in ("nobody", "root", "targets", "../acme"):
-        with pytest.raises(UntrustedError, match="is no publisher of this repository"):
+        with pytest.raises(UntrustedError, match="is not a publisher of this repository"):
             verifier.listing(nobody)
 
 

@@ -173,7 +173,7 @@ async def test_an_old_certificate_that_comes_back_quarantines_both(
         assert "quarantined" in (await refused(one.stub.FetchMetadata(METADATA))).details()
     (event,) = await audited(plane, "device.quarantine")
     assert (event.actor, event.subject) == ("server", box.device_id)
-    assert "came back after it was replaced" in event.detail
+    assert "was used after it was replaced" in event.detail
     assert f"device_cloned device={box.device_id}" in caplog.text
 
 

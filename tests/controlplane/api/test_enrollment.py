@@ -146,7 +146,7 @@ def forged_csr() -> bytes:
     ("wrong", "words"),
     [
         ({"csr_pem": b"no request"}, "cannot be read"),
-        ({"csr_pem": b"x" * 20000}, "20000 bytes"),
+        ({"csr_pem": b"x" * 20000}, "20,000 bytes"),
         ({"csr_pem": rsa_csr()}, "not P-256"),
         ({"csr_pem": p384_csr()}, "not P-256"),
         ({"csr_pem": forged_csr()}, "not signed by its own key"),

@@ -144,7 +144,7 @@ async def test_a_publisher_nobody_delegated_to_is_refused(
     manifest = publisher.manifest(file[0], name="stranger/chat")
     error = await refused(publish(plane, manifest, publisher.sign(manifest)))
     assert error.code() is Code.FAILED_PRECONDITION
-    assert "'stranger' is no publisher" in error.details()
+    assert "'stranger' is not a publisher" in error.details()
 
 
 async def test_an_altered_manifest_is_refused(

@@ -212,7 +212,7 @@ async def test_a_receipt_cannot_end_in_the_middle(plane: Plane, box: Box) -> Non
     life = await box.connect()
     odd = receipt(1, "acme/chat@1", outcome=device_pb2.UPDATE_STATE_FETCHING)
     await life.send(receipt=box.sign(odd))
-    with refusal(Code.INVALID_ARGUMENT, "a receipt cannot say fetching"):
+    with refusal(Code.INVALID_ARGUMENT, "must be final, not fetching"):
         await life.read_ack()
 
 

@@ -312,7 +312,7 @@ def test_a_model_that_is_not_as_built_is_refused_before_anything_is_sent(
             "no variant 'q9'",
         ),
         ({"routes": [{"name": "a", "slot": "eyes"}]}, "names the unknown slot 'eyes'"),
-        ({"name": "nobody/assistant"}, "'nobody' is no publisher of this repository"),
+        ({"name": "nobody/assistant"}, "'nobody' is not a publisher of this repository"),
     ],
 )
 def test_a_release_that_contradicts_itself_is_refused(

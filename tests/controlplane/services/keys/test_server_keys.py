@@ -157,8 +157,8 @@ def test_a_server_killed_at_any_write_of_a_change_has_one_authority_or_two(
                 finished = True
         again = opened(place)
         files = again.authorities
-        assert files.of_server.sha256 in {first, files.current.sha256}
-        assert leaf(again).issuer == files.of_server.certificate.subject
+        assert files.server_authority.sha256 in {first, files.current.sha256}
+        assert leaf(again).issuer == files.server_authority.certificate.subject
         change(again, first)
         assert (files.previous, files.current.sha256 != first) == (None, True)
         assert issuers(again)[0] == issuers(again)[1]
@@ -183,7 +183,7 @@ def change(keys: ServerKeys, first: str) -> None:
         ("ca-2.key", None, "ca-2.key is missing"),
         ("ca-2.pem", None, "ca-2.pem is missing"),
         ("authorities.json", b"{}}", "authorities.json is damaged"),
-        ("authorities.json", None, "authorities.json is missing, and ca-2.key is not"),
+        ("authorities.json", None, "authorities.json is missing although ca-2.key exists"),
     ],
 )
 def test_an_authority_that_is_missing_or_damaged_is_not_made_anew(
