@@ -5,6 +5,7 @@ import contextlib
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +29,7 @@ from agent.identity.keys import (
     signing_request,
 )
 from agent.link.channels import answered, server_authenticated
+from agent.link.problems import tls_problem
 from agent.link.translate import (
     ADVICE_KEY,
     authorities_from_wire,
@@ -258,6 +260,8 @@ def _refusal(
     error: grpc.aio.AioRpcError, application: Application, *, key: Path | None = None
 ) -> EnrollmentError:
     """Convert an error of the server; ``key`` names a key that the server may have accepted."""
+    if problem := tls_problem(error, datetime.now(UTC)):
+        return ServerUnreachableError(f"{application.server} cannot be used: {problem}")
     failure = _RETRYABLE.get(error.code(), "refused the box")
     advice = trailing(error, ADVICE_KEY) or _ADVICE.get(error.code(), "See the server's log.")
     text = f"{application.server} {failure}: {refusal_text(error)}"

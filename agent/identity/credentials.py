@@ -29,11 +29,19 @@ class Credentials:
     authority_sha256: str
     is_of_newest_authority: bool
 
-    def check_not_expired(self, now: datetime) -> None:
-        """Raise IdentityError, with the owner's next step, if the certificate has expired."""
+    def check_valid(self, now: datetime) -> None:
+        """Raise IdentityError, with the owner's next step, outside the certificate's dates."""
+        if now < self.valid_from:
+            raise IdentityError(
+                f"the device certificate is valid from {self.valid_from.isoformat()}, and this "
+                f"box's clock says {now.isoformat(timespec='seconds')}",
+                advice="Set the clock (timedatectl, NTP); the agent then connects again.",
+            )
         if self.valid_until <= now:
             raise IdentityError(
-                f"the device certificate expired at {self.valid_until.isoformat()}", advice=RECOVER
+                f"the device certificate expired at {self.valid_until.isoformat()}, and this box's "
+                f"clock says {now.isoformat(timespec='seconds')}",
+                advice=f"If the clock is wrong, set it (timedatectl, NTP). Otherwise: {RECOVER}",
             )
 
     def renew_at(self) -> datetime:

@@ -142,7 +142,7 @@ class Renewal:
 
     def _log(self, error: Exception) -> None:
         try:
-            self.identity.check_not_expired(self._now())
-        except IdentityError as expired:
-            log.warning("certificate_expired error=%s advice=%r", expired, expired.advice)
+            self.identity.check_valid(self._now())
+        except IdentityError as invalid:
+            log.warning("certificate_invalid error=%s advice=%r", invalid, invalid.advice)
         log.warning("certificate_not_renewed error=%s", ascii(str(error)))

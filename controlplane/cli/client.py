@@ -5,12 +5,14 @@ import socket
 import ssl
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import grpc
 import msgspec
 
+from artifact.tls_faults import TlsFault, read_tls_fault
 from controlplane.cli.app import RefusedError, Settings
 
 TIMEOUT_SECONDS = 30.0
@@ -114,13 +116,34 @@ _OTHER_AUTHORITY = (
 )
 
 
+# Message and advice by the fault of the server's certificate.
+_CERTIFICATE_FAULTS: Final = {
+    TlsFault.NOT_YET_VALID: (
+        "the certificate of {server} is not valid yet by this machine's clock, which says {now}",
+        "Set the clock (timedatectl, NTP); if it is right, the server's clock is ahead.",
+    ),
+    TlsFault.EXPIRED: (
+        "the certificate of {server} has expired by this machine's clock, which says {now}",
+        "Set the clock (timedatectl, NTP); if it is right, the server has to renew: see its log.",
+    ),
+    TlsFault.WRONG_NAME: (
+        "the certificate of {server} is not for that name",
+        "Use a name that it is for, or start the server with it: `flotilla serve --hostname NAME`.",
+    ),
+    TlsFault.UNKNOWN_AUTHORITY: (
+        "{server} showed a certificate that the context's CA did not sign",
+        _OTHER_AUTHORITY,
+    ),
+}
+
+
 def _unreachable(details: str, context: Context) -> tuple[str, str]:
     server = context.server
-    if "CERTIFICATE_VERIFY_FAILED" in details or "certificate verify failed" in details:
-        return (
-            f"{server} showed a certificate that the context's CA did not sign",
-            _OTHER_AUTHORITY,
-        )
+    fault = read_tls_fault(details)
+    if fault in _CERTIFICATE_FAULTS:
+        message, advice = _CERTIFICATE_FAULTS[fault]
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return message.format(server=server, now=now), advice
     for cause in ("Connection refused", "DNS resolution failed", "Timeout occurred"):
         if cause.lower() in details.lower():
             return (

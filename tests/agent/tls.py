@@ -32,7 +32,11 @@ class Authority:
         return self.certificate.fingerprint(hashes.SHA256()).hex()
 
     def _builder(
-        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, life: timedelta
+        self,
+        subject: x509.Name,
+        key: ec.EllipticCurvePublicKey,
+        life: timedelta,
+        starts_in: timedelta = timedelta(minutes=-1),
     ) -> x509.CertificateBuilder:
         now = datetime.now(UTC)
         return (
@@ -41,15 +45,20 @@ class Authority:
             .issuer_name(self.name)
             .public_key(key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(minutes=1))
+            .not_valid_before(now + starts_in)
             .not_valid_after(now + life)
         )
 
-    def server(self, *names: str) -> tuple[bytes, bytes]:
+    def server(
+        self,
+        *names: str,
+        life: timedelta = timedelta(hours=1),
+        starts_in: timedelta = timedelta(minutes=-1),
+    ) -> tuple[bytes, bytes]:
         """Return key and certificate (PEM) of a server with these names or addresses."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "server")])
-        builder = self._builder(subject, key.public_key(), timedelta(hours=1))
+        builder = self._builder(subject, key.public_key(), life, starts_in)
         certificate = builder.add_extension(
             x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False
         ).sign(self.key, hashes.SHA256())
@@ -60,12 +69,18 @@ class Authority:
             certificate.public_bytes(_PEM),
         )
 
-    def device(self, csr_pem: bytes, life: timedelta = timedelta(hours=1)) -> bytes:
+    def device(
+        self,
+        csr_pem: bytes,
+        life: timedelta = timedelta(hours=1),
+        starts_in: timedelta = timedelta(minutes=-1),
+    ) -> bytes:
         """Return a device certificate (PEM) for the key of a signing request."""
         request = x509.load_pem_x509_csr(csr_pem)
         key = request.public_key()
         assert isinstance(key, ec.EllipticCurvePublicKey)
-        certificate = self._builder(request.subject, key, life).sign(self.key, hashes.SHA256())
+        builder = self._builder(request.subject, key, life, starts_in)
+        certificate = builder.sign(self.key, hashes.SHA256())
         return certificate.public_bytes(_PEM)
 
     def server_credentials(self, *names: str, mutual: bool = False) -> grpc.ServerCredentials:

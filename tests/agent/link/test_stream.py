@@ -562,7 +562,7 @@ async def test_a_box_whose_certificate_expired_says_what_to_do_and_takes_a_new_o
         assert not box.link.connected
         renewal = renewal_of(box)
         renewing = asyncio.create_task(renewal.run())
-        await eventually(lambda: "certificate_expired" in caplog.text)
+        await eventually(lambda: "certificate_invalid" in caplog.text)
         plane.received.clear()
         write_file(data_dir.certificate, plane.authority.device(request))
         await plane.until(hellos)
