@@ -29,7 +29,7 @@ AUTHORITY = Authority()
     ids=["not yet valid", "expired", "another name", "another authority", "another issuer"],
 )
 def test_a_fault_of_the_certificate_has_its_own_message(
-    tmp_path: Path, signer: Authority, name: str, dates: Any, message: str, advice: str
+    tmp_path: Path, *, signer: Authority, name: str, dates: Any, message: str, advice: str
 ) -> None:
     server = grpc.server(ThreadPoolExecutor(1))
     credentials = grpc.ssl_server_credentials([signer.server(name, **dates)])
