@@ -1,1 +1,1 @@
-"""The operators' command."""
+"""The operators' command, `flotilla`."""

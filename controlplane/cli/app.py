@@ -1,4 +1,4 @@
-"""A command group that imports a subcommand only when it is used, and how errors leave it."""
+"""Lazily imported subcommands, and the one place where errors become messages."""
 
 import importlib
 import sys
@@ -15,18 +15,18 @@ from runtimes.errors import RuntimeFault
 
 
 @dataclass(slots=True)
-class Settings:
+class GlobalOptions:
     """The global options. ``json`` may also be set by --json behind the subcommand."""
 
     context_path: Path
     json: bool = False
 
 
-pass_settings = click.make_pass_decorator(Settings)
+pass_settings = click.make_pass_decorator(GlobalOptions)
 
 
 class RefusedError(click.ClickException):
-    """What was asked was refused or failed: one message, then what to do next. Exit code 1."""
+    """A refused or failed request: one message, then the next step. Exit code 1."""
 
     exit_code = 1
 
@@ -41,7 +41,7 @@ class RefusedError(click.ClickException):
 
 
 class LazyGroup(click.Group):
-    """``commands_by_target`` maps a name to (module:attribute, short help)."""
+    """Imports subcommands on use; ``commands_by_target``: name to (module:attribute, help)."""
 
     def __init__(
         self, *args: Any, commands_by_target: Mapping[str, tuple[str, str]], **kwargs: Any
@@ -69,7 +69,7 @@ class LazyGroup(click.Group):
         ctx: click.Context,  # noqa: ARG002 - click's signature
         formatter: click.HelpFormatter,
     ) -> None:
-        """From the table: listing must not import every subcommand."""
+        """Write the commands' help from the table, since listing must not import them all."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in self.targets.items()])
 
@@ -81,7 +81,7 @@ class LazyGroup(click.Group):
 
 
 def _accept_json(command: click.Command) -> None:
-    """Let --json stand behind the subcommand too, where most people type it."""
+    """Accept --json behind the subcommand too, where most people type it."""
     if isinstance(command, click.Group):
         for child in command.commands.values():
             _accept_json(child)
@@ -98,6 +98,6 @@ def _accept_json(command: click.Command) -> None:
 
 
 def _set_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:
-    settings = ctx.find_object(Settings)
+    settings = ctx.find_object(GlobalOptions)
     if value and settings is not None:
         settings.json = True

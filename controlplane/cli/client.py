@@ -1,4 +1,4 @@
-"""The connection to a control plane: context file, secure channel, errors in plain words."""
+"""Connection to a control plane: context file, TLS channel, and messages for failed calls."""
 
 import contextlib
 import socket
@@ -13,21 +13,21 @@ import grpc
 import msgspec
 
 from artifact.tls_faults import TlsFault, read_tls_fault
-from controlplane.cli.app import RefusedError, Settings
+from controlplane.cli.app import GlobalOptions, RefusedError
 
 TIMEOUT_SECONDS = 30.0
 PROBE_SECONDS = 3.0
 PAGE_SIZE = 500
-# A list without --limit still ends.
+# Bounds a list without --limit.
 MAX_LISTED = 1_000_000
 MAX_CONTEXT_BYTES = 1 << 18
 MAX_MESSAGE_BYTES = 64 << 20
-# Set by the server beside the status: what to do next (controlplane.api).
+# Trailing metadata beside the status: the next step (controlplane.api).
 ADVICE_KEY = "flotilla-advice"
 
 
 class Context(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the server is and how to be let in; `flotilla serve` writes the first one."""
+    """Address, CA and token of a server; `flotilla serve` writes the first one."""
 
     server: Annotated[str, msgspec.Meta(pattern=r"^.{1,255}:[0-9]{1,5}\Z")]
     token: Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
@@ -35,7 +35,7 @@ class Context(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load_context(path: Path) -> Context:
-    """RefusedError when the file is missing or is no context."""
+    """Load a context file; raise RefusedError if it is missing or malformed."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_CONTEXT_BYTES)
@@ -59,8 +59,8 @@ def load_context(path: Path) -> Context:
 
 
 @contextlib.contextmanager
-def connect(settings: Settings) -> Iterator[grpc.Channel]:
-    """A channel that sends the bearer token; failed calls inside become RefusedError."""
+def connect(settings: GlobalOptions) -> Iterator[grpc.Channel]:
+    """Open a channel with the bearer token; failed calls inside become RefusedError."""
     context = load_context(settings.context_path)
     credentials = grpc.composite_channel_credentials(
         grpc.ssl_channel_credentials(context.ca_pem.encode()),
@@ -69,7 +69,7 @@ def connect(settings: Settings) -> Iterator[grpc.Channel]:
     options = [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.primary_user_agent", "flotilla-cli"),
-        # A server that restarts is found again soon.
+        # Reconnect quickly to a server that restarts.
         ("grpc.max_reconnect_backoff_ms", 2000),
     ]
     with grpc.secure_channel(context.server, credentials, options) as channel:
@@ -80,12 +80,12 @@ def connect(settings: Settings) -> Iterator[grpc.Channel]:
 
 
 def request_id() -> str:
-    """A new name for one mutation; sent again with it, the mutation happens once."""
+    """Return a new id for one mutation, which a retry with the same id does not repeat."""
     return uuid.uuid4().hex
 
 
 def every_page(call: Callable[..., Any], request: Any, field: str, limit: int) -> Iterator[Any]:
-    """The items in ``field`` of a paged list, up to ``limit`` of them."""
+    """Yield the items in ``field`` of a paged list, up to ``limit`` of them."""
     request.page_size = min(limit, PAGE_SIZE)
     while True:
         response = call(request, timeout=TIMEOUT_SECONDS)
@@ -98,7 +98,7 @@ def every_page(call: Callable[..., Any], request: Any, field: str, limit: int) -
 
 
 def refusal(error: grpc.RpcError, context: Context) -> RefusedError:
-    """The one message, and the advice, for a failed call."""
+    """Return the message and the advice for a failed call."""
     code, details = error.code(), error.details() or ""
     if code is grpc.StatusCode.UNAVAILABLE and not _advice(error):
         message, advice = _unreachable(details, context)
@@ -159,19 +159,19 @@ def _unreachable(details: str, context: Context) -> tuple[str, str]:
 
 
 def _is_device_port(context: Context) -> bool:
-    """Whether the server, which TLS finds to be ours, hangs up on whoever shows no certificate."""
+    """Return True if the server closes TLS connections that have no client certificate."""
     host, _, port = context.server.rpartition(":")
     try:
-        settings = ssl.create_default_context(cadata=context.ca_pem)
-        # The address was checked by the call that failed.
-        settings.check_hostname = False
-        settings.set_alpn_protocols(["h2"])
+        tls = ssl.create_default_context(cadata=context.ca_pem)
+        # The failed call has checked the address already.
+        tls.check_hostname = False
+        tls.set_alpn_protocols(["h2"])
         address = (host.strip("[]"), int(port))
         with (
             socket.create_connection(address, PROBE_SECONDS) as plain,
-            settings.wrap_socket(plain) as secured,
+            tls.wrap_socket(plain) as secured,
         ):
-            # The public port begins with its HTTP/2 settings.
+            # A server of the public port sends its HTTP/2 settings first.
             return secured.recv(1) == b""
     except (OSError, ValueError):
         return False

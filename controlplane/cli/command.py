@@ -1,10 +1,10 @@
-"""The operators' command. Subcommands load when they run, so that `flotilla --help` is quick."""
+"""The root command. Subcommands are imported when they run, so that `flotilla --help` is quick."""
 
 from pathlib import Path
 
 import click
 
-from controlplane.cli.app import LazyGroup, Settings
+from controlplane.cli.app import GlobalOptions, LazyGroup
 
 DEFAULT_CONTEXT = Path("~/.config/flotilla/context.json")
 COMMANDS = {
@@ -50,4 +50,4 @@ COMMANDS = {
 def cli(context: click.Context, context_path: Path | None, json_output: bool) -> None:
     """Roll AI models out to a fleet of edge boxes, and see what they give per watt."""
     path = context_path or DEFAULT_CONTEXT.expanduser()
-    context.obj = Settings(context_path=path, json=json_output)
+    context.obj = GlobalOptions(context_path=path, json=json_output)

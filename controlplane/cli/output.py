@@ -1,4 +1,4 @@
-"""What a command prints: tables for people, one JSON document for programs."""
+"""Output of commands: tables for people, one JSON document for programs."""
 
 import json
 import shutil
@@ -13,25 +13,25 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 MAX_CELL = 200
-# As much as the server keeps of a reason.
+# Longest reason that the server stores.
 MAX_FIELD = 4096
 LEAST_COLUMNS = 20
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on one line of stdout; what a terminal might obey stands escaped."""
+    """Print one JSON document on one line; terminal control characters are escaped."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    # All such characters are within strings, where an escape means the same.
+    # Such characters occur only within JSON strings, where an escape has the same meaning.
     click.echo("".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text))
 
 
 def note(text: str) -> None:
-    """Progress and hints, on stderr, so that stdout stays a document."""
+    """Print progress and hints to stderr, so that stdout stays a document."""
     click.echo(clean(text, limit=2000), err=True)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str) -> None:
-    """Aligned columns; drawn by rich on a terminal. ``empty`` is said when there are no rows."""
+    """Print aligned columns, by rich on a terminal; without rows print ``empty``."""
     if not rows:
         click.echo(empty)
         return
@@ -59,21 +59,21 @@ def _print_rich(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_fields(fields: Mapping[str, str]) -> None:
-    """Name and value per line, wrapped on a terminal; empty values are left out."""
+    """Print a name and value per line, wrapped on a terminal; skip empty values."""
     print_pairs(fields.items())
 
 
 def print_pairs(pairs: Iterable[tuple[str, str]]) -> None:
-    """As ``print_fields``, where a name may come twice."""
+    """Print like ``print_fields``, with names that may repeat."""
     shown = [(clean(name), clean(value, MAX_FIELD)) for name, value in pairs if value]
     width = max((len(name) for name, _ in shown), default=0)
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for name, value in shown:
-        click.echo(hung(f"{name.ljust(width)}  ", value, columns))
+        click.echo(hanging_indent(f"{name.ljust(width)}  ", value, columns))
 
 
-def hung(title: str, text: str, columns: int | None) -> str:
-    """The text beside its title, in lines of so many columns; words, and thus paths, stay whole."""
+def hanging_indent(title: str, text: str, columns: int | None) -> str:
+    """Wrap the text beside its title at ``columns``, without breaking words and paths."""
     if columns is None:
         return title + text
     indent = " " * len(title)
@@ -87,13 +87,13 @@ def hung(title: str, text: str, columns: int | None) -> str:
 
 
 def clean(text: str, limit: int = MAX_CELL) -> str:
-    """Text from a device or a stranger, made harmless for a terminal and cut."""
+    """Escape control characters of untrusted text for a terminal, and cut it."""
     shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
     return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
 
 
 def message_to_json(message: Message) -> dict[str, Any]:
-    """Field names as in the protos, every field present, numbers as numbers.
+    """Convert to JSON: field names of the protos, every field present, numbers as numbers.
 
     Enums lose their prefix (ROLLOUT_STATE_RUNNING -> running), timestamps are ISO 8601 or null,
     bytes hex, unset optionals and messages null.
@@ -125,7 +125,7 @@ def _value(value: Any, field: Any) -> Any:
 
 
 def enum_name(enum: str, value: str) -> str:
-    """RolloutState, ROLLOUT_STATE_ROLLED_BACK -> rolled_back; unspecified -> empty."""
+    """Convert RolloutState, ROLLOUT_STATE_ROLLED_BACK to rolled_back; unspecified to ""."""
     prefix = "".join(f"_{char}" if char.isupper() else char.upper() for char in enum)[1:]
     short = value.removeprefix(f"{prefix}_").lower()
     return "" if short == "unspecified" else short
@@ -136,7 +136,7 @@ def moment(timestamp: Timestamp) -> datetime:
 
 
 def ago(timestamp: Timestamp, now: datetime) -> str:
-    """How long ago, or how far ahead, in the largest unit that fits; never when unset."""
+    """Format the time since, or until, a timestamp in its largest unit; "never" if unset."""
     if not timestamp.seconds:
         return "never"
     seconds = (now - moment(timestamp)).total_seconds()
@@ -145,7 +145,7 @@ def ago(timestamp: Timestamp, now: datetime) -> str:
 
 
 def duration(seconds: float) -> str:
-    """90 -> 1m, 3600 -> 1h: the largest unit that fits."""
+    """Format seconds in the largest unit that fits: 90 -> 1m, 3600 -> 1h."""
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= size:
             return f"{seconds / size:.0f}{unit}"

@@ -1,4 +1,4 @@
-"""How operators write durations and labels on a command line."""
+"""Parameter types of the command line: durations and labels."""
 
 import re
 from typing import Any

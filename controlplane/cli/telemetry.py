@@ -6,7 +6,7 @@ import click
 from flotilla.v1 import telemetry_pb2, telemetry_pb2_grpc
 
 from artifact.sizes import in_bytes
-from controlplane.cli.app import Settings, pass_settings
+from controlplane.cli.app import GlobalOptions, pass_settings
 from controlplane.cli.client import TIMEOUT_SECONDS, connect
 from controlplane.cli.output import message_to_json, print_json, print_table
 from controlplane.cli.parameters import DURATION
@@ -52,9 +52,9 @@ def telemetry() -> None:
 )
 @pass_settings
 def summary(
-    settings: Settings, *, grouping: str, selector: str, release: str, since: float
+    settings: GlobalOptions, *, grouping: str, selector: str, release: str, since: float
 ) -> None:
-    """Sum up what devices measured while they served.
+    """Summarise measurements of devices while they served.
 
     Percentiles are merged over all requests, never averaged. Tokens per joule is tokens/s per
     watt; without a meter energy is "unmeasured", and figures of different meters are not added.
@@ -76,7 +76,7 @@ def summary(
     if settings.json:
         print_json(message_to_json(found))
         return
-    # By variant, the group would only repeat the variant.
+    # By variant, the group would repeat the variant.
     about = [] if grouping == "variant" else [grouping.upper()]
     print_table(
         (
@@ -114,7 +114,7 @@ def _row(row: telemetry_pb2.TelemetrySummary) -> tuple[str, ...]:
 
 
 def _composed(row: telemetry_pb2.TelemetrySummary) -> tuple[str, str]:
-    """The share that a cascade passed on, and the engine's time for a request."""
+    """Return the share of requests that a cascade escalated, and the engine time per request."""
     if not row.requests:
         return "-", "-"
     share, busy = row.escalations / row.requests, row.busy_seconds / row.requests
@@ -122,7 +122,7 @@ def _composed(row: telemetry_pb2.TelemetrySummary) -> tuple[str, str]:
 
 
 def _pair(row: telemetry_pb2.TelemetrySummary, name: str) -> str:
-    """The median and the 95th percentile in milliseconds."""
+    """Format the median and the 95th percentile in milliseconds."""
     fields = [f"{name}_p50_seconds", f"{name}_p95_seconds"]
     if not all(name in {field.name for field, _ in row.ListFields()} for name in fields):
         return "-"

@@ -3,7 +3,7 @@
 import click
 from flotilla.v1 import access_pb2, access_pb2_grpc
 
-from controlplane.cli.app import Settings, pass_settings
+from controlplane.cli.app import GlobalOptions, pass_settings
 from controlplane.cli.client import connect, every_page
 from controlplane.cli.output import message_to_json, moment, print_json, print_table
 from controlplane.cli.parameters import limit_option
@@ -17,8 +17,8 @@ def audit() -> None:
 @audit.command("list")
 @limit_option
 @pass_settings
-def list_(settings: Settings, *, limit: int) -> None:
-    """Show the audit log. Each event's digest covers the one before, so that none can vanish."""
+def list_(settings: GlobalOptions, *, limit: int) -> None:
+    """Show the audit log. Each event's digest covers the one before, so deletions show."""
     with connect(settings) as channel:
         stub = access_pb2_grpc.AccessServiceStub(channel)
         request = access_pb2.ListAuditEventsRequest()

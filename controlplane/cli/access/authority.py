@@ -1,4 +1,4 @@
-"""`flotilla ca`: the certificate authority of the server and the devices, and its replacement."""
+"""`flotilla ca`: the certificate authority of server and devices, and its replacement."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import click
 from flotilla.v1 import server_keys_pb2, server_keys_pb2_grpc
 
 from controlplane.cli.access.context import trust
-from controlplane.cli.app import Settings, pass_settings
+from controlplane.cli.app import GlobalOptions, pass_settings
 from controlplane.cli.client import TIMEOUT_SECONDS, connect, request_id
 from controlplane.cli.output import (
     ago,
@@ -36,15 +36,15 @@ def ca() -> None:
 
 
 @contextmanager
-def _service(settings: Settings) -> Iterator[server_keys_pb2_grpc.ServerKeyServiceStub]:
+def _service(settings: GlobalOptions) -> Iterator[server_keys_pb2_grpc.ServerKeyServiceStub]:
     with connect(settings) as channel:
         yield server_keys_pb2_grpc.ServerKeyServiceStub(channel)
 
 
 @ca.command()
 @pass_settings
-def show(settings: Settings) -> None:
-    """Which CA signs, and which devices do not have its certificate yet."""
+def show(settings: GlobalOptions) -> None:
+    """Show which CA signs, and which devices do not have its certificate yet."""
     with _service(settings) as stub:
         request = server_keys_pb2.GetAuthoritiesRequest()
         change = stub.GetAuthorities(request, timeout=TIMEOUT_SECONDS).change
@@ -53,8 +53,8 @@ def show(settings: Settings) -> None:
 
 @ca.command()
 @pass_settings
-def rotate(settings: Settings) -> None:
-    """Make a new CA beside the old one. Safe to run again.
+def rotate(settings: GlobalOptions) -> None:
+    """Create a new CA beside the old one. Safe to run again.
 
     Certificates and join tokens are of the new one from now on. Devices learn of it when they are
     connected, believe in it because the old one endorses it, and renew within minutes. The server
@@ -79,13 +79,13 @@ def rotate(settings: Settings) -> None:
     "`flotilla-agent enroll --recover` with a new token brings them back.",
 )
 @pass_settings
-def retire(settings: Settings, silent: float | None) -> None:
+def retire(settings: GlobalOptions, silent: float | None) -> None:
     """End the old CA: the server shows a certificate of the new one, the old one's are refused.
 
     Refused while active devices would be left behind. Its key is deleted. Safe to run again.
     """
     with _service(settings) as stub:
-        # Whoever has not refreshed would be locked out by their own command.
+        # An operator with an old context file would be locked out by this command.
         request = server_keys_pb2.GetAuthoritiesRequest()
         before = stub.GetAuthorities(request, timeout=TIMEOUT_SECONDS).change
         trust(settings.context_path, before.authorities)
@@ -99,7 +99,7 @@ def retire(settings: Settings, silent: float | None) -> None:
     _print(settings, change)
 
 
-def _print(settings: Settings, change: server_keys_pb2.AuthorityChange) -> None:
+def _print(settings: GlobalOptions, change: server_keys_pb2.AuthorityChange) -> None:
     if settings.json:
         pems = {field.name: pem.decode() for field, pem in change.authorities.ListFields()}
         print_json({**message_to_json(change), "authorities": pems})

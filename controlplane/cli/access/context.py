@@ -1,4 +1,4 @@
-"""`flotilla context`: the file that says where the server is, and whom to trust."""
+"""`flotilla context`: the file with the server's address, the token and the trusted CA."""
 
 import os
 import secrets
@@ -10,7 +10,7 @@ from flotilla.v1 import server_keys_pb2, server_keys_pb2_grpc
 
 from artifact.trust.authority import follow
 from artifact.trust.statements import Authorities
-from controlplane.cli.app import RefusedError, Settings, pass_settings
+from controlplane.cli.app import GlobalOptions, RefusedError, pass_settings
 from controlplane.cli.client import TIMEOUT_SECONDS, connect, load_context
 from controlplane.cli.output import print_json
 
@@ -22,7 +22,7 @@ def context() -> None:
 
 @context.command()
 @pass_settings
-def refresh(settings: Settings) -> None:
+def refresh(settings: GlobalOptions) -> None:
     """Follow a change of the server's CA: trust the new one beside the old one, or alone.
 
     Do it in every context file between `flotilla ca rotate` and `flotilla ca retire`. The new CA is
@@ -42,9 +42,9 @@ def refresh(settings: Settings) -> None:
 
 
 def trust(path: Path, offered: server_keys_pb2.Authorities) -> bool:
-    """Write the CAs into a context file, if those that stand there endorse them; True if new.
+    """Write the CAs into a context file if its present CAs endorse them; return True if changed.
 
-    UntrustedError when they do not.
+    Raises UntrustedError if they do not.
     """
     held = load_context(path)
     ca_pem = follow(
@@ -63,7 +63,7 @@ def trust(path: Path, offered: server_keys_pb2.Authorities) -> bool:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """The old file or the new one, whatever happens; for its owner only."""
+    """Replace the file atomically, readable by its owner only."""
     incoming = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         descriptor = os.open(incoming, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

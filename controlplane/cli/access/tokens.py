@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import click
 from flotilla.v1 import access_pb2, access_pb2_grpc
 
-from controlplane.cli.app import Settings, pass_settings
+from controlplane.cli.app import GlobalOptions, pass_settings
 from controlplane.cli.client import (
     MAX_LISTED,
     TIMEOUT_SECONDS,
@@ -24,7 +24,7 @@ def access() -> None:
 
 @access.group()
 def token() -> None:
-    """Make, list and revoke API tokens."""
+    """Create, list and revoke API tokens."""
 
 
 @token.command()
@@ -34,18 +34,21 @@ def token() -> None:
     type=click.Choice(["viewer", "operator", "publisher", "admin"]),
     default="viewer",
     show_default=True,
-    help="What it may do; each role may do what those before it may.",
+    help=(
+        "viewer reads; operator also steers devices and rollouts; publisher also publishes, "
+        "but does not operate; admin may do everything."
+    ),
 )
 @click.option(
     "--expires",
     "lifetime",
     type=DURATION,
     metavar="DURATION",
-    help="How long it is good for: 8h, 90d. Without it, until it is revoked.",
+    help="Lifetime: 8h, 90d. Without it, until it is revoked.",
 )
 @pass_settings
-def create(settings: Settings, name: str, *, role: str, lifetime: float | None) -> None:
-    """Make an API token called NAME and print it; only its hash is kept.
+def create(settings: GlobalOptions, name: str, *, role: str, lifetime: float | None) -> None:
+    """Create an API token called NAME and print it; the server keeps only its hash.
 
     \b
     Example:
@@ -67,7 +70,7 @@ def create(settings: Settings, name: str, *, role: str, lifetime: float | None) 
 
 @token.command("list")
 @pass_settings
-def list_(settings: Settings) -> None:
+def list_(settings: GlobalOptions) -> None:
     """Show the API tokens, without their secrets."""
     with connect(settings) as channel:
         stub = access_pb2_grpc.AccessServiceStub(channel)
@@ -104,8 +107,8 @@ def _state(one: access_pb2.ApiToken, now: datetime) -> str:
 @token.command()
 @click.argument("token_id", metavar="ID")
 @pass_settings
-def revoke(settings: Settings, token_id: str) -> None:
-    """Let nobody in with this token any more."""
+def revoke(settings: GlobalOptions, token_id: str) -> None:
+    """Revoke an API token at once."""
     with connect(settings) as channel:
         revoked = access_pb2_grpc.AccessServiceStub(channel).RevokeApiToken(
             access_pb2.RevokeApiTokenRequest(request_id=request_id(), id=token_id),

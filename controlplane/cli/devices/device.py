@@ -1,4 +1,4 @@
-"""`flotilla device`: enrolled boxes, and why they run what they do."""
+"""`flotilla device`: enrolled devices, and the reasons for what they run."""
 
 from datetime import UTC, datetime
 
@@ -6,7 +6,7 @@ import click
 from flotilla.v1 import device_pb2, fleet_pb2, fleet_pb2_grpc
 
 from artifact.sizes import in_bytes
-from controlplane.cli.app import Settings, pass_settings
+from controlplane.cli.app import GlobalOptions, pass_settings
 from controlplane.cli.client import MAX_LISTED, TIMEOUT_SECONDS, connect, every_page, request_id
 from controlplane.cli.devices.explanation import print_explanation
 from controlplane.cli.output import (
@@ -26,7 +26,7 @@ REASON = click.option(
 
 @click.group()
 def device() -> None:
-    """Enrolled boxes, and why they run what they do."""
+    """Enrolled devices, and the reasons for what they run."""
 
 
 @device.command("list")
@@ -39,8 +39,8 @@ def device() -> None:
     help="Only devices whose labels match, such as 'site=lab,tier!=canary,gpu,!retired'.",
 )
 @pass_settings
-def list_(settings: Settings, *, selector: str) -> None:
-    """Show the fleet: who is connected, and what runs where.
+def list_(settings: GlobalOptions, *, selector: str) -> None:
+    """Show the devices, their connections and their releases.
 
     \b
     Example:
@@ -75,7 +75,7 @@ def list_(settings: Settings, *, selector: str) -> None:
 @device.command()
 @click.argument("name")
 @pass_settings
-def show(settings: Settings, name: str) -> None:
+def show(settings: GlobalOptions, name: str) -> None:
     """Show one device, by name or id: its hardware, its state, its latest receipts."""
     with connect(settings) as channel:
         found = fleet_pb2_grpc.FleetServiceStub(channel).GetDevice(
@@ -106,8 +106,8 @@ def show(settings: Settings, name: str) -> None:
 @device.command()
 @click.argument("name")
 @pass_settings
-def explain(settings: Settings, name: str) -> None:
-    """Say why a device runs the variants that it runs.
+def explain(settings: GlobalOptions, name: str) -> None:
+    """Explain why a device runs its variants.
 
     Every variant of the release is listed with the reason for or against it, and then what the
     chosen ones had to prove.
@@ -128,7 +128,11 @@ def explain(settings: Settings, name: str) -> None:
 @click.option("--remove", multiple=True, metavar="KEY", help="Take this label off. Repeatable.")
 @pass_settings
 def label(
-    settings: Settings, name: str, labels: tuple[tuple[str, str], ...], *, remove: tuple[str, ...]
+    settings: GlobalOptions,
+    name: str,
+    labels: tuple[tuple[str, str], ...],
+    *,
+    remove: tuple[str, ...],
 ) -> None:
     """Set and remove labels of a device.
 
@@ -156,8 +160,8 @@ def label(
 @click.argument("name")
 @REASON
 @pass_settings
-def quarantine(settings: Settings, name: str, *, reason: str) -> None:
-    """Cut a suspicious device off until it is released; what it runs keeps running."""
+def quarantine(settings: GlobalOptions, name: str, *, reason: str) -> None:
+    """Disconnect a suspicious device until it is released; its models keep running."""
     _set_state(settings, name, "quarantined", reason)
 
 
@@ -165,8 +169,8 @@ def quarantine(settings: Settings, name: str, *, reason: str) -> None:
 @click.argument("name")
 @REASON
 @pass_settings
-def release(settings: Settings, name: str, *, reason: str) -> None:
-    """Take a quarantined or banned device back."""
+def release(settings: GlobalOptions, name: str, *, reason: str) -> None:
+    """Readmit a quarantined or banned device."""
     _set_state(settings, name, "active", reason)
 
 
@@ -174,8 +178,8 @@ def release(settings: Settings, name: str, *, reason: str) -> None:
 @click.argument("name")
 @REASON
 @pass_settings
-def ban(settings: Settings, name: str, *, reason: str) -> None:
-    """Cut a hostile device off; its key and its name are admitted as no other device."""
+def ban(settings: GlobalOptions, name: str, *, reason: str) -> None:
+    """Disconnect a hostile device for good; its key and its name cannot enrol again."""
     _set_state(settings, name, "banned", reason)
 
 
@@ -183,12 +187,12 @@ def ban(settings: Settings, name: str, *, reason: str) -> None:
 @click.argument("name")
 @REASON
 @pass_settings
-def retire(settings: Settings, name: str, *, reason: str) -> None:
-    """Let go of a device for good; its name is free for another."""
+def retire(settings: GlobalOptions, name: str, *, reason: str) -> None:
+    """Remove a device for good; its name becomes free for another."""
     _set_state(settings, name, "retired", reason)
 
 
-def _set_state(settings: Settings, name: str, state: str, reason: str) -> None:
+def _set_state(settings: GlobalOptions, name: str, state: str, reason: str) -> None:
     with connect(settings) as channel:
         changed = fleet_pb2_grpc.FleetServiceStub(channel).SetDeviceState(
             fleet_pb2.SetDeviceStateRequest(

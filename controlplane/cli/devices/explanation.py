@@ -1,4 +1,4 @@
-"""A device's choice of variants, told to someone new."""
+"""Text of a device's selection for readers new to it."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from controlplane.cli.output import clean, print_table
 
 
 def print_explanation(found: fleet_pb2.ExplainDeviceResponse) -> None:
-    """One sentence, then per slot the candidates with why and why not, then the checks."""
+    """Print a summary, then per slot the candidates with their reasons, then the checks."""
     name = clean(found.device.name)
     if not found.decisions:
         click.echo(f"{name} has decided nothing yet: it has not reported on a release.")
@@ -90,14 +90,14 @@ def _row(one: selection_pb2.SelectionCandidate) -> tuple[str, ...]:
 
 
 def _verdict(one: selection_pb2.SelectionCandidate) -> str:
-    """The bucket in words that need no explanation."""
+    """Describe the bucket of a candidate."""
     if one.bucket != "ranked":
         return {"excluded": "ruled out"}.get(one.bucket, one.bucket)
     return "not the best" if one.measured_tokens_per_second else "fits, not tried"
 
 
 def _both(measured: float, predicted: float, show: Callable[[float], str]) -> str:
-    """A measurement as it is, a prediction marked as one; both where there are both."""
+    """Format a measurement, a prediction marked as one, or both."""
     if measured and predicted:
         return f"{show(measured)} (~{show(predicted)})"
     if measured:

@@ -1,11 +1,11 @@
-"""`flotilla token`: join tokens, with which new boxes enrol."""
+"""`flotilla token`: join tokens that let new devices enrol."""
 
 from datetime import UTC, datetime
 
 import click
 from flotilla.v1 import fleet_pb2, fleet_pb2_grpc
 
-from controlplane.cli.app import Settings, pass_settings
+from controlplane.cli.app import GlobalOptions, pass_settings
 from controlplane.cli.client import (
     MAX_LISTED,
     TIMEOUT_SECONDS,
@@ -20,7 +20,7 @@ from controlplane.cli.parameters import DURATION, LABEL
 
 @click.group()
 def token() -> None:
-    """Join tokens, with which new boxes enrol."""
+    """Join tokens that let new devices enrol."""
 
 
 @token.command()
@@ -29,7 +29,7 @@ def token() -> None:
     type=click.IntRange(1, 100_000),
     default=1,
     show_default=True,
-    help="How many boxes may join with it.",
+    help="Number of devices that may join with it.",
 )
 @click.option(
     "--expires",
@@ -38,7 +38,7 @@ def token() -> None:
     default="1h",
     show_default=True,
     metavar="DURATION",
-    help="How long it is good for: 90s, 15m, 1h, 7d.",
+    help="Lifetime: 90s, 15m, 1h, 7d.",
 )
 @click.option(
     "--label",
@@ -46,13 +46,13 @@ def token() -> None:
     type=LABEL,
     multiple=True,
     metavar="KEY=VALUE",
-    help="Given to every box that joins with it, and not to be changed by the box. Repeatable.",
+    help="Label of every device that joins with it; the device cannot change it. Repeatable.",
 )
 @pass_settings
 def create(
-    settings: Settings, *, uses: int, lifetime: float, labels: tuple[tuple[str, str], ...]
+    settings: GlobalOptions, *, uses: int, lifetime: float, labels: tuple[tuple[str, str], ...]
 ) -> None:
-    """Make a join token and print it; only its hash is kept.
+    """Create a join token and print it; the server keeps only its hash.
 
     \b
     Example, on your machine and then on the box:
@@ -80,7 +80,7 @@ def create(
 
 @token.command("list")
 @pass_settings
-def list_(settings: Settings) -> None:
+def list_(settings: GlobalOptions) -> None:
     """Show the join tokens, without their secrets."""
     with connect(settings) as channel:
         stub = fleet_pb2_grpc.FleetServiceStub(channel)
@@ -117,8 +117,8 @@ def _state(one: fleet_pb2.JoinToken, now: datetime) -> str:
 @token.command()
 @click.argument("token_id", metavar="ID")
 @pass_settings
-def revoke(settings: Settings, token_id: str) -> None:
-    """Let nobody join with this token any more; boxes that did stay."""
+def revoke(settings: GlobalOptions, token_id: str) -> None:
+    """Revoke a join token; devices that joined with it stay enrolled."""
     with connect(settings) as channel:
         revoked = fleet_pb2_grpc.FleetServiceStub(channel).RevokeJoinToken(
             fleet_pb2.RevokeJoinTokenRequest(request_id=request_id(), id=token_id),

@@ -1,8 +1,8 @@
-"""What every change by the offline keys needs: verified metadata, keys at hand, sending or waiting.
+"""Common steps of changes by offline keys: verify metadata, unlock keys, sign, send or store.
 
-Nothing is signed on top of what the server merely says: it is verified against the root in the key
-folder and against what was verified there before. That it has expired is no obstacle, since
-renewing it is what these commands are for.
+The server's metadata is verified against the root in the key folder and against the versions
+verified before, and only then signed on top of. Expired metadata is accepted, since these commands
+renew it.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,13 +25,13 @@ from artifact.trust.keys import load_key
 from artifact.trust.metadata import MAX_METADATA_BYTES, parse
 from artifact.trust.update import Update
 from artifact.trust.verify import ImageVerifier
-from controlplane.cli.app import RefusedError, Settings
+from controlplane.cli.app import GlobalOptions, RefusedError
 from controlplane.cli.client import TIMEOUT_SECONDS, connect, request_id
 from controlplane.cli.keys.folder import KeyFolder, read_passphrase
 from controlplane.cli.output import print_json
 
 MAX_PENDING_BYTES = 64 << 20
-# Before anything expires.
+# The time to verify at: before any expiry, since these commands renew expired metadata.
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 Signed = Annotated[bytes, msgspec.Meta(max_length=MAX_METADATA_BYTES)]
@@ -52,9 +52,9 @@ class Pending(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 @dataclass
 class KeyWork:
-    """One command's hold on the keys and on what they have signed so far."""
+    """The keys and the verified metadata of one command."""
 
-    settings: Settings
+    settings: GlobalOptions
     folder: KeyFolder
     passphrase_file: Path | None
     stub: model_pb2_grpc.ModelServiceStub
@@ -72,20 +72,20 @@ class KeyWork:
 
     @property
     def publishers(self) -> dict[str, str]:
-        """The key id of each."""
+        """Key id of each publisher."""
         delegations = self.targets.delegations
         roles = delegations.roles if delegations else None
         return {name: role.keyids[0] for name, role in (roles or {}).items()}
 
     def last_version(self, publisher: str) -> int:
-        """Of its metadata, also when it was removed; 0 when there never was any."""
+        """Return the version of its metadata, also if it was removed; 0 if it never existed."""
         snapshot = parse(Snapshot, self.roles["snapshot"], "snapshot").signed
         listed = snapshot.meta.get(f"{publisher}.json")
         return listed.version if listed else 0
 
     @property
     def passphrase(self) -> str:
-        """Asked for when it is first needed."""
+        """The passphrase, requested on first use."""
         if self._passphrase is None:
             self._passphrase = read_passphrase(self.passphrase_file)
         return self._passphrase
@@ -94,14 +94,14 @@ class KeyWork:
         return load_key(path, self.passphrase)
 
     def successor(self, path: Path) -> CryptoSigner:
-        """The key that will take the place of the one in ``path``; the same one when run again."""
+        """Return the key that will replace the one in ``path``; the same one on a repeated run."""
         return self.folder.load_or_make(self.folder.next_key(path), self.passphrase)
 
     def targets_signer(self) -> CryptoSigner:
         return self.signer(self.folder.targets_key)
 
     def next_root(self, edit: Callable[[Root], None] = lambda _: None) -> bytes:
-        """Signed by every key at hand whose signature counts."""
+        """Return the next root, signed by every available key that counts."""
         root = next_version(Root, self.roles["root"], "root", [], now=self.now, edit=edit)
         return sign_with_folder(self.folder, self.passphrase, self.roles["root"], root)
 
@@ -113,7 +113,7 @@ class KeyWork:
     def next_listing(
         self, publisher: str, signer: CryptoSigner, edit: Callable[[Targets], None] = lambda _: None
     ) -> bytes:
-        """The publisher's next metadata; RefusedError when there is no such publisher."""
+        """Return the publisher's next metadata; raise RefusedError if the publisher is unknown."""
         if publisher not in self.publishers:
             raise RefusedError(
                 f"this server knows no publisher {publisher!r}",
@@ -124,9 +124,9 @@ class KeyWork:
         )
 
     def finish(self, update: Update, done: str, *keys: Path) -> None:
-        """Send the change, or keep it until other holders have signed; report either.
+        """Send the change, or store it until other holders have signed; report which.
 
-        ``keys`` are those whose successors take over once the server has taken the change.
+        ``keys`` are replaced by their successors once the server has accepted the change.
         """
         pending = None
         if update.root is not None:
@@ -150,8 +150,10 @@ class KeyWork:
 
 
 @contextmanager
-def key_work(settings: Settings, folder: Path, passphrase_file: Path | None) -> Iterator[KeyWork]:
-    """Connect, verify what the server says, and finish what an earlier command left half done."""
+def key_work(
+    settings: GlobalOptions, folder: Path, passphrase_file: Path | None
+) -> Iterator[KeyWork]:
+    """Connect, verify the server's metadata, and complete an interrupted earlier command."""
     key_folder = KeyFolder(folder.expanduser())
     root = key_folder.read_first(Root.type)
     with connect(settings) as channel:
@@ -165,7 +167,7 @@ def key_work(settings: Settings, folder: Path, passphrase_file: Path | None) -> 
 
 
 def _take_over_accepted(work: KeyWork) -> None:
-    """Successors that the server names already: the reply to a command was lost, or others sent."""
+    """Promote successors that the server names already, after a lost reply for instance."""
     waiting = sorted(work.folder.path.glob("*-next.pem"))
     if not waiting:
         return
@@ -177,7 +179,7 @@ def _take_over_accepted(work: KeyWork) -> None:
 
 
 def sign_with_folder(folder: KeyFolder, passphrase: str, previous: bytes, root: bytes) -> bytes:
-    """A new root with the signatures of all root keys in a folder that count."""
+    """Return the root with the signatures of all root keys in a folder that count."""
     wanted = may_sign(previous, root)
     for path in sorted(folder.path.glob("root-*.pem")):
         signer = load_key(path, passphrase)
@@ -187,7 +189,7 @@ def sign_with_folder(folder: KeyFolder, passphrase: str, previous: bytes, root: 
 
 
 def send_update(stub: model_pb2_grpc.ModelServiceStub, update: Update) -> int:
-    """The root's version afterwards."""
+    """Send the update; return the root's version after it."""
     answer = stub.UpdateTrust(
         model_pb2.UpdateTrustRequest(
             request_id=request_id(),
@@ -201,12 +203,12 @@ def send_update(stub: model_pb2_grpc.ModelServiceStub, update: Update) -> int:
 
 
 def changed(update: Update) -> list[str]:
-    """The roles that an update has a new version of."""
+    """Return the roles of which an update has a new version."""
     top = [name for name in ("root", "targets") if getattr(update, name) is not None]
     return [*top, *sorted(update.delegated)]
 
 
-def report_pending(settings: Settings, path: Path, missing: int) -> None:
+def report_pending(settings: GlobalOptions, path: Path, missing: int) -> None:
     if settings.json:
         report: dict[str, Any] = {"sent": False, "pending": str(path), "missing": missing}
         print_json(report)
@@ -218,7 +220,7 @@ def report_pending(settings: Settings, path: Path, missing: int) -> None:
 
 
 def metadata_fetcher(stub: model_pb2_grpc.ModelServiceStub) -> FetchMetadata:
-    """The image repository's files as the server has them."""
+    """Return a function that fetches the image repository's files from the server."""
 
     def fetch(name: str) -> bytes | None:
         request = model_pb2.GetMetadataRequest(name=name)

@@ -1,7 +1,7 @@
-"""`flotilla keys add-publisher`, `rotate`, `revoke`, `renew`: what offline keys sign, changed.
+"""`flotilla keys add-publisher`, `rotate`, `revoke`, `renew`: changes signed by offline keys.
 
-A new key is written first and takes the old one's name only after the server has taken the change,
-so that a command that broke off can be run again.
+A new key is written first and takes the old one's name only after the server has accepted the
+change, so that an interrupted command can be run again.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from artifact.trust.ceremony import (
 from artifact.trust.image import initial_publisher
 from artifact.trust.keys import decode_public_key
 from artifact.trust.update import Update
-from controlplane.cli.app import RefusedError, Settings, pass_settings
+from controlplane.cli.app import GlobalOptions, RefusedError, pass_settings
 from controlplane.cli.client import TIMEOUT_SECONDS, connect, request_id
 from controlplane.cli.keys.ceremony import KeyWork, key_work
 from controlplane.cli.keys.folder import (
@@ -40,9 +40,9 @@ MIN_KEY_DIGITS = 8
 @passphrase_option
 @pass_settings
 def add_publisher(
-    settings: Settings, *, name: str, folder: Path, passphrase_file: Path | None
+    settings: GlobalOptions, *, name: str, folder: Path, passphrase_file: Path | None
 ) -> None:
-    """Let NAME publish releases called NAME/...
+    """Allow NAME to publish releases called NAME/...
 
     Needs the targets key. The new publisher's key is made in DIR. A publisher that was revoked may
     come back, and then lists nothing of what it listed before.
@@ -67,7 +67,12 @@ def add_publisher(
 @passphrase_option
 @pass_settings
 def rotate(
-    settings: Settings, *, role: str, key: str | None, folder: Path, passphrase_file: Path | None
+    settings: GlobalOptions,
+    *,
+    role: str,
+    key: str | None,
+    folder: Path,
+    passphrase_file: Path | None,
 ) -> None:
     """Give ROLE a new key: root, targets, snapshot, timestamp, or a publisher's name.
 
@@ -91,7 +96,7 @@ def rotate(
             _rotate_publisher(work, role)
 
 
-def _rotate_director(settings: Settings, *, root: bool) -> None:
+def _rotate_director(settings: GlobalOptions, *, root: bool) -> None:
     with connect(settings) as channel:
         version = (
             server_keys_pb2_grpc.ServerKeyServiceStub(channel)
@@ -166,8 +171,10 @@ def _rotate_publisher(work: KeyWork, name: str) -> None:
 @folder_option
 @passphrase_option
 @pass_settings
-def revoke(settings: Settings, *, key: str, folder: Path, passphrase_file: Path | None) -> None:
-    """Take everything from a KEY, without a successor: a root key's id, or a publisher's name.
+def revoke(
+    settings: GlobalOptions, *, key: str, folder: Path, passphrase_file: Path | None
+) -> None:
+    """Revoke KEY, a root key's id or a publisher's name, without a successor.
 
     Of a publisher that is revoked nothing is installed any more. Of root as many keys must be left
     as its threshold says.
@@ -197,8 +204,8 @@ def revoke(settings: Settings, *, key: str, folder: Path, passphrase_file: Path 
 @folder_option
 @passphrase_option
 @pass_settings
-def renew(settings: Settings, *, folder: Path, passphrase_file: Path | None) -> None:
-    """Make what the keys in DIR have signed valid for another year, expired or not."""
+def renew(settings: GlobalOptions, *, folder: Path, passphrase_file: Path | None) -> None:
+    """Renew the metadata signed by the keys in DIR for another year, expired or not."""
     with key_work(settings, folder, passphrase_file) as work:
         held = work.folder
         root = work.next_root() if list(held.path.glob("root-*.pem")) else None

@@ -14,7 +14,7 @@ from tuf.api.metadata import Root, Targets
 from artifact.trust.image import OnlineKeys, initial_publisher, initial_root, initial_targets
 from artifact.trust.keys import decode_public_key
 from artifact.trust.metadata import parse
-from controlplane.cli.app import RefusedError, Settings, pass_settings
+from controlplane.cli.app import GlobalOptions, RefusedError, pass_settings
 from controlplane.cli.client import TIMEOUT_SECONDS, connect, request_id
 from controlplane.cli.keys.changes import add_publisher, renew, revoke, rotate
 from controlplane.cli.keys.folder import (
@@ -31,8 +31,8 @@ MAX_ROOT_KEYS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What `keys init` was asked to make."""
+class FoundingPlan:
+    """Arguments of `keys init`."""
 
     publishers: tuple[str, ...]
     root_keys: int
@@ -41,7 +41,7 @@ class Plan:
 
 @click.group()
 def keys() -> None:
-    """Make, hold and change the offline signing keys."""
+    """Create and change the offline signing keys."""
 
 
 for command in (add_publisher, rotate, revoke, renew, sign, send):
@@ -69,7 +69,7 @@ for command in (add_publisher, rotate, revoke, renew, sign, send):
 @passphrase_option
 @pass_settings
 def init(
-    settings: Settings,
+    settings: GlobalOptions,
     *,
     folder: Path,
     publishers: tuple[str, ...],
@@ -77,14 +77,14 @@ def init(
     root_threshold: int,
     passphrase_file: Path | None,
 ) -> None:
-    """Make keys, and found the server's image repository with them.
+    """Create keys, and initialise the server's image repository with them.
 
     The private keys stay in DIR, encrypted; the server gets signed metadata. Safe to run again: it
     goes on where it stopped, and says so when there is nothing left to do.
     """
     if root_threshold > root_keys:
         raise click.UsageError(f"--root-threshold {root_threshold} exceeds --root-keys {root_keys}")
-    plan = Plan(tuple(dict.fromkeys(publishers)), root_keys, root_threshold)
+    plan = FoundingPlan(tuple(dict.fromkeys(publishers)), root_keys, root_threshold)
     for name in plan.publishers:
         check_publisher(name)
     key_folder = KeyFolder(folder.expanduser())
@@ -116,8 +116,8 @@ def _online_keys(trust: model_pb2.GetTrustResponse) -> OnlineKeys:
     return OnlineKeys(decode_public_key(trust.snapshot_key), decode_public_key(trust.timestamp_key))
 
 
-def _sign_first(folder: KeyFolder, plan: Plan, passphrase: str, online: OnlineKeys) -> None:
-    """Root comes last: once it is there, everything is."""
+def _sign_first(folder: KeyFolder, plan: FoundingPlan, passphrase: str, online: OnlineKeys) -> None:
+    """Sign the first metadata; the root comes last, so that its presence means all is signed."""
     folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
     now = datetime.now(UTC)
     roots = [
@@ -171,7 +171,7 @@ def _check_delegated(folder: KeyFolder, publishers: tuple[str, ...]) -> None:
             )
 
 
-def _report(settings: Settings, folder: KeyFolder, *, founded: bool) -> None:
+def _report(settings: GlobalOptions, folder: KeyFolder, *, founded: bool) -> None:
     root = folder.read_first(Root.type)
     fields = {
         "dir": str(folder.path),
@@ -201,8 +201,8 @@ def _report(settings: Settings, folder: KeyFolder, *, founded: bool) -> None:
 @keys.command()
 @folder_option
 @pass_settings
-def show(settings: Settings, folder: Path) -> None:
-    """Which keys sign what, as this folder knew it last, and until when that is valid."""
+def show(settings: GlobalOptions, folder: Path) -> None:
+    """Show which keys sign what and until when, as verified last in this folder."""
     key_folder = KeyFolder(folder.expanduser())
     first = key_folder.read_first(Root.type)
     roles = list(_roles(key_folder))

@@ -1,15 +1,15 @@
-"""The operator's folder of offline keys: what lies in it, and how it is unlocked.
+"""The operator's folder of offline keys: its files, and unlocking them.
 
     root-1.pem ...          root keys, encrypted
     targets.pem             the key that names publishers, encrypted
     publisher-NAME.pem      one per publisher, encrypted
-    1.root.json ...         what was signed with them first; root is where all trust starts
-    verified/               metadata that was verified last: an older one is refused
+    1.root.json ...         metadata signed first; root is the anchor of all trust
+    verified/               metadata verified last; older versions are refused
     ...-next.pem            a new key, which takes the old one's name once the server knows it
     retired/                keys that no longer sign anything
     pending.json            a change that still lacks signatures of other holders
 
-One folder belongs to one server, since its root names that server's online keys.
+A folder belongs to one server, since its root names that server's online keys.
 """
 
 import os
@@ -33,14 +33,14 @@ PASSPHRASE_VARIABLE = "FLOTILLA_KEY_PASSPHRASE"  # noqa: S105 - a name, not a pa
 
 _MAX_PASSPHRASE_BYTES = 1024
 
-# What `flotilla keys rotate` calls the keys of the other repository.
+# Names that `flotilla keys rotate` uses for the keys of the director repository.
 DIRECTOR = "director"
 DIRECTOR_ROOT = "director-root"
 
 
 @dataclass(frozen=True, slots=True)
 class KeyFolder:
-    """Paths in a key folder, which need not be there yet."""
+    """Paths in a key folder, which may not exist yet."""
 
     path: Path
 
@@ -55,7 +55,7 @@ class KeyFolder:
         return self.path / f"publisher-{name}.pem"
 
     def first_metadata(self, role: str) -> Path:
-        """Version 1 of a role, as ``keys init`` signed it."""
+        """Return the path of a role's version 1, signed by ``keys init``."""
         return self.path / f"1.{role}.json"
 
     @property
@@ -67,11 +67,11 @@ class KeyFolder:
 
     @property
     def is_signed(self) -> bool:
-        """Whether ``keys init`` got as far as signing the root, which it does last."""
+        """True if ``keys init`` has signed the root, its last step."""
         return self.first_metadata(Root.type).exists()
 
     def read_first(self, role: str) -> bytes:
-        """The bytes of ``first_metadata``; RefusedError before ``keys init``."""
+        """Read ``first_metadata``; raise RefusedError before ``keys init``."""
         path = self.first_metadata(role)
         try:
             with path.open("rb") as file:
@@ -83,12 +83,12 @@ class KeyFolder:
             ) from error
 
     def read_newest(self, role: str) -> bytes:
-        """What was verified last of a role, or else its first metadata."""
+        """Read the metadata of a role that was verified last, else its first."""
         path = self.verified / f"{role}.json"
         return path.read_bytes() if path.exists() else self.read_first(role)
 
     def write_first(self, role: str, data: bytes) -> None:
-        """Store version 1 of a role, whole or not at all."""
+        """Store version 1 of a role atomically."""
         path = self.first_metadata(role)
         partial = path.with_suffix(".part")
         with partial.open("wb") as file:
@@ -98,7 +98,7 @@ class KeyFolder:
         partial.replace(path)
 
     def load_or_make(self, path: Path, passphrase: str) -> CryptoSigner:
-        """The key in this file; a new one, written there, when there is no such file."""
+        """Load the key in this file, or make it."""
         if path.exists():
             return load_key(path, passphrase)
         signer = generate_key()
@@ -106,11 +106,11 @@ class KeyFolder:
         return signer
 
     def next_key(self, path: Path) -> Path:
-        """Where the successor of the key in ``path`` waits until the server has taken it."""
+        """Return the path of the successor of the key in ``path``, until the server accepts it."""
         return path.with_name(f"{path.stem}-next.pem")
 
     def take_over(self, path: Path) -> None:
-        """The successor becomes the key; what it replaces is kept apart."""
+        """Promote the successor to the key; move the replaced key to ``retired/``."""
         successor = self.next_key(path)
         if path.exists():
             retired = self.path / "retired"
@@ -125,7 +125,7 @@ class KeyFolder:
 
 
 def check_publisher(name: str) -> None:
-    """A usage error for what cannot be a publisher's name."""
+    """Raise a usage error for an impossible publisher name."""
     try:
         msgspec.convert(f"{name}/any", QualifiedName)
     except msgspec.ValidationError as error:
@@ -137,7 +137,7 @@ def check_publisher(name: str) -> None:
 
 
 def folder_option(command: Any) -> Any:
-    """Where the keys lie."""
+    """Add the option for the key folder."""
     return click.option(
         "--dir",
         "--keys",
@@ -151,7 +151,7 @@ def folder_option(command: Any) -> Any:
 
 
 def passphrase_option(command: Any) -> Any:
-    """The option for unattended use; without it the variable, then a prompt."""
+    """Add the option for unattended use; without it the variable, then a prompt."""
     return click.option(
         "--passphrase-file",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -161,7 +161,7 @@ def passphrase_option(command: Any) -> Any:
 
 
 def read_passphrase(file: Path | None, *, confirm: bool = False) -> str:
-    """The passphrase of all keys in a folder; RefusedError when there is nobody to ask."""
+    """Read the passphrase of a folder's keys; raise RefusedError without a source or terminal."""
     if file is not None:
         with file.open("rb") as source:
             line = source.readline(_MAX_PASSPHRASE_BYTES)

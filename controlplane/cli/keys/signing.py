@@ -1,6 +1,6 @@
 """`flotilla keys sign` and `send`: a new root that several holders must sign.
 
-`sign` needs no server: the machine that holds a root key need not be on any network.
+`sign` needs no server: the machine that holds a root key may be offline.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from tuf.api.metadata import Root
 
 from artifact.trust.metadata import parse
 from artifact.trust.update import Update
-from controlplane.cli.app import RefusedError, Settings, pass_settings
+from controlplane.cli.app import GlobalOptions, RefusedError, pass_settings
 from controlplane.cli.client import connect
 from controlplane.cli.keys.ceremony import (
     MAX_PENDING_BYTES,
@@ -40,7 +40,7 @@ _file = click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--yes", is_flag=True, help="Sign without asking.")
 @pass_settings
 def sign(
-    settings: Settings, *, file: Path, folder: Path, passphrase_file: Path | None, yes: bool
+    settings: GlobalOptions, *, file: Path, folder: Path, passphrase_file: Path | None, yes: bool
 ) -> None:
     """Add the signatures of the root keys in DIR to the change in FILE, after showing it."""
     pending = _read(file)
@@ -72,7 +72,7 @@ def sign(
 @click.command()
 @_file
 @pass_settings
-def send(settings: Settings, *, file: Path) -> None:
+def send(settings: GlobalOptions, *, file: Path) -> None:
     """Send the change in FILE, once enough holders have signed it; then FILE is removed."""
     pending = _read(file)
     if pending.missing:
@@ -106,7 +106,7 @@ def _read(file: Path) -> Pending:
 
 
 def _show(pending: Pending) -> None:
-    """What is about to be signed, for the holder to compare with what was agreed."""
+    """Print the change, for the holder to compare with the agreement."""
     old = parse(Root, pending.previous_root, Root.type).signed
     new = parse(Root, pending.root, Root.type).signed
     note(f"root version {old.version} -> {new.version}, valid until {new.expires:%Y-%m-%d}")

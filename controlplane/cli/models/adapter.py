@@ -7,7 +7,7 @@ import msgspec
 
 from artifact.manifest import split_reference
 from artifact.sizes import in_bytes
-from controlplane.cli.app import Settings, pass_settings
+from controlplane.cli.app import GlobalOptions, pass_settings
 from controlplane.cli.output import note, print_fields, print_json
 from runtimes.build.adapter import AdapterRequest, build_adapter
 
@@ -32,7 +32,7 @@ from runtimes.build.adapter import AdapterRequest, build_adapter
 @click.option("--force", is_flag=True, help="Replace another adapter in the folder.")
 @pass_settings
 def adapter_command(
-    settings: Settings,
+    settings: GlobalOptions,
     /,
     *,
     source: Path,
@@ -43,7 +43,7 @@ def adapter_command(
     out: Path,
     force: bool,
 ) -> None:
-    """Make an adapter that a release can name from SOURCE, a LoRA as GGUF.
+    """Build an adapter for releases from SOURCE, a LoRA in GGUF.
 
     It is bound to every variant of the base whose tensors it fits.
     """

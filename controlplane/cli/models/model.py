@@ -1,4 +1,4 @@
-"""`flotilla model`: build a model version from source files, and look into a file."""
+"""`flotilla model`: build a model version from source files, and inspect a file."""
 
 import re
 import sys
@@ -12,7 +12,7 @@ import msgspec
 
 from artifact.manifest import Lineage, Task
 from artifact.sizes import in_bytes
-from controlplane.cli.app import RefusedError, Settings, pass_settings
+from controlplane.cli.app import GlobalOptions, RefusedError, pass_settings
 from controlplane.cli.models.adapter import adapter_command
 from controlplane.cli.models.recipe_file import load_recipe, parse_lineage
 from controlplane.cli.models.variants import lineage_of, print_variants, recipes_of
@@ -34,7 +34,7 @@ _VARIANT = re.compile(r"(?:(?P<name>[^=:]+)=)?(?:(?P<runtime>[^=:]+):)?(?P<schem
 def _parse_variants(
     ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
 ) -> tuple[VariantRequest, ...]:
-    """NAME=RUNTIME:SCHEME, RUNTIME:SCHEME, or SCHEME alone; the scheme is the name by default."""
+    """Parse NAME=RUNTIME:SCHEME, RUNTIME:SCHEME, or SCHEME, which is then the name too."""
     return tuple(_parse_variant(ctx, param, value) for value in values)
 
 
@@ -109,8 +109,8 @@ model.add_command(adapter_command)
     help="Replace another model in the folder, and keep variants larger than their source.",
 )
 @pass_settings
-def build_command(settings: Settings, /, *, recipe: Path | None, **options: Any) -> None:
-    """Make a model version with all its variants from one or more source files.
+def build_command(settings: GlobalOptions, /, *, recipe: Path | None, **options: Any) -> None:
+    """Build a model version with its variants from one or more source files.
 
     SRC is a GGUF file, an ONNX file, or a folder with either; several hold the same weights.
     """
@@ -161,7 +161,7 @@ def _by_options(options: dict[str, Any]) -> BuildRequest:
 
 
 def _by_recipe(recipe: Path, options: dict[str, Any]) -> BuildRequest:
-    """SRC, --name, --version, --out and --force are this run's; the rest the recipe's."""
+    """Combine this run's SRC, --name, --version, --out and --force with the recipe."""
     allowed = {"sources", "name", "version", "out", "force"}
     said = [name for name, value in options.items() if value and name not in allowed]
     if said:
@@ -174,7 +174,7 @@ def _by_recipe(recipe: Path, options: dict[str, Any]) -> BuildRequest:
     return request
 
 
-def _print_attempts(settings: Settings, attempts: Sequence[Attempt]) -> None:
+def _print_attempts(settings: GlobalOptions, attempts: Sequence[Attempt]) -> None:
     if settings.json:
         print_json({"attempts": msgspec.to_builtins(attempts)})
         return
@@ -198,8 +198,8 @@ def _print_attempts(settings: Settings, attempts: Sequence[Attempt]) -> None:
 @model.command("inspect")
 @click.argument("path", type=click.Path(exists=True, path_type=Path), metavar="FILE")
 @pass_settings
-def inspect_command(settings: Settings, path: Path) -> None:
-    """Read a model file's header, without loading it, or what a built folder holds."""
+def inspect_command(settings: GlobalOptions, path: Path) -> None:
+    """Show a model file's header, without loading it, or the contents of a built folder."""
     if (path / MODEL_FILE).is_file():
         _inspect_built(settings, path)
         return
@@ -216,7 +216,7 @@ def inspect_command(settings: Settings, path: Path) -> None:
     print_fields(shown)
 
 
-def _inspect_built(settings: Settings, folder: Path) -> None:
+def _inspect_built(settings: GlobalOptions, folder: Path) -> None:
     built = read_model(folder)
     if built is None:
         raise RefusedError(
@@ -260,7 +260,7 @@ def _facts(source: Source) -> dict[str, Any]:
 
 
 class _Progress:
-    """Progress on stderr: one line per step, redrawn where that is a terminal."""
+    """Progress on stderr: one line per step, redrawn on a terminal."""
 
     def __init__(self) -> None:
         self._last = ("", "", -1)

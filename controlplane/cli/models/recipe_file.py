@@ -1,6 +1,6 @@
-"""recipe.yaml: how a model's variants are made and chosen; docs/model-recipe.md shows every field.
+"""recipe.yaml: the variants of a model and their goals; docs/model-recipe.md has every field.
 
-Strict, as release.yaml is. Paths in it are relative to the file.
+Strict, like release.yaml. Paths in it are relative to the file.
 """
 
 import re
@@ -25,7 +25,7 @@ Share = Annotated[float, Meta(ge=0, le=1000)]
 
 
 class CandidateFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="kebab"):
-    """A variant to try. ``calibrate``: left out, wherever that applies."""
+    """A variant to try. ``calibrate``: by default wherever it applies."""
 
     scheme: Label
     name: Label | None = None
@@ -39,7 +39,7 @@ class CandidateFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class DegradationFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How much worse than the source's a metric may be; one of both."""
+    """The most that a metric may be worse than the source's; one of both fields."""
 
     metric: Metric
     relative: Share | None = None
@@ -47,7 +47,7 @@ class DegradationFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class GoalsFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="kebab"):
-    """What a variant must be to be kept."""
+    """Requirements for keeping a variant."""
 
     max_degradation: Annotated[tuple[DegradationFile, ...], Meta(max_length=8)] = ()
     max_size: int | str = 0
@@ -73,7 +73,7 @@ class RecipeFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, 
 
 
 def load_recipe(path: Path, out: Path) -> BuildRequest:
-    """Reads and checks a recipe; RefusedError names the line and the field that is wrong."""
+    """Read and check a recipe; RefusedError names the line and the field that is wrong."""
     file = YamlFile(path, _EXAMPLE)
     recipe = file.convert(RecipeFile)
     try:
@@ -83,7 +83,7 @@ def load_recipe(path: Path, out: Path) -> BuildRequest:
 
 
 def parse_lineage(text: str) -> Lineage:
-    """RELATION:publisher/name@version; msgspec.ValidationError for anything else."""
+    """Parse RELATION:publisher/name@version; raise msgspec.ValidationError if malformed."""
     match = _LINEAGE.fullmatch(text)
     relations = ", ".join(Relation)
     if match is None or match["relation"] not in set(Relation):

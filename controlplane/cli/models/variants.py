@@ -1,4 +1,4 @@
-"""Variants as tables show them: what they take, and what they lost."""
+"""Tables of variants: their cost and their quality."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from controlplane.cli.output import print_table
 
 
 def print_variants(variants: Sequence[Variant]) -> None:
-    """What was measured only of some has a column only then."""
+    """Print a table; a figure measured for some variants only has a column if any has it."""
     compared = any(variant.divergence for variant in variants)
     measured = any(variant.measured_memory_bytes for variant in variants)
     header = ["VARIANT", "RUNTIME", "QUANTIZATION", "SIZE", "MEMORY"]
@@ -29,13 +29,13 @@ def print_variants(variants: Sequence[Variant]) -> None:
 
 
 def lineage_of(model: ModelVersion) -> str:
-    """Where a model comes from, in words; empty when it does not say."""
+    """Describe a model's origin; empty if it has none."""
     bases = [*([model.lineage] if model.lineage else []), *model.also_from]
     return ", ".join(f"{base.relation} of {base.reference}" for base in bases)
 
 
 def recipes_of(variants: Sequence[Variant]) -> str:
-    """How variants were made beyond their quantization; empty when there is nothing to say."""
+    """Describe steps of the build beyond the quantization; empty if there are none."""
     return "; ".join(f"{one.name}: {one.recipe}" for one in variants if one.recipe)
 
 

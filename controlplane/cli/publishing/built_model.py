@@ -1,9 +1,8 @@
-"""A built model as it lies in a folder: model.json, and VARIANT/FILE for every file.
+"""A built model in a folder: model.json, and VARIANT/FILE for every file.
 
-An adapter is adapter.json and its one file.
-
-Before a release is signed, every file is read and compared with what model.json says, so that a
-file that went missing, changed or is not what its name says is found here and not on a box.
+An adapter is adapter.json and its one file. Before a release is signed, every file is read and
+compared with model.json, so that a missing, changed or mislabelled file is found here and not on a
+device.
 """
 
 import hashlib
@@ -32,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class BuiltFile:
-    """One file, proven to be the one that the manifest names."""
+    """A file, verified to be the one that the manifest names."""
 
     file: File
     path: Path
@@ -41,12 +40,12 @@ class BuiltFile:
 
 
 def load_model(directory: Path) -> ModelVersion:
-    """The model.json of a folder; RefusedError when there is none, or it is not one."""
+    """Load a folder's model.json; raise RefusedError if it is missing or malformed."""
     return _load(directory / MODEL_FILE, ModelVersion, _REBUILD)
 
 
 def load_adapter(directory: Path) -> tuple[Adapter, BuiltFile]:
-    """The adapter of a folder, and its file, read and checked; RefusedError, UnsafeFileError."""
+    """Load and verify a folder's adapter and its file; raises RefusedError or UnsafeFileError."""
     adapter = _load(directory / ADAPTER_FILE, Adapter, _REBUILD_ADAPTER)
     file = adapter.file
     path = directory / file.name
@@ -68,7 +67,7 @@ def _load(path: Path, kind: type[T], advice: str) -> T:
 
 
 def choose_variants(model: ModelVersion, names: tuple[str, ...]) -> ModelVersion:
-    """The model with only these variants (all, when none are named), each for a known runtime."""
+    """Return the model with only these variants (all by default), each of a known runtime."""
     known = [variant.name for variant in model.variants]
     for name in names:
         if name not in known:
@@ -89,7 +88,7 @@ def choose_variants(model: ModelVersion, names: tuple[str, ...]) -> ModelVersion
 
 
 def check_files(directory: Path, model: ModelVersion) -> Iterator[BuiltFile]:
-    """Read and check every file of a model; RefusedError or UnsafeFileError for the first bad."""
+    """Read and check every file of a model; raises RefusedError or UnsafeFileError."""
     for variant in model.variants:
         paths = {file.name: directory / variant.name / file.name for file in variant.files}
         for file in variant.files:
@@ -112,7 +111,7 @@ def _refuse_changed(file: File, path: Path, named_by: str, advice: str) -> None:
 
 
 def _indexed(variant: Variant, paths: Mapping[str, Path]) -> Iterator[BuiltFile]:
-    """Cut as it was built; the runtime inspects the files, as a name alone proves nothing."""
+    """Cut files as they were built; the runtime inspects them, since a name proves no format."""
     runtime = registry.find(variant.runtime)
     ending = f".{runtime.format}"
     if not any(name.endswith(ending) for name in paths):

@@ -1,7 +1,7 @@
-"""`flotilla publish`: from release.yaml to a release that devices will believe.
+"""`flotilla publish`: from release.yaml to a signed release on the server.
 
-Everything is checked before anything is sent; the publisher's key is used here and stays here; what
-the server says about earlier releases is verified against the root in the key folder before a new
+Everything is checked before anything is sent. The publisher's key never leaves this process. The
+server's metadata of earlier releases is verified against the root in the key folder before a new
 version is signed on top of it.
 """
 
@@ -21,7 +21,7 @@ from artifact.trust.keys import load_key
 from artifact.trust.metadata import ListedRelease, listed_releases, parse
 from artifact.trust.succession import Listing, next_counter
 from artifact.trust.verify import ImageVerifier
-from controlplane.cli.app import RefusedError, Settings, pass_settings
+from controlplane.cli.app import GlobalOptions, RefusedError, pass_settings
 from controlplane.cli.client import TIMEOUT_SECONDS, connect, request_id
 from controlplane.cli.keys.ceremony import metadata_fetcher
 from controlplane.cli.keys.folder import (
@@ -56,7 +56,7 @@ from controlplane.cli.publishing.upload import UploadReport, upload
 @passphrase_option
 @pass_settings
 def publish(
-    settings: Settings, release_file: Path, *, folder: Path, passphrase_file: Path | None
+    settings: GlobalOptions, release_file: Path, *, folder: Path, passphrase_file: Path | None
 ) -> None:
     """Sign the release in RELEASE_FILE and upload the files that the server lacks.
 
@@ -109,7 +109,7 @@ def _send(
 
 
 def _build(source: ReleaseFile, folder: Path) -> tuple[Release, list[BuiltFile]]:
-    """The release (its counter is set later) and every file that it names, all checked."""
+    """Return the release (its counter is set later) and every file of it, checked."""
     components: list[Component] = []
     files: list[BuiltFile] = []
     for part in source.components:
@@ -155,7 +155,7 @@ def _refuse_change(release: Release, manifest: bytes, listed: ListedRelease) -> 
 
 
 def _lowest(source: ReleaseFile, release: Release, listing: Listing) -> int | None:
-    """The counter of the version that min_release names."""
+    """Return the counter of the version that min_release names."""
     if source.min_release is None:
         return None
     if source.min_release == release.version:
@@ -170,9 +170,14 @@ def _lowest(source: ReleaseFile, release: Release, listing: Listing) -> int | No
 
 
 def _report(
-    settings: Settings, release: Release, manifest: bytes, report: UploadReport, *, published: bool
+    settings: GlobalOptions,
+    release: Release,
+    manifest: bytes,
+    report: UploadReport,
+    *,
+    published: bool,
 ) -> None:
-    """``published`` is false when the release was there already."""
+    """Print the result; ``published`` is false if the release existed already."""
     if settings.json:
         print_json(
             {

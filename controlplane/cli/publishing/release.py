@@ -7,7 +7,7 @@ import click
 from flotilla.v1 import model_pb2, model_pb2_grpc
 
 from artifact.manifest import decode_release
-from controlplane.cli.app import Settings, pass_settings
+from controlplane.cli.app import GlobalOptions, pass_settings
 from controlplane.cli.client import TIMEOUT_SECONDS, connect, every_page
 from controlplane.cli.models.variants import lineage_of, print_variants, recipes_of
 from controlplane.cli.output import (
@@ -34,8 +34,8 @@ release.add_command(floor)
 @release.command("list")
 @limit_option
 @pass_settings
-def list_(settings: Settings, *, limit: int) -> None:
-    """Show the releases that devices can be moved to."""
+def list_(settings: GlobalOptions, *, limit: int) -> None:
+    """Show published releases."""
     with connect(settings) as channel:
         stub = model_pb2_grpc.ModelServiceStub(channel)
         request = model_pb2.ListReleasesRequest()
@@ -64,7 +64,7 @@ def list_(settings: Settings, *, limit: int) -> None:
 @release.command()
 @click.argument("reference", metavar="PUBLISHER/NAME@VERSION")
 @pass_settings
-def show(settings: Settings, reference: str) -> None:
+def show(settings: GlobalOptions, reference: str) -> None:
     """Show one release: its slots, and every variant a device may choose."""
     with connect(settings) as channel:
         found = model_pb2_grpc.ModelServiceStub(channel).GetRelease(

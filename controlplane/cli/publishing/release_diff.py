@@ -1,4 +1,4 @@
-"""`flotilla release diff`: what a change of release costs a device in bytes."""
+"""`flotilla release diff`: the bytes that a device fetches for a change of release."""
 
 import time
 
@@ -6,7 +6,7 @@ import click
 from flotilla.v1 import model_pb2, model_pb2_grpc
 
 from artifact.sizes import in_bytes
-from controlplane.cli.app import Settings, pass_settings
+from controlplane.cli.app import GlobalOptions, pass_settings
 from controlplane.cli.client import TIMEOUT_SECONDS, connect
 from controlplane.cli.output import message_to_json, note, print_json, print_table
 from controlplane.cli.parameters import DURATION
@@ -27,7 +27,7 @@ ASK_EVERY_SECONDS = 1.0
     help="How long to wait for deltas that are being made.",
 )
 @pass_settings
-def diff(settings: Settings, held: str, wanted: str, *, variant: str, wait: float) -> None:
+def diff(settings: GlobalOptions, held: str, wanted: str, *, variant: str, wait: float) -> None:
     """Show how many bytes a device holding the release HELD fetches for the release WANTED.
 
     Both are PUBLISHER/NAME@VERSION. BY DELTA is measured: the server makes the deltas, and devices
@@ -54,7 +54,7 @@ def diff(settings: Settings, held: str, wanted: str, *, variant: str, wait: floa
 
 
 def _compare(
-    settings: Settings, held: str, wanted: str, variant: str, wait: float
+    settings: GlobalOptions, held: str, wanted: str, variant: str, wait: float
 ) -> model_pb2.CompareReleasesResponse:
     request = model_pb2.CompareReleasesRequest(held=held, wanted=wanted, variant=variant)
     deadline = time.monotonic() + wait

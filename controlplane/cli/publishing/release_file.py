@@ -1,11 +1,11 @@
 """release.yaml: a release as its publisher writes it, checked before anything is sent.
 
-Strict: unknown and repeated keys are refused, and an error names the line and the field. Paths in
-it are relative to the file. Beside the manifest's own words it knows ``model`` (a folder made by
+Strict: unknown and repeated keys are refused, and an error names the line and the field. Paths are
+relative to the file. Beside the manifest's own fields there are ``model`` (a folder made by
 `flotilla model build`), ``adapters`` (folders made by `flotilla model adapter`), ``max_memory``
 ("64MiB"; in ``selection`` too), ``variants`` (only these), ``text_file`` and ``file`` in checks,
-``min_release``, a version: devices refuse releases of this name that were published before it, and
-``hardware_classes``: other devices refuse this release.
+``min_release`` (a version; devices refuse earlier releases of this name), and ``hardware_classes``
+(other devices refuse this release).
 """
 
 import json
@@ -32,7 +32,7 @@ _EXAMPLE = "docs/release-file.md shows a release file with every field."
 
 
 class ComponentFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What one slot runs."""
+    """Model and limits of one slot."""
 
     slot: Label
     model: Annotated[str, Meta(min_length=1, max_length=4096)]
@@ -50,7 +50,7 @@ class ComponentFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class ReleaseFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The whole of release.yaml, its files read in."""
+    """The whole of release.yaml, with the contents of its files."""
 
     name: QualifiedName
     version: Version
@@ -78,7 +78,7 @@ def load_release_file(path: Path) -> ReleaseFile:
 
 
 def _read_policy_sizes(raw: Any) -> None:
-    """Put ``max_memory`` of the selection policy where the manifest has bytes."""
+    """Convert ``max_memory`` of the selection policy to the manifest's bytes."""
     policy = raw.get("selection") if isinstance(raw, dict) else None
     if not isinstance(policy, dict):
         return
@@ -91,9 +91,9 @@ def _read_policy_sizes(raw: Any) -> None:
 
 
 def _read_check_files(path: Path, raw: Any) -> None:
-    """Put the contents of text_file and file where the manifest has them.
+    """Replace text_file and file by their contents.
 
-    Whatever does not have the expected form is left as it is, for the schema to refuse.
+    A value of an unexpected form stays as it is, and the schema refuses it.
     """
     checks = raw.get("probation") if isinstance(raw, dict) else None
     checks = checks.get("checks") if isinstance(checks, dict) else None

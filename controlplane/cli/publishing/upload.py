@@ -1,4 +1,4 @@
-"""Uploading what the server lacks of a release's files, chunk by chunk."""
+"""Upload of the chunks that the server lacks."""
 
 import hashlib
 import sys
@@ -19,13 +19,13 @@ from controlplane.cli.publishing.built_model import BuiltFile
 
 DIGESTS_PER_CALL = 16384
 REPORT_EVERY_SECONDS = 0.5
-# A slower upload is given up. What arrived is kept, so publishing again goes on from there.
+# Deadline of an upload. Stored chunks remain, so publishing again continues from there.
 MIN_BYTES_PER_SECOND = 32 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class UploadReport:
-    """Different chunks of a release, and what of them had to be sent."""
+    """Distinct chunks of a release, and those that had to be sent."""
 
     chunks_total: int
     bytes_total: int
@@ -36,7 +36,7 @@ class UploadReport:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Where the bytes of a chunk are: at an offset of a file, or (an index) here."""
+    """Location of a chunk's bytes: an offset of a file, or (an index) in memory."""
 
     chunk: Chunk
     path: Path | None
@@ -44,7 +44,7 @@ class Piece:
     data: bytes = b""
 
     def read(self) -> bytes:
-        """The chunk's bytes, checked once more: the file may have changed meanwhile."""
+        """Read the chunk's bytes and verify them again: the file may have changed meanwhile."""
         data = self.data
         if self.path is not None:
             with self.path.open("rb") as file:
@@ -55,7 +55,7 @@ class Piece:
 
 
 def upload(stub: model_pb2_grpc.ModelServiceStub, files: Iterable[BuiltFile]) -> UploadReport:
-    """Ask which chunks are missing, then send those; progress goes to stderr."""
+    """Query which chunks are missing and send those; progress goes to stderr."""
     pieces = _pieces(files)
     missing = _missing(stub, pieces)
     sending = _Sending(missing)
@@ -79,7 +79,7 @@ def upload(stub: model_pb2_grpc.ModelServiceStub, files: Iterable[BuiltFile]) ->
 
 
 def _pieces(files: Iterable[BuiltFile]) -> dict[bytes, Piece]:
-    """By digest: what several files share travels once."""
+    """Return pieces by digest, so that bytes shared by several files travel once."""
     pieces: dict[bytes, Piece] = {}
     for file in files:
         encoded = file.encoded_index
@@ -104,9 +104,10 @@ def _missing(stub: model_pb2_grpc.ModelServiceStub, pieces: Mapping[bytes, Piece
 
 @dataclass(slots=True)
 class _Sending:
-    """The stream of chunks, counted as it goes.
+    """The stream of chunks, counted.
 
-    grpc reads it in a thread and swallows what it raises, so an error ends the stream and is kept.
+    grpc reads it in a thread and discards its exceptions, so an error ends the stream and is
+    stored.
     """
 
     pieces: list[Piece]
@@ -132,7 +133,7 @@ class _Sending:
         return time.monotonic() - self.started
 
     def _report(self) -> None:
-        """One line that is written over; only where somebody sees it."""
+        """Redraw one progress line, on a terminal only."""
         now = self.elapsed()
         last = self.chunks == len(self.pieces)
         if not sys.stderr.isatty() or (now - self._reported < REPORT_EVERY_SECONDS and not last):

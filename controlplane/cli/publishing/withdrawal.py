@@ -1,4 +1,4 @@
-"""`flotilla release delist` and `floor`: releases that may not be installed any more.
+"""`flotilla release delist` and `floor`: withdraw releases from installation.
 
 What runs keeps running; move devices off it with a rollout.
 """
@@ -11,7 +11,7 @@ from artifact.manifest import split_reference, target_path
 from artifact.trust.ceremony import delist as delisting
 from artifact.trust.ceremony import raise_floor
 from artifact.trust.update import Update
-from controlplane.cli.app import Settings, pass_settings
+from controlplane.cli.app import GlobalOptions, pass_settings
 from controlplane.cli.keys.ceremony import key_work
 from controlplane.cli.keys.folder import folder_option, passphrase_option
 
@@ -22,7 +22,11 @@ from controlplane.cli.keys.folder import folder_option, passphrase_option
 @passphrase_option
 @pass_settings
 def delist(
-    settings: Settings, *, references: tuple[str, ...], folder: Path, passphrase_file: Path | None
+    settings: GlobalOptions,
+    *,
+    references: tuple[str, ...],
+    folder: Path,
+    passphrase_file: Path | None,
 ) -> None:
     """Withdraw releases: no device may install them again. Needs the publisher's key."""
     publisher = _publisher(references[0])
@@ -41,7 +45,7 @@ def delist(
 @passphrase_option
 @pass_settings
 def floor(
-    settings: Settings, *, reference: str, folder: Path, passphrase_file: Path | None
+    settings: GlobalOptions, *, reference: str, folder: Path, passphrase_file: Path | None
 ) -> None:
     """Let no device go below this release: earlier ones of its name are withdrawn for good.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 from flotilla.v1 import rollout_pb2, rollout_pb2_grpc
 
-from controlplane.cli.app import RefusedError, Settings, pass_settings
+from controlplane.cli.app import GlobalOptions, RefusedError, pass_settings
 from controlplane.cli.client import TIMEOUT_SECONDS, connect, every_page, request_id
 from controlplane.cli.output import ago, message_to_json, note, print_json, print_table
 from controlplane.cli.parameters import limit_option
@@ -47,7 +47,7 @@ def rollout() -> None:
 @wait_option
 @pass_settings
 def start(
-    settings: Settings, release: str, *, selector: str, strategy_file: Path | None, wait: bool
+    settings: GlobalOptions, release: str, *, selector: str, strategy_file: Path | None, wait: bool
 ) -> None:
     """Move the devices that match SELECTOR to a release.
 
@@ -95,8 +95,8 @@ def _read_strategy(path: Path) -> str:
 @rollout.command("list")
 @limit_option
 @pass_settings
-def list_(settings: Settings, *, limit: int) -> None:
-    """Show rollouts and how far each is."""
+def list_(settings: GlobalOptions, *, limit: int) -> None:
+    """Show rollouts and their progress."""
     with connect(settings) as channel:
         stub = rollout_pb2_grpc.RolloutServiceStub(channel)
         request = rollout_pb2.ListRolloutsRequest()
@@ -126,7 +126,7 @@ def list_(settings: Settings, *, limit: int) -> None:
 @rollout.command()
 @rollout_argument
 @pass_settings
-def show(settings: Settings, rollout_id: str) -> None:
+def show(settings: GlobalOptions, rollout_id: str) -> None:
     """Show one rollout: its waves, and every device."""
     with connect(settings) as channel:
         found = rollout_pb2_grpc.RolloutServiceStub(channel).GetRollout(
@@ -138,7 +138,7 @@ def show(settings: Settings, rollout_id: str) -> None:
 @rollout.command()
 @rollout_argument
 @pass_settings
-def watch(settings: Settings, rollout_id: str) -> None:
+def watch(settings: GlobalOptions, rollout_id: str) -> None:
     """Print a rollout at every change until it ends; with --json one document per line."""
     last = None
     for seen in follow(settings, rollout_id):
@@ -156,8 +156,8 @@ def watch(settings: Settings, rollout_id: str) -> None:
 @rollout_argument
 @reason_option
 @pass_settings
-def pause(settings: Settings, rollout_id: str, *, reason: str) -> None:
-    """Give nothing out any more; devices already told go on."""
+def pause(settings: GlobalOptions, rollout_id: str, *, reason: str) -> None:
+    """Stop assigning the release; devices that have the assignment continue."""
     with connect(settings) as channel:
         answer = rollout_pb2_grpc.RolloutServiceStub(channel).PauseRollout(
             rollout_pb2.PauseRolloutRequest(request_id=request_id(), id=rollout_id, reason=reason),
@@ -169,8 +169,8 @@ def pause(settings: Settings, rollout_id: str, *, reason: str) -> None:
 @rollout.command()
 @rollout_argument
 @pass_settings
-def resume(settings: Settings, rollout_id: str) -> None:
-    """Go on, and accept the failures seen so far, or that there is too little data."""
+def resume(settings: GlobalOptions, rollout_id: str) -> None:
+    """Continue, and accept the failures so far, or the lack of data."""
     with connect(settings) as channel:
         answer = rollout_pb2_grpc.RolloutServiceStub(channel).ResumeRollout(
             rollout_pb2.ResumeRolloutRequest(request_id=request_id(), id=rollout_id),
@@ -183,8 +183,8 @@ def resume(settings: Settings, rollout_id: str) -> None:
 @rollout_argument
 @reason_option
 @pass_settings
-def abort(settings: Settings, rollout_id: str, *, reason: str) -> None:
-    """Stop for good and leave every device where it is."""
+def abort(settings: GlobalOptions, rollout_id: str, *, reason: str) -> None:
+    """End the rollout and leave every device on its present release."""
     with connect(settings) as channel:
         answer = rollout_pb2_grpc.RolloutServiceStub(channel).AbortRollout(
             rollout_pb2.AbortRolloutRequest(request_id=request_id(), id=rollout_id, reason=reason),
@@ -198,8 +198,8 @@ def abort(settings: Settings, rollout_id: str, *, reason: str) -> None:
 @reason_option
 @wait_option
 @pass_settings
-def rollback(settings: Settings, rollout_id: str, *, reason: str, wait: bool) -> None:
-    """Send every device that it touched back to what that device ran before.
+def rollback(settings: GlobalOptions, rollout_id: str, *, reason: str, wait: bool) -> None:
+    """Return every device that the rollout changed to its previous release.
 
     Works while the rollout runs and after it ended. Devices that a later rollout moved stay.
     """
@@ -214,9 +214,9 @@ def rollback(settings: Settings, rollout_id: str, *, reason: str, wait: bool) ->
 
 
 def _finish(
-    settings: Settings, answer: rollout_pb2.Rollout, *, wait: bool, wanted: RolloutState
+    settings: GlobalOptions, answer: rollout_pb2.Rollout, *, wait: bool, wanted: RolloutState
 ) -> None:
-    """Wait if asked to, print how it stands, and refuse unless it ended as wanted."""
+    """Wait if requested, print the rollout, and refuse unless it ended in ``wanted``."""
     last = _wait(settings, answer) if wait else answer
     _print(settings, last)
     state = RolloutState(state_name(last))
@@ -228,8 +228,8 @@ def _finish(
         )
 
 
-def _wait(settings: Settings, answer: rollout_pb2.Rollout) -> rollout_pb2.Rollout:
-    """Until it ends, or pauses: then it is an operator's turn."""
+def _wait(settings: GlobalOptions, answer: rollout_pb2.Rollout) -> rollout_pb2.Rollout:
+    """Follow the rollout until it ends, or pauses for an operator's decision."""
     last, shown = answer, ""
     for seen in follow(settings, answer.id):
         last = seen
@@ -242,7 +242,7 @@ def _wait(settings: Settings, answer: rollout_pb2.Rollout) -> rollout_pb2.Rollou
     return last
 
 
-def _print(settings: Settings, seen: rollout_pb2.Rollout) -> None:
+def _print(settings: GlobalOptions, seen: rollout_pb2.Rollout) -> None:
     if settings.json:
         print_json(message_to_json(seen))
     else:

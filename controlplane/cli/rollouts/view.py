@@ -1,4 +1,4 @@
-"""Following a rollout, and showing one."""
+"""Views of a rollout: its state, and following its changes."""
 
 import random
 import time
@@ -10,7 +10,7 @@ import grpc
 from flotilla.v1 import rollout_pb2, rollout_pb2_grpc
 
 from artifact.sizes import in_bytes
-from controlplane.cli.app import Settings
+from controlplane.cli.app import GlobalOptions
 from controlplane.cli.client import connect
 from controlplane.cli.output import (
     ago,
@@ -22,7 +22,7 @@ from controlplane.cli.output import (
 )
 from controlplane.rollouts.machine import RolloutState
 
-# A server that restarts is back within this.
+# A server that restarts is back within this time.
 PATIENCE_SECONDS = 60.0
 MAX_PAUSE_SECONDS = 5.0
 LOST = frozenset((grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED))
@@ -33,7 +33,7 @@ def state_name(rollout: rollout_pb2.Rollout) -> str:
 
 
 def progress(rollout: rollout_pb2.Rollout) -> str:
-    """Every wave, and how many of its devices made it."""
+    """Format every wave with its devices that succeeded."""
     return ", ".join(
         f"{wave.name} {_wave_state(wave)} {wave.succeeded}/{wave.targeted}"
         + (f" ({wave.failed} failed)" if wave.failed else "")
@@ -45,8 +45,8 @@ def _wave_state(wave: rollout_pb2.Wave) -> str:
     return enum_name("WaveState", rollout_pb2.WaveState.Name(wave.state))
 
 
-def follow(settings: Settings, rollout_id: str) -> Iterator[rollout_pb2.Rollout]:
-    """The rollout now and at every change until it ends, over restarts of the server."""
+def follow(settings: GlobalOptions, rollout_id: str) -> Iterator[rollout_pb2.Rollout]:
+    """Yield the rollout now and at every change until it ends, across restarts of the server."""
     request = rollout_pb2.WatchRolloutRequest(id=rollout_id)
     with connect(settings) as channel:
         stub = rollout_pb2_grpc.RolloutServiceStub(channel)
@@ -60,7 +60,7 @@ def follow(settings: Settings, rollout_id: str) -> Iterator[rollout_pb2.Rollout]
                     if RolloutState(state_name(answer.rollout)).finished:
                         return
             except grpc.RpcError as error:
-                # A server never heard of is an error; one that was there may be restarting.
+                # Fail if the server was never reached; once it was, it may be restarting.
                 patient = heard_at is not None and time.monotonic() - heard_at < PATIENCE_SECONDS
                 if error.code() not in LOST or not patient:
                     raise
@@ -72,7 +72,7 @@ def follow(settings: Settings, rollout_id: str) -> Iterator[rollout_pb2.Rollout]
 
 
 def print_rollout(rollout: rollout_pb2.Rollout) -> None:
-    """What it is, then its waves, then its devices."""
+    """Print the rollout, then its waves, then its devices."""
     now = datetime.now(UTC)
     print_fields(
         {
@@ -120,7 +120,7 @@ def print_rollout(rollout: rollout_pb2.Rollout) -> None:
 
 
 def _print_reasons(reasons: Sequence[tuple[str, str]]) -> None:
-    """Under the table, as they are too long for a column of it."""
+    """Print reasons below the table, since they are too long for a column."""
     if any(reason for _, reason in reasons):
         click.echo()
         print_pairs(reasons)

@@ -8,7 +8,7 @@ from controlplane.cli.output import (
     ago,
     clean,
     duration,
-    hung,
+    hanging_indent,
     message_to_json,
     print_fields,
     print_json,
@@ -95,7 +95,7 @@ def test_a_field_is_told_whole_and_wrapped_on_a_terminal(
 
 def test_a_path_stays_whole_in_the_narrowest_terminal() -> None:
     path = "/srv/flotilla/" + "x" * 100
-    assert hung("at  ", f"it lies at {path} now", 10).splitlines() == [
+    assert hanging_indent("at  ", f"it lies at {path} now", 10).splitlines() == [
         "at  it lies at",
         f"    {path}",
         "    now",

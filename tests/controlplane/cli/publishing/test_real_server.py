@@ -12,7 +12,7 @@ from operator_cli import Operator, document, refusal
 from artifact.manifest import decode_release
 from artifact.trust.statements import check_manifest
 from artifact.trust.verify import ImageVerifier
-from controlplane.cli.app import Settings
+from controlplane.cli.app import GlobalOptions
 from controlplane.cli.client import connect
 from controlplane.config import Address, Config
 from controlplane.server.running import running
@@ -36,7 +36,7 @@ def publish_and_verify(operator: Operator, tmp_path: Path) -> None:
 
 
 def verified_by_a_device(context: Path, tmp_path: Path) -> None:
-    with connect(Settings(context)) as channel:
+    with connect(GlobalOptions(context)) as channel:
         stub = model_pb2_grpc.ModelServiceStub(channel)
 
         def fetch(name: str) -> bytes | None:
