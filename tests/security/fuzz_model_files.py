@@ -1,8 +1,8 @@
-"""``python -m tests.security.fuzz_model_files --seconds 60``: hostile model files without end.
+"""``python -m tests.security.fuzz_model_files --seconds 60``: endless hostile model files.
 
-Whatever tests.security.model_mutations makes is refused by UnsafeFileError or found sound, and what
-was found can be told and counted with; within seconds, and within the memory that an inspecting
-process is given. A finding is kept, and its seed makes it again.
+Each file of tests.security.model_mutations must be refused by UnsafeFileError or be inspected with
+plausible results, within seconds and within the memory of an inspecting process. A finding is
+stored, and its seed makes the same file again.
 """
 
 import argparse
@@ -29,7 +29,7 @@ FORMATS: Final[dict[str, Callable[[Random], bytes]]] = {"llama_cpp": gguf, "onnx
 
 
 def try_one(runtime_name: str, chance: Random, folder: Path) -> str:
-    """Makes a file and has it inspected in this process; "found" or "refused"."""
+    """Make a file and inspect it in this process; return "found" or "refused"."""
     runtime = registry.find(runtime_name)
     path = folder / f"model.{runtime.format}"
     path.write_bytes(FORMATS[runtime_name](chance))
@@ -85,7 +85,7 @@ def main() -> int:
             for runtime in FORMATS:
                 signal.alarm(SECONDS_EACH)
                 try:
-                    # Not for secrets: a seed has to make the same file again.
+                    # A seeded generator, because a seed must make the same file again.
                     end = try_one(runtime, Random(seed), folder)  # noqa: S311
                 except BaseException:
                     sys.stderr.write(f"seed {seed} of {runtime}: see {arguments.keep}\n")

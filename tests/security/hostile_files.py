@@ -1,7 +1,7 @@
-"""Files that are meant to break whoever reads them, made by code: GGUF, ONNX, and what lies beside.
+"""Generated files that attack their readers: GGUF, ONNX, and files beside a model.
 
-``GGUF`` and ``ONNX`` are every one refused by their inspectors; SOUND_GGUF and ``sound_onnx`` are
-what most of them are spoiled from. tests.security.fuzz_model_files makes more of the kind.
+Inspectors must refuse every file of ``GGUF`` and ``ONNX``. Most of these are made from SOUND_GGUF
+and ``sound_onnx`` by one change. tests.security.fuzz_model_files generates more.
 """
 
 import struct
@@ -91,7 +91,7 @@ GGUF: Final = {
     "lfs pointer": b"version https://git-lfs.github.com/spec/v1\n",
     "zip from its end": SOUND_GGUF + b"PK\x05\x06" + bytes(18),
     "something appended": SOUND_GGUF + bytes(64),
-    # The gguf package loops over it for longer than anyone waits.
+    # The gguf package would loop over it for hours.
     "49 bytes that hang": header(0, 1, key(b"a", 9, array(4, HUGE))),
     "huge tensor count": header(HUGE, 0),
     "huge key count": header(0, HUGE),
@@ -139,7 +139,7 @@ GGUF: Final = {
 
 
 def sound_onnx() -> onnx.ModelProto:
-    """Y = x w."""
+    """Return a model that computes y = x w."""
     weight = numpy_helper.from_array(np.ones((4, 3), dtype=np.float32), "w")
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"])],
@@ -152,7 +152,7 @@ def sound_onnx() -> onnx.ModelProto:
 
 
 def rich_onnx() -> onnx.ModelProto:
-    """A decoder in Optimum's layout by its names, with packed weights and some kept as numbers."""
+    """Return a decoder with Optimum's names, with raw and with typed weights."""
     floats = helper.make_tensor("scales", TensorProto.FLOAT, [2, 3], [1.0] * 6)
     packed = numpy_helper.from_array(np.zeros((4, 1, 16), dtype=np.uint8), "packed")
     inputs: list[onnx.ValueInfoProto] = []
@@ -298,7 +298,7 @@ ONNX: Final = {name: _spoiled(spoil) for name, spoil in _SPOILED.items()} | {
 
 
 def write_onnx(folder: Path, content: bytes) -> Path:
-    """With what some of them point at: a file that is too short for them, and a link to it."""
+    """Write a model with the files that it may refer to: a short one, and a link to it."""
     (folder / "there.bin").write_bytes(bytes(64))
     (folder / "link.bin").symlink_to(folder / "there.bin")
     path = folder / "model.onnx"
@@ -306,7 +306,7 @@ def write_onnx(folder: Path, content: bytes) -> Path:
     return path
 
 
-# One of each kind, for tests that show a door and not a reader: runtime -> name -> content.
+# One of each kind, for tests of entry points instead of readers: runtime -> name -> content.
 AT_EVERY_DOOR: Final[dict[str, dict[str, bytes]]] = {
     "llama_cpp": {
         name: GGUF[name]

@@ -1,6 +1,6 @@
-"""Sound model files taken apart, spoiled in a few places, and put together again.
+"""Mutations of sound model files: parsed, changed in a few places, and serialised again.
 
-So what is spoiled lies deep inside, where a reader that gives up early never comes.
+So the faults lie deep inside, behind the early checks of a reader.
 """
 
 import json
@@ -27,7 +27,7 @@ TEXTS: Final = (
 
 
 def spoil_bytes(data: bytes, chance: Random) -> bytes:
-    """Without knowing what they mean."""
+    """Change bytes without regard to their meaning."""
     at = chance.randrange(len(data) + 1)
     until = min(len(data), at + chance.choice((1, 2, 4, 8, 64)))
     number = chance.choice(NUMBERS)
@@ -46,12 +46,12 @@ def spoil_bytes(data: bytes, chance: Random) -> bytes:
             return data[:at] + struct.pack("<I", number & 0xFFFFFFFF) + data[at + 4 :]
 
 
-# A GGUF file taken apart: numbers of some width, and raw bytes, in the order of the file.
+# The pieces of a GGUF file in order: numbers with their width, and raw bytes.
 Piece = tuple[str, int | bytes]
 
 
 def _gguf_pieces() -> list[Piece]:
-    """Of hostile_files.RICH_GGUF, by the format's own rules."""
+    """Split hostile_files.RICH_GGUF by the rules of the format."""
     data, position = hostile_files.RICH_GGUF, 0
     pieces: list[Piece] = []
 
@@ -92,7 +92,7 @@ def _gguf_pieces() -> list[Piece]:
 
 
 def gguf(chance: Random) -> bytes:
-    """A GGUF file, spoiled in one to four places."""
+    """Make a GGUF file with one to four faults."""
     pieces = _gguf_pieces()
     for _ in range(chance.randrange(1, 5)):
         at = chance.randrange(len(pieces))
@@ -107,7 +107,7 @@ def gguf(chance: Random) -> bytes:
         else:
             text = chance.choice(TEXTS)
             pieces[at] = ("", text)
-            # Mostly with its length, or nothing behind it would be read.
+            # Mostly the length changes too; otherwise the reader stops here.
             if at and pieces[at - 1][0] == "<Q" and chance.random() < 0.9:
                 pieces[at - 1] = ("<Q", len(text))
     data = b"".join(
@@ -116,9 +116,9 @@ def gguf(chance: Random) -> bytes:
     return spoil_bytes(data, chance) if chance.random() < 0.2 else data
 
 
-# A protobuf message taken apart: field number, and a number, bytes, or a message again.
+# The fields of a protobuf message: number, and an integer, bytes, or a message.
 Message = list[tuple[int, "int | bytes | Message"]]
-# Which fields of an ONNX message are messages, by the path of field numbers that leads there.
+# The fields of an ONNX message that are messages, by their path of field numbers.
 INSIDE: Final = {
     (): (7, 8, 14, 25),
     (7,): (1, 5, 11, 12, 13, 15),
@@ -204,7 +204,7 @@ ONNX_SEEDS: Final = _sound_onnx_models()
 
 
 def onnx(chance: Random) -> bytes:
-    """An ONNX file, spoiled in one to four places."""
+    """Make an ONNX file with one to four faults."""
     model = _take_apart(chance.choice(ONNX_SEEDS))
     for _ in range(chance.randrange(1, 5)):
         messages = [message for message in _messages(model) if message]
@@ -221,15 +221,15 @@ def onnx(chance: Random) -> bytes:
             case 3:
                 del message[at]
             case 4:
-                # Messages hold messages: many of many would be more than a reader's patience.
+                # Nested messages multiply, and the file must stay small enough for a fast test.
                 most = 8 if isinstance(value, list) else 300
                 message[at:at] = [message[at]] * chance.randrange(1, most)
             case 5:
-                # Numbers packed into one field, as shapes may be.
+                # A packed field of numbers, such as a shape.
                 packed = b"".join(_encoded(chance.choice(NUMBERS)) for _ in range(20))
                 message[at] = (number, packed[: chance.randrange(len(packed))])
             case _:
-                # A copy, not itself: a message has no loops.
+                # A copy, because a message cannot contain itself.
                 other = _put_together(chance.choice(messages))
                 message.insert(at, (number, other[: 1 << 16]))
     data = _put_together(model)
@@ -237,7 +237,7 @@ def onnx(chance: Random) -> bytes:
 
 
 def config(chance: Random) -> bytes:
-    """A config.json beside an ONNX model, spoiled."""
+    """Make a faulty config.json of an ONNX model."""
     values: tuple[object, ...] = (
         "llama",
         -1,

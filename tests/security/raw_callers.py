@@ -1,15 +1,15 @@
-"""Callers that speak, or do not, below any protocol."""
+"""Callers on raw TCP connections."""
 
 import asyncio
 import contextlib
 import socket
 
-# Only a failure takes this long.
+# Reached only by a failing test.
 PATIENCE_SECONDS = 30.0
 
 
 class Callers:
-    """Opens connections to loopback, and closes them all at the end."""
+    """Opens connections to loopback and closes all of them at the end."""
 
     def __init__(self) -> None:
         self._sockets: list[socket.socket] = []
@@ -19,7 +19,7 @@ class Callers:
             each.close()
 
     async def call(self, port: int, data: bytes = b"", *, receive_bytes: int = 0) -> socket.socket:
-        """A connection over which this was sent; ``receive_bytes`` is room for what comes back."""
+        """Open a connection and send data; ``receive_bytes`` is the size of its receive buffer."""
         caller = socket.socket()
         self._sockets.append(caller)
         if receive_bytes:
@@ -33,7 +33,7 @@ class Callers:
 
 
 async def rest(caller: socket.socket) -> bytes:
-    """What still comes until the other side ends the connection; TimeoutError if it does not."""
+    """Read until the other side closes the connection; TimeoutError if it does not."""
     data, loop = bytearray(), asyncio.get_running_loop()
     async with asyncio.timeout(PATIENCE_SECONDS):
         with contextlib.suppress(ConnectionError):

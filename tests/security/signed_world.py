@@ -1,7 +1,7 @@
-"""A box that believes nobody, before a server whose every key an attack may use.
+"""A box with the real verification, before a server whose keys an attack may use.
 
-The image repository is made by the functions that publishers and the server use; the box is
-tests.agent.box with its honest stand-in replaced by agent.link.metadata.
+The image repository is made by the functions of publishers and the server. The box is
+tests.agent.box with agent.link.metadata in place of the fake verifier.
 """
 
 import shutil
@@ -30,7 +30,7 @@ DEVICE = "box-1"
 
 
 class SignedWorld(World):
-    """Everything outside the box, and the box's disk."""
+    """The server, its keys, and the disk of the box."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -41,19 +41,19 @@ class SignedWorld(World):
         self.data_dir.director_root.write_bytes(
             make_root(self.director_root, self.director, now=self.image.now)
         )
-        # All but the first.
+        # Every root after the first.
         self.director_roots: tuple[bytes, ...] = ()
         self.manifests: dict[str, bytes] = {}
 
     async def metadata(self, name: str) -> bytes | None:
-        """Implements agent.link.metadata.MetadataSource."""
+        """Return metadata by name (agent.link.metadata.MetadataSource)."""
         return self.image.store.get(name)
 
     def clock(self) -> datetime:
         return self.image.now
 
     def publish(self, version: str, *models: Any, **options: Any) -> Assignment:
-        """Signed by the publisher, and assigned by the director under the version's number."""
+        """Publish a version and assign it with its number as the generation."""
         made = super().publish(version, *models, **options)
         manifest = self.server.chunks[bytes.fromhex(made.manifest_sha256)]
         self.manifests[made.release] = manifest
@@ -61,7 +61,7 @@ class SignedWorld(World):
         return self.assign(made.release, int(version))
 
     def assign(self, reference: str, generation: int, **claims: Any) -> Assignment:
-        """What an honest director would sign of a release, but for the ``claims``."""
+        """Sign the assignment of an honest director, changed by ``claims``."""
         manifest = self.manifests[reference]
         digest = self.digest(reference)
         counter = int(split_reference(reference)[1])
@@ -72,7 +72,7 @@ class SignedWorld(World):
     def signed(
         self, release: DirectedRelease | None, generation: int, device: str = DEVICE
     ) -> Assignment:
-        """With the director's key: stolen, when this is an attack."""
+        """Sign a directive with the director's key, which an attack has stolen."""
         metadata = self.direct(release, generation, device)
         return Assignment(
             generation=generation,
@@ -89,7 +89,7 @@ class SignedWorld(World):
         return direct(directive, self.director, assigned_at=now, now=now, roots=self.director_roots)
 
     def replace_director_key(self) -> None:
-        """What the server does at `flotilla keys rotate director`."""
+        """Replace the key as `flotilla keys rotate director` does."""
         current = self.director_roots or (self.data_dir.director_root.read_bytes(),)
         self.director = generate_key()
         root = next_root(
@@ -111,7 +111,7 @@ class SignedWorld(World):
 
 
 class Box(Life):
-    """One life of the agent, which verifies as the real one does."""
+    """One run of the agent, with the real verification."""
 
     def __init__(self, world: SignedWorld) -> None:
         super().__init__(world)
@@ -121,7 +121,7 @@ class Box(Life):
         self.engine = UpdateEngine(self.journal, self.steps, changed=self._changed)
 
     async def verify(self, assignment: Assignment) -> tuple[str, str]:
-        """The reason and the words of a refusal; empty when the box would install it."""
+        """Return the reason and the text of a refusal; empty if the box would install."""
         try:
             await self.steps.verify(UpdateJob(assignment))
         except StepFailedError as error:
@@ -130,7 +130,7 @@ class Box(Life):
 
 
 def zero_cache(data_dir: DataDir) -> None:
-    """What a power cut may leave of python-tuf's files: the right length, and nothing in it."""
+    """Overwrite python-tuf's files with zeros of the same length, as a power cut may."""
     for path in data_dir.metadata.rglob("*.json"):
         if not path.is_symlink():
             path.write_bytes(bytes(path.stat().st_size))
@@ -138,7 +138,7 @@ def zero_cache(data_dir: DataDir) -> None:
 
 @dataclass(frozen=True)
 class Memory:
-    """The server's honest state and what the box has seen of it, so that attacks do not add up."""
+    """A snapshot of the honest state, restored so that attacks do not accumulate."""
 
     store: dict[str, bytes]
     roles: dict[str, bytes]

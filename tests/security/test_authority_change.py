@@ -1,6 +1,6 @@
-"""The fleet's certificate authority is replaced under a live fleet, and no box is lost.
+"""A live fleet follows a change of its certificate authority, and no box is lost.
 
-A real control plane and the agents' own link, over real TLS. What a box believes of an offer:
+Uses a real control plane and the agents' link over TLS. Rules for accepting an authority:
 tests/artifact/trust/test_authority.py.
 """
 
@@ -59,13 +59,13 @@ FACTS = DeviceFacts(
 
 
 async def eventually(ready: Callable[[], object]) -> None:
-    """Several handshakes and retries, on a machine that may be slow."""
+    """Wait until a condition holds, long enough for handshakes and retries on a slow machine."""
     await soon(ready, 60)
 
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is spread over minutes, and what may take some, does not."""
+    """Remove the delays that spread load over minutes."""
     monkeypatch.setattr(renewals, "SPREAD_SECONDS", 0.0)
     monkeypatch.setattr(renewals, "LOOK_AGAIN_SECONDS", 0.05)
     monkeypatch.setattr(connections, "OLD_CHANNEL_SECONDS", 0.0)
@@ -86,7 +86,7 @@ async def plane(tmp_path: Path, clock: Clock) -> AsyncIterator[Plane]:
 
 @contextlib.asynccontextmanager
 async def restarted(plane: Plane) -> AsyncIterator[Plane]:
-    """Another life of a server that has ended, on the same ports."""
+    """Run a stopped server again on the same ports."""
     ports = {"public": plane.endpoints.public, "device": plane.endpoints.device}
     async with running_plane(plane.config.data_dir, plane.clock, **ports) as again:
         yield again
@@ -94,7 +94,7 @@ async def restarted(plane: Plane) -> AsyncIterator[Plane]:
 
 @dataclass
 class Box:
-    """An enrolled box's agent: the link and what it needs."""
+    """The link of an enrolled box, and its dependencies."""
 
     data_dir: DataDir
     renewal: Renewal
@@ -103,12 +103,12 @@ class Box:
 
     @property
     def trusted(self) -> list[str]:
-        """Digests of the authorities on its disk, newest first."""
+        """Return the digests of the authorities on its disk, newest first."""
         bundle = x509.load_pem_x509_certificates(self.data_dir.ca.read_bytes())
         return [digest(certificate) for certificate in bundle]
 
     def is_on(self, bundle: bytes) -> Callable[[], bool]:
-        """Whether it uses a certificate of the newest of these, and trusts just these."""
+        """Return whether it trusts exactly these and uses a certificate of the newest."""
         return lambda: (
             self.data_dir.ca.read_bytes() == bundle
             and self.renewal.identity.ca_pem == bundle
@@ -119,7 +119,7 @@ class Box:
 
 @contextlib.asynccontextmanager
 async def running_box(root: Path) -> AsyncIterator[Box]:
-    """The daemon of an enrolled box, until the block ends."""
+    """Run the daemon of an enrolled box until the block ends."""
     data_dir = DataDir(root)
     config = load_config(data_dir)
     identity = load_identity(data_dir).credentials
@@ -159,7 +159,7 @@ async def token(plane: Plane) -> str:
 
 
 async def enrolled(plane: Plane, root: Path, secret: str = "") -> Path:
-    """A box's data directory."""
+    """Enrol a box and return its data directory."""
     application = Application(
         server=str(plane.endpoints.public),
         token=secret or await token(plane),
@@ -186,7 +186,7 @@ async def done(plane: Plane, *arguments: str, context: Path | None = None) -> st
 
 
 async def retired(plane: Plane, *options: str) -> None:
-    """As soon as the last box has shown its new certificate."""
+    """Retire the old authority once the last box has used its new certificate."""
     async with asyncio.timeout(15):
         while (await flotilla(plane, "ca", "retire", *options)).exit_code:  # noqa: ASYNC110 - no event
             await asyncio.sleep(0.05)
@@ -198,7 +198,7 @@ async def actions(plane: Plane) -> list[str]:
 
 
 async def opens(plane: Plane, ca_pem: bytes, key_pem: bytes, certificate_pem: bytes) -> str:
-    """What a call with this certificate ends with."""
+    """Return the status of a call with this certificate."""
     credentials = grpc.ssl_channel_credentials(ca_pem, key_pem, certificate_pem)
     channel = plane.keep(grpc.aio.secure_channel(str(plane.endpoints.device), credentials))
     call = channel.unary_unary("/flotilla.v1.DeviceService/FetchMetadata")
@@ -219,7 +219,7 @@ async def test_a_connected_box_follows_and_the_old_authority_ends(
         both = plane.ca_pem
         assert both.endswith(first)
         await eventually(box.is_on(both))
-        # Both are good while the change is under way.
+        # Both are accepted during the change.
         for identity in (before, load_identity(box.data_dir).credentials):
             parts = identity.key_pem, identity.certificate_pem
             assert await opens(plane, both, *parts) in {"OK", "PERMISSION_DENIED"}
@@ -228,7 +228,7 @@ async def test_a_connected_box_follows_and_the_old_authority_ends(
         assert alone + first == both
         await eventually(box.is_on(alone))
         assert await opens(plane, alone, before.key_pem, before.certificate_pem) == "UNAVAILABLE"
-        # Whoever still trusts the old one alone is not told that this is the server.
+        # A client that trusts only the old authority refuses this server.
         now = load_identity(box.data_dir).credentials
         assert await opens(plane, first, now.key_pem, now.certificate_pem) == "UNAVAILABLE"
         assert {"authority.rotate", "authority.retire"} <= set(await actions(plane))
@@ -288,7 +288,7 @@ async def test_a_box_that_missed_all_of_it_comes_back_with_a_new_token(tmp_path:
             assert "not signed by an authority that this box trusts" in box.link.problem
             assert not box.link.connected
             await recover(box.data_dir, await token(plane), FACTS)
-            # The daemon takes it over by itself.
+            # The daemon takes it over without a command.
             await eventually(box.is_on(plane.ca_pem))
             assert load_config(box.data_dir).device_id == device_id
 
@@ -417,7 +417,7 @@ async def test_a_stream_of_an_old_certificate_is_cut_off_when_that_ends(
     await done(plane, "ca", "retire")
     with pytest.raises(grpc.aio.AioRpcError, match=r"authority of certificate .* was retired"):
         await drain(life)
-    # Nor does a connection from before admit another call.
+    # A connection from before is refused too.
     with pytest.raises(grpc.aio.AioRpcError, match=r"authority of certificate .* was retired"):
         await still_open.FetchMetadata(METADATA)
 
@@ -431,7 +431,7 @@ async def drain(life: Stream) -> None:
 async def test_an_attackers_authority_is_refused_and_nothing_changes(
     plane: Plane, tmp_path: Path, endorsed_by: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By one who holds the server's own key, but not the authority's."""
+    """The attacker has the server's key but not the authority's."""
     async with running_box(await enrolled(plane, tmp_path / "box-1")) as box:
         await eventually(lambda: box.link.connected)
         before, files = box.renewal.identity, box.trusted

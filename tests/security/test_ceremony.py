@@ -1,4 +1,4 @@
-"""docs/security.md shows no command of the key ceremony that does not work as it stands there."""
+"""Every command of the key ceremony in docs/security.md works as written."""
 
 import asyncio
 import os
@@ -19,13 +19,13 @@ ANY_PORT = Address("127.0.0.1", 0)
 
 
 def commands() -> list[str]:
-    """Every line of every console block, in order."""
+    """Return every command of every console block, in order."""
     blocks = re.findall(r"```console\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
     return [line for block in blocks for line in block.splitlines()]
 
 
 async def run(command: str, directory: Path, environment: dict[str, str]) -> str:
-    # `keys sign` asks before it signs.
+    # `keys sign` asks for confirmation.
     process = await asyncio.create_subprocess_exec(
         *("bash", "-euc", command),
         cwd=directory,

@@ -1,4 +1,4 @@
-"""One device, or many strangers, say too much or the same again; nobody else notices."""
+"""Floods and replays by a device or by strangers do not affect honest callers."""
 
 import asyncio
 import hashlib
@@ -35,7 +35,7 @@ Code = grpc.StatusCode
 PATIENCE_SECONDS = 60
 GUESSES = 200
 P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
-# What a terminal, a log line or an exposition format would obey.
+# Control characters of terminals, log lines and exposition formats.
 CODES = 'x\r\nforged 1\n# HELP forged\x1b[31m\x1b]0;owned\x07\u202e\u2066"} 2\x00y'
 
 
@@ -92,7 +92,7 @@ async def requests_of(plane: Plane, name: str) -> int:
 
 
 async def is_heard(plane: Plane, life: Life, name: str, generation: int) -> None:
-    """A whole life of an honest device, and its operator's look at it."""
+    """Check that an honest device can connect and report, and that its operator sees it."""
     await life.send(status=device_pb2.UpdateStatus(state=device_pb2.UPDATE_STATE_IDLE))
     await life.send(telemetry=batch(window(generation)))
     assert (await life.read_ack()).telemetry_sequence == generation
@@ -107,7 +107,7 @@ async def test_a_replayed_window_with_other_content_changes_nothing(plane: Plane
     for requests in (3, 1000):
         await life.send(telemetry=batch(window(1, requests)))
         assert (await life.read_ack()).telemetry_sequence == 1
-    # Out of order, and from a life of its own: what is new counts, the rest does not.
+    # Out of order and from another boot: new windows count, repeated ones do not.
     await life.end()
     life = await box.connect()
     await life.send(telemetry=batch(window(3, 10), window(2, 10), window(1, 1000)))
@@ -121,7 +121,7 @@ async def test_a_replayed_receipt_with_other_content_changes_nothing(plane: Plan
     for release in ("acme/chat@1", "acme/evil@1"):
         await life.send(receipt=box.sign(receipt(2, release)))
         assert list((await life.read_ack()).receipt_generations) == [2]
-    # An older one that comes later is kept, and does not take the newer one's place.
+    # An older receipt that arrives later is stored but does not replace the newer state.
     await life.send(receipt=box.sign(receipt(1, "acme/old@1", current_release="acme/old@1")))
     await life.read_ack()
     shown = await device(plane, "box-1")
@@ -178,7 +178,7 @@ async def test_a_receipt_that_was_touched_is_refused(plane: Plane, forge: Any) -
 
 
 async def test_the_other_signature_of_the_same_receipt_is_the_same_receipt(plane: Plane) -> None:
-    """Whoever sees an ECDSA signature (r, s) can make (r, -s), as good a one; nothing is gained."""
+    """From an ECDSA signature (r, s) anyone can make the valid (r, -s); it has no effect."""
     box = await plane.enroll("box-1")
     life = await box.connect()
     signed = box.sign(receipt())
@@ -208,7 +208,7 @@ async def test_a_device_that_floods_its_stream_holds_up_nobody(plane: Plane) -> 
     async with asyncio.timeout(PATIENCE_SECONDS):
         for generation in range(1, 6):
             await is_heard(plane, honest, "quiet", generation)
-    # The server takes one message after the other, and lets the device wait: it still does.
+    # The server handles one message at a time, so the device has to wait.
     assert not flooding.done()
     flooding.cancel()
     await asyncio.gather(flooding, return_exceptions=True)
@@ -242,7 +242,7 @@ async def test_a_device_that_never_reads_its_downloads_has_a_few(
         True,
     )
     assert await quiet.fetch(digests[:2])
-    # Each that ends makes room for another.
+    # A download that ends frees its place.
     downloads[0].cancel()
     async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
@@ -256,7 +256,7 @@ async def test_a_device_that_never_reads_its_downloads_has_a_few(
 
 
 async def unread(box: Box, digests: list[bytes]) -> Any:
-    """A download that has begun, and of which no more than its beginning is read."""
+    """Start a download and read only its first message."""
     channel: Any = box.channel()
     call = channel.unary_stream(
         "/flotilla.v1.DeviceService/FetchChunks",
@@ -283,7 +283,7 @@ async def test_guessing_a_join_token_gains_nothing_and_holds_up_nobody(plane: Pl
     honest = asyncio.create_task(plane.enroll("honest"))
     wrong = [f"{secret[:-2]}{number:02x}" for number in range(256)]
     wrong = [guess for guess in wrong if guess != secret][:GUESSES]
-    # No more at once than one connection may have calls.
+    # At most as many at once as calls on one connection.
     for start in range(0, GUESSES, 50):
         calls = [
             stub.Enroll(enrollment_pb2.EnrollRequest(token=guess, csr_pem=csr, name="guess"))
@@ -292,7 +292,7 @@ async def test_guessing_a_join_token_gains_nothing_and_holds_up_nobody(plane: Pl
         answers = await asyncio.gather(*calls, return_exceptions=True)
         assert {getattr(answer, "code", str)() for answer in answers} == {Code.UNAUTHENTICATED}
     await (await honest).connect()
-    # Nothing was spent, nothing is kept of them but a count; 24 random bytes are not to be guessed.
+    # No use was spent, and only a count is kept. A secret of 24 random bytes cannot be guessed.
     await plane.enroll("late", secret)
     listed = await plane.fleet().ListDevices(fleet_pb2.ListDevicesRequest())
     assert {each.name for each in listed.devices} == {"honest", "late"}
@@ -319,7 +319,7 @@ async def test_a_flood_of_signing_requests_leaves_one_good_certificate(plane: Pl
     assert (await refused(stub.RenewCertificate(huge))).code() is Code.INVALID_ARGUMENT
     serials = {x509.load_pem_x509_certificate(pem).serial_number for pem in issued}
     assert len(serials) == len(issued) == 100
-    # The device is one that lost answers: only the last certificate and the one in use are good.
+    # The device lost answers: only its last certificate and the one in use are accepted.
     codes = [await opens(loud, pem) for pem in issued]
     assert codes.count(Code.OK) == 1
     assert set(codes) == {Code.OK, Code.PERMISSION_DENIED}

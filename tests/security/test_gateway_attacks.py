@@ -1,6 +1,6 @@
 """Slow, silent and malformed local callers against a real gateway with a real worker.
 
-However many there are, an honest program is answered meanwhile, and their connections end.
+An honest program is served during the attack, and the connections of the attackers end.
 """
 
 import asyncio

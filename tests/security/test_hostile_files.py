@@ -1,7 +1,7 @@
-"""Hostile model files at the operator's and the box's doors, and whatever fuzzing makes of them.
+"""Hostile model files at the entry points of operator and box, and fuzzed ones.
 
-tests/runtimes/*/test_inspect.py has every one of them before its reader,
-tests/controlplane/cli/publishing/test_hostile_files.py before `flotilla publish`.
+tests/runtimes/*/test_inspect.py covers each file and its reader,
+tests/controlplane/cli/publishing/test_hostile_files.py covers `flotilla publish`.
 """
 
 from collections.abc import Callable
@@ -67,7 +67,7 @@ def test_the_operator_is_told_and_nothing_is_built(
 
 @dataclass(frozen=True)
 class Hostile:
-    """Stands where tests.agent.box takes a FakeModel."""
+    """A hostile file in place of the FakeModel of tests.agent.box."""
 
     runtime: str
     content: bytes
@@ -75,7 +75,7 @@ class Hostile:
 
 
 class HostileWorld(SignedWorld):
-    """Whose publisher signs files of real runtimes, whatever they are."""
+    """A world whose publisher signs any file of a real runtime."""
 
     def variant(self, name: str, model: Any) -> Variant:
         if not isinstance(model, Hostile):

@@ -1,7 +1,7 @@
 """Strangers, thieves and copies before a real control plane, over real TLS.
 
-Each attack ends in its refusal, leaves the device that it was aimed at as it was, and is told in
-words that a log and a terminal survive. Clones: tests/controlplane/api/test_device_states.py too.
+Each attack is refused, does not change the attacked device, and is reported without control
+characters. See tests/controlplane/api/test_device_states.py for clones.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ FACTS = DeviceFacts(
     model_memory_bytes=1 << 20,
 )
 PEM = serialization.Encoding.PEM
-# What a terminal or a log would obey: a new line, a return, colours, a title, a bell, a reversal.
+# Control characters for terminals and logs: newline, return, colour, title, bell, reversal.
 CODES = "x\r\nevent=forged\x1b[31m\x1b]0;owned\x07\u202ey"
 
 
@@ -82,7 +82,7 @@ async def actions(plane: Plane) -> list[str]:
 
 
 def greedy_csr(box: Box) -> bytes:
-    """Asks to be an authority, the server, and another device."""
+    """Make a request that asks for the names of an authority, the server and another device."""
     names = [
         x509.NameAttribute(NameOID.COMMON_NAME, "victim"),
         x509.NameAttribute(NameOID.ORGANIZATION_NAME, "admins"),
@@ -135,25 +135,25 @@ async def test_a_request_for_more_gets_a_device_certificate_and_no_more(
 
 
 def of_another_authority(plane: Plane, victim: Box) -> bytes:
-    """A stranger's authority vouches for the victim's name and the thief's key."""
+    """Issue a certificate for the victim's name and the thief's key by a foreign authority."""
     return Authority().device(named_csr(victim.device_id, victim))
 
 
 def self_signed(plane: Plane, victim: Box) -> bytes:
-    """Under the real authority's name."""
+    """Make a self-signed certificate with the real authority's name."""
     real = x509.load_pem_x509_certificate(plane.ca_pem)
     return certificate(victim, issuer=real.subject, key=victim.key)
 
 
 def signed_by_a_device(plane: Plane, victim: Box) -> bytes:
-    """A device plays authority for another device: its certificate stands in the chain."""
+    """Issue a certificate with a device's key, and send that device's certificate as the chain."""
     own = x509.load_pem_x509_certificate(victim.certificate_pem)
     made = certificate(victim, issuer=own.subject, key=victim.key, name="0" * 20)
     return made + victim.certificate_pem
 
 
 def of_the_server(plane: Plane, victim: Box) -> bytes:
-    """The server's own certificate and key: the right authority, the wrong purpose."""
+    """Return the server's certificate and key: the right authority, the wrong purpose."""
     return (plane.config.data_dir / "keys" / "server.pem").read_bytes()
 
 
@@ -192,14 +192,14 @@ async def test_a_certificate_that_the_authority_did_not_issue_to_a_device_opens_
     channel = plane.keep(grpc.aio.secure_channel(str(plane.endpoints.device), credentials))
     call = channel.unary_unary("/flotilla.v1.DeviceService/FetchMetadata")
     error = await refused(call(METADATA.SerializeToString()))
-    # TLS lets none of them through to the server's own checks.
+    # TLS refuses all of them before the server's own checks.
     assert error.code() is Code.UNAVAILABLE
     assert not (await device(plane)).device.connected
     await victim.stub.FetchMetadata(METADATA)
 
 
 async def test_a_devices_certificate_makes_no_server(plane: Plane, tmp_path: Path) -> None:
-    """The thief of one box stands between the server and another, with the certificate it has."""
+    """A thief intercepts the connection of another box with the stolen device certificate."""
     thief = await plane.enroll("thief")
     data_dir, config = await enrolled(plane, tmp_path / "box")
     server = grpc.aio.server()
@@ -256,7 +256,7 @@ async def enrolled(plane: Plane, root: Path) -> tuple[DataDir, AgentConfig]:
 async def test_an_expired_certificate_opens_nothing_until_the_box_recovers(
     tmp_path: Path,
 ) -> None:
-    # A box that was enrolled twenty days ago, and off since.
+    # A box that enrolled twenty days ago and has been off since.
     clock = Clock(timedelta(days=-20))
     async with running_plane(tmp_path / "server", clock, server_certificate_days=90) as plane:
         await Publisher(plane).initialise()
@@ -293,7 +293,7 @@ async def printed_token(plane: Plane) -> str:
 
 
 async def failure(data_dir: DataDir, endpoint: str) -> str:
-    """Why the box's certificate opens nothing; empty when it does."""
+    """Return why the box's certificate is refused; empty if it is accepted."""
     connection = Connection(endpoint, load_identity(data_dir).credentials)
     try:
         await connection.stub.FetchMetadata(METADATA, timeout=15)
@@ -315,7 +315,7 @@ async def test_a_device_cannot_speak_for_another(plane: Plane, victim: Box) -> N
         outcome=device_pb2.UPDATE_STATE_ROLLED_BACK,
         finished_at=finished,
     )
-    # A receipt that the victim signed, and one in the victim's place: both are the thief's words.
+    # A receipt signed by the victim, and one signed by the thief for the victim's device.
     life = await thief.connect()
     await life.send(receipt=victim.sign(receipt))
     error = await refused(life.read_ack())
@@ -346,7 +346,7 @@ async def test_a_device_cannot_renew_or_enrol_as_another(plane: Plane, victim: B
     )
     (name,) = made.subject
     assert name.value == thief.device_id
-    # The victim's request was seen on its way; its key was not.
+    # The thief has seen the victim's request, but not its key.
     request = device_pb2.RenewCertificateRequest(csr_pem=victim.csr())
     assert (await refused(thief.stub.RenewCertificate(request))).code() is Code.INVALID_ARGUMENT
     _, secret = await plane.join_token(uses=2)
@@ -363,7 +363,7 @@ async def test_a_copied_disk_ends_both_boxes_until_a_person_decides(
 ) -> None:
     thief = Box("victim", plane, key=victim.key, certificate_pem=victim.certificate_pem)
     life = await victim.connect()
-    # The thief renews first, and the box comes back with what it has.
+    # The thief renews first; then the box returns with its certificate.
     request = device_pb2.RenewCertificateRequest(csr_pem=thief.csr())
     thief.certificate_pem = (await thief.stub.RenewCertificate(request)).certificate_pem
     stolen = await thief.connect()

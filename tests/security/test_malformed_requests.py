@@ -1,6 +1,6 @@
 """Requests that are too large, packed, garbled or misnamed, before a real control plane.
 
-Each ends in its status, in words that a log and a terminal survive, and everybody else is served.
+Each ends with its status and a text without control characters, and other callers are served.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ async def refused(call: Any) -> grpc.aio.AioRpcError:
 
 
 def raw(channel: grpc.aio.Channel) -> Any:
-    """Without the types that say what may be sent."""
+    """Return a stub without types, so that a test can send anything."""
     return channel
 
 
@@ -73,7 +73,7 @@ async def test_a_message_beyond_the_bound_is_refused(plane: Plane, box: Box) -> 
 
 
 async def test_a_compressed_message_is_not_unpacked_beyond_the_bound(tmp_path: Path) -> None:
-    """160 MiB in 160 KB, to a server in a process whose memory can be looked at."""
+    """160 MiB compressed to 160 KB, to a server in a process whose memory is measured."""
     data_dir = tmp_path / "server"
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "controlplane", "serve", "--data-dir", str(data_dir)),
@@ -174,7 +174,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"", length: int = -1) -> bytes:
-    """RFC 9113, section 4.1; ``length`` is what the header says when it lies."""
+    """Make a frame (RFC 9113, section 4.1); ``length`` overrides the length in its header."""
     said = len(payload) if length < 0 else length
     return said.to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
 
@@ -208,7 +208,7 @@ async def test_broken_http2_ends_its_own_connection_at_most(plane: Plane, box: B
         )
         before = peak_bytes()
         for start in range(0, len(sent), 1 << 16):
-            # The server may have hung up already.
+            # The server may have closed the connection already.
             writer.write(sent[start : start + (1 << 16)])
         await everybody_is_served(plane, box)
         assert peak_bytes() - before < 64 * MIB, name
@@ -231,7 +231,7 @@ PATHS = [
 
 
 async def test_no_name_from_outside_becomes_a_path(plane: Plane, box: Box) -> None:
-    """Devices, labels, metadata, releases, chunks: each is refused, and no file is made."""
+    """Devices, labels, metadata, releases and chunks: each is refused, and no file is made."""
     _, secret = await plane.join_token()
     files = files_of(plane)
     for name in PATHS:

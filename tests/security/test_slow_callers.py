@@ -1,4 +1,4 @@
-"""Callers that hold connections and say little or nothing, before a real control plane.
+"""Callers that hold connections open and send little, before a real control plane.
 
 An honest device, an operator and a monitor are served meanwhile, and the connections end.
 """
@@ -41,13 +41,13 @@ async def plane(tmp_path: Path) -> AsyncIterator[Plane]:
 
 @pytest.fixture
 async def hurried(tmp_path: Path) -> AsyncIterator[Plane]:
-    """It waits for nobody; too short for honest callers on a busy machine."""
+    """Run a control plane with time limits too short for honest callers on a busy machine."""
     async with running_plane(tmp_path / "server", handshake_seconds=1, http_seconds=1) as plane:
         yield plane
 
 
 def client_hello() -> bytes:
-    """The first flight of a TLS handshake, which then waits for the second."""
+    """Return the first flight of a TLS handshake."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     context = ssl.create_default_context()
     context.set_alpn_protocols(["h2"])
@@ -62,7 +62,7 @@ def port_of(plane: Plane, name: str) -> int:
 
 
 async def everybody_is_served(plane: Plane, box: Box) -> None:
-    """Over connections of their own, which are made now."""
+    """Check that honest callers are served over new connections."""
     await box.stub.FetchMetadata(METADATA, timeout=PATIENCE_SECONDS)
     life = await box.connect()
     await life.read_assignment()
@@ -101,7 +101,7 @@ async def test_half_open_handshakes_and_silent_connections_are_let_go(
     "sent",
     [
         HTTP_HEAD + b"content-length: 1000000\r\n\r\nx",
-        # Pages without end, which the caller does not read.
+        # Many responses, which the caller does not read.
         (HTTP_HEAD + b"\r\n") * 10_000,
     ],
     ids=["body", "unread"],

@@ -1,4 +1,4 @@
-"""An authority is followed forwards, by its predecessor's word alone."""
+"""A client follows a new authority only if the previous one endorses it."""
 
 import ssl
 from collections.abc import Callable
@@ -93,13 +93,13 @@ def test_what_the_old_one_endorses_afterwards_moves_nobody() -> None:
         follow(both, change(OLD, STRANGER))
     with pytest.raises(UntrustedError, match="not endorsed"):
         follow(both, Authorities(OLD.pem))
-    # Nor does one come back that has gone, though the new one once endorsed it for newcomers.
+    # A retired authority stays untrusted, although the new one once vouched for it.
     assert follow(NEW.pem, change()) == NEW.pem
 
 
 @pytest.mark.parametrize("trusted", [NEW.pem + OLD.pem, NEW.pem])
 def test_what_vouches_for_the_old_one_towards_newcomers_leads_nobody_back(trusted: bytes) -> None:
-    """A thief of the old key, or of the server's, has it from any answer during the change."""
+    """A thief of the old key or of the server's key gets this certificate from any answer."""
     with pytest.raises(UntrustedError):
         follow(trusted, Authorities(OLD.pem, NEW.pem, change().old_with_new))
     with pytest.raises(UntrustedError):

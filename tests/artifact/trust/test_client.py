@@ -1,4 +1,4 @@
-"""What was seen once is a floor for ever: no power cut, replay or clock takes a device back."""
+"""Floors hold after a power cut, a replay and a change of the clock."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -25,13 +25,13 @@ def floors() -> Numbers:
 
 @pytest.fixture
 def fresh(world: World, floors: Numbers, tmp_path: Path) -> Callable[[], ImageVerifier]:
-    """A verifier whose cache is empty each time, as a power cut may leave it."""
+    """Return a verifier with an empty cache, which a power cut may leave."""
     caches = iter(range(100))
     return lambda: world.verifier(tmp_path / f"cache-{next(caches)}", floors)
 
 
 def names(floors: Numbers) -> dict[str, int]:
-    """Without the digests of the keys that signed."""
+    """Return the names of the floors without the digests of the keys."""
     return {name.partition("@")[0]: number for name, number in floors.kept.items()}
 
 
@@ -92,7 +92,7 @@ def test_what_a_failed_walk_verified_is_a_floor_too(
 def test_new_keys_start_a_new_floor(
     world: World, floors: Numbers, fresh: Callable[[], ImageVerifier]
 ) -> None:
-    """Else whoever stole the old ones could end all updates by signing a huge version."""
+    """Otherwise a thief of the old keys could stop all updates by signing a huge version."""
     world.publish(manifest())
     signed = parse(Timestamp, world.roles["timestamp"], "timestamp").signed
     signed.version = 10**6

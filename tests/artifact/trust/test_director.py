@@ -1,4 +1,4 @@
-"""The director speaks to one device at a time, and alone can make it install nothing."""
+"""The director addresses one device at a time and cannot install a release alone."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -56,7 +56,7 @@ class Director:
         return DirectorVerifier(root, DEVICE, clock=lambda: self.now, floors=floors)
 
     def edited(self, edit: Callable[[Targets], None]) -> DirectorMetadata:
-        """Signed by the director, but not made by ``direct``."""
+        """Sign edited metadata with the director's key."""
         honest = self.says()
         targets = parse(Targets, honest.targets, "targets").signed
         edit(targets)
@@ -196,9 +196,6 @@ def test_a_flipped_bit_changes_nothing_or_is_refused(name: str, data: st.DataObj
     assert seen == Directive(DEVICE, 1, CHAT)
 
 
-# -- agreement
-
-
 def verified(**changes: object) -> VerifiedRelease:
     signed = VerifiedRelease(CHAT.reference, CHAT.length, CHAT.sha256, CHAT.counter, 0, {})
     return replace(signed, **changes)  # type: ignore[arg-type]
@@ -244,7 +241,7 @@ def test_an_assignment_that_its_metadata_does_not_bear_out_is_refused(
 
 
 class Rotated(Director):
-    """A director whose keys were replaced: every root, and who signs now."""
+    """A director whose keys were replaced: its roots and its present signers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -285,7 +282,7 @@ def test_a_device_that_missed_several_rotations_catches_up_at_once() -> None:
     for change in (director.replace_online, director.replace_root, director.replace_online):
         change()
     assert seen.directive(director.says()).generation == 1
-    # Also after a restart, from the first root that it has pinned.
+    # After a restart the device starts from its pinned first root.
     assert director.verifier(floors).directive(director.says(generation=2)).generation == 2
 
 
@@ -295,7 +292,7 @@ def test_a_key_that_was_replaced_signs_nothing_more_for_who_has_followed() -> No
     director.replace_online()
     director.verifier(floors).directive(director.says())
     forged = direct(Directive(DEVICE, 9, CHAT), stolen, assigned_at=START, now=START)
-    # With the chain as it is, and with the one of before, which the floor has left behind.
+    # The current chain is accepted; the previous one is below the floor.
     for roots in (director.roots, ()):
         with pytest.raises(UntrustedError):
             director.verifier(floors).directive(replace(forged, roots=roots))

@@ -1,4 +1,4 @@
-"""A key file is worth nothing without its passphrase, and is never lost by overwriting."""
+"""A key file is useless without its passphrase, and is never overwritten."""
 
 import shutil
 import subprocess

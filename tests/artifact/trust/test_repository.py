@@ -1,4 +1,4 @@
-"""The server publishes only what devices would accept, and founds only a sound repository."""
+"""The server accepts only metadata and releases that devices would accept."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -51,7 +51,7 @@ def accept(world: World, targets: bytes, data: bytes) -> dict[str, bytes]:
 
 
 def edited(world: World, data: bytes, edit: Edit) -> bytes:
-    """Metadata that lists the manifest, changed, and then signed by its publisher."""
+    """Return metadata that lists the manifest, edited and then signed by its publisher."""
     targets = parse(Targets, world.signed(data), "acme").signed
     edit(targets)
     return sign(targets, [world.publishers["acme"]])
@@ -109,7 +109,7 @@ def test_metadata_that_breaks_a_rule_is_refused(world: World, edit: Edit, reason
 
 
 def refuse_to_publish(world: World, release: Release, reason: str) -> None:
-    """Whoever publishes it, and the server when somebody has signed it all the same."""
+    """Check that both the publishing side and the server refuse the release."""
     data = encode_release(release)
     with pytest.raises(InvalidManifestError, match=reason):
         world.signed(data)
@@ -190,7 +190,7 @@ def test_counters_only_rise(world: World) -> None:
         data = manifest(version="2", counter=counter)
         with pytest.raises(UntrustedError, match="an earlier release of acme/chat has reached"):
             world.signed(data)
-    # Another name counts for itself.
+    # Counters of another name are independent.
     world.publish(manifest("acme/embed", counter=1))
 
 
@@ -269,7 +269,7 @@ def test_refresh_renews_at_half_life_and_only_then(world: World) -> None:
 
 
 class Founding:
-    """What ``keys init`` sends, with room to get it wrong."""
+    """The input of ``keys init``, each part of which a test can change."""
 
     def __init__(self) -> None:
         self.online = OnlineSigners(

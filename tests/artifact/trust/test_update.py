@@ -1,4 +1,4 @@
-"""What the offline keys may change, and what not even they may do by halves."""
+"""Changes by the offline keys: which are accepted, and which are refused as incomplete."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -56,7 +56,7 @@ def next_listing(
 
 
 def resolves(world: World, tmp_path: Path, reference: str = CHAT) -> bool:
-    """To a device that saw the first root and nothing since."""
+    """Resolve the release as a device that has seen only the first root."""
     cache = tmp_path / f"cache-{len(list(tmp_path.iterdir()))}"
     return world.verifier(cache).resolve(reference).reference == reference
 
@@ -66,9 +66,6 @@ def refuse(world: World, update: Update, match: str) -> None:
     with pytest.raises(UntrustedError, match=match):
         world.update(update)
     assert world.roles == before
-
-
-# -- renewal
 
 
 def test_offline_metadata_is_renewed_for_another_year(world: World, tmp_path: Path) -> None:
@@ -99,9 +96,6 @@ def test_even_what_has_expired_is_renewed(world: World, tmp_path: Path) -> None:
         )
     )
     assert resolves(world, tmp_path)
-
-
-# -- root
 
 
 def test_a_root_key_is_replaced(world: World, tmp_path: Path) -> None:
@@ -186,9 +180,6 @@ def test_the_timestamp_key_is_replaced(world: World, tmp_path: Path) -> None:
     assert resolves(world, tmp_path)
 
 
-# -- targets
-
-
 def test_the_targets_key_is_replaced_with_root_and_targets_at_once(
     world: World, tmp_path: Path
 ) -> None:
@@ -256,9 +247,6 @@ def test_targets_may_not_list_releases(world: World) -> None:
         targets.targets.update(listing.targets)
 
     refuse(world, Update(targets=next_targets(world, list_one)), "targets lists releases itself")
-
-
-# -- listings
 
 
 def test_a_release_is_delisted(world: World) -> None:

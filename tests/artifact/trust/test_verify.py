@@ -1,4 +1,4 @@
-"""A device takes what its publisher lists now, and nothing else that anyone sends it."""
+"""A device accepts only the releases that their publisher lists now."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def cache(tmp_path: Path) -> Path:
 
 
 def force(world: World, role: str, edit: Callable[[Targets], None], *signers: object) -> None:
-    """A server that publishes whatever ``signers`` sign, without checking it."""
+    """Publish metadata signed by ``signers`` without the server's checks."""
     targets = parse(Targets, world.roles[role], role).signed
     edit(targets)
     targets.version += 1
@@ -275,7 +275,7 @@ WORLD.publish(manifest())
 def test_a_flipped_bit_in_metadata_changes_nothing_or_is_refused(
     tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
 ) -> None:
-    """The signed content is never other than signed; an unsigned byte may change unseen."""
+    """Signed content cannot change; a flipped bit outside of it may pass."""
     honest = WORLD.verifier(tmp_path_factory.mktemp("honest")).resolve(CHAT)
     altered = bytearray(WORLD.store[name])
     altered[data.draw(st.integers(0, len(altered) - 1))] ^= 1 << data.draw(st.integers(0, 7))

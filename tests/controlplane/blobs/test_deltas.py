@@ -1,4 +1,4 @@
-"""Deltas are kept within their budget, and cost nothing but their making when they are gone."""
+"""The delta cache keeps its budget, and survives the deletion of its files."""
 
 import os
 import random
@@ -27,7 +27,7 @@ def delta_file(path: Path, *seeds: int) -> Path:
 
 def add(cache: DeltaCache, number: int, path: Path, *seeds: int) -> Delta:
     delta = cache.add(pair(number), delta_file(path, *seeds))
-    # Later ones are newer, however coarse the file system's clock is.
+    # Explicit times, because the file system's clock may be too coarse to order the files.
     made = cache.work.parent / "made" / pair(number).name
     os.utime(made, (number, number))
     return delta

@@ -1,4 +1,4 @@
-"""Chunks on disk: by digest, whole, once."""
+"""The chunk store keeps each chunk once, whole, under its digest."""
 
 import hashlib
 from pathlib import Path
@@ -75,7 +75,7 @@ def test_messages_are_the_chunks_in_order(store: ChunkStore) -> None:
     digests = [store.put(part)[0] for part in parts]
     messages = list(store.messages(digests, 0))
     assert b"".join(messages) == b"".join(parts)
-    # Small chunks share messages: all but the last are full.
+    # Small chunks share messages, so every message but the last is full.
     assert {len(message) for message in messages[:-1]} == {MESSAGE_BYTES}
     assert b"".join(store.messages(digests, 30)) == b"".join(parts)[30:]
 

@@ -1,4 +1,4 @@
-"""`flotilla serve` as a process: its files, its lock, its ports, its end."""
+"""`flotilla serve` as a process: files, lock, ports and shutdown."""
 
 import json
 import os
@@ -83,7 +83,7 @@ def test_two_cannot_share_a_data_directory(tmp_path: Path) -> None:
         assert second.returncode == 1
         assert "another control plane runs on" in second.stderr
         assert "Traceback" not in second.stderr
-    # SIGKILL leaves no stale lock.
+    # The lock of a killed process is released by the kernel.
     with serving(tmp_path):
         pass
 

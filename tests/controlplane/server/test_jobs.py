@@ -1,4 +1,4 @@
-"""Jobs: a failed run is counted and stops nothing; rollouts tick at changes, not at each."""
+"""Periodic jobs survive failures; changes of the fleet share rollout ticks."""
 
 import asyncio
 import contextlib
@@ -52,7 +52,7 @@ async def test_a_job_runs_again_after_a_failure() -> None:
 
 @dataclass
 class Driven:
-    """Ticks that take ``tick_seconds``, and pauses that end when the test says so."""
+    """A driver whose ticks take ``tick_seconds`` and whose pauses the test ends."""
 
     signals: Signals = field(default_factory=Signals)
     tick_seconds: float = 0.0
@@ -70,7 +70,7 @@ class Driven:
         await self.over.get()
 
     async def pause(self) -> float:
-        """Its length, once the driver pauses."""
+        """Wait for the next pause and return its length in seconds."""
         return await asyncio.wait_for(self.pauses.get(), 10)
 
     @contextlib.asynccontextmanager
@@ -139,7 +139,7 @@ async def test_a_tick_that_takes_longer_is_followed_by_a_longer_pause(
 
 
 async def test_a_cancellation_that_meets_a_change_is_heeded() -> None:
-    """Else whoever stops the control plane would wait for its rollouts for ever."""
+    """Otherwise the shutdown of the control plane would hang."""
     signals = Signals()
 
     async def tick() -> None:
@@ -152,7 +152,7 @@ async def test_a_cancellation_that_meets_a_change_is_heeded() -> None:
     for _ in range(10):
         await asyncio.sleep(0)
     signals.notify(FLEET_CHANGED)
-    # One turn of the loop: the change is known, and what waits for it has not yet gone on.
+    # After one turn of the loop the event is set, but the waiting task has not resumed.
     await asyncio.sleep(0)
     driving.cancel()
     done, _ = await asyncio.wait({driving}, timeout=5)

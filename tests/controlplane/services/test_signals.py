@@ -1,4 +1,4 @@
-"""Signals wake those who wait for them, and nobody else."""
+"""A signal wakes the subscribers of its key and no others."""
 
 from controlplane.services.signals import Signals
 

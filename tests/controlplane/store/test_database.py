@@ -2,14 +2,15 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
 from controlplane.errors import StaleError
 from controlplane.store import api_tokens, requests
 from controlplane.store.api_tokens import API_TOKENS, ApiToken
-from controlplane.store.database import Database
+from controlplane.store.database import Database, embedded_url, open_database
 from controlplane.store.requests import DoneRequest
 
 
@@ -67,6 +68,16 @@ async def test_many_writers_at_once_all_get_their_turn(database: Database, now: 
     await asyncio.gather(*(write(number) for number in range(12)))
     async with database.read() as tx:
         assert (await tx.all(select(func.count()).select_from(API_TOKENS)))[0][0] == 12
+
+
+async def test_the_embedded_database_flushes_every_commit(tmp_path: Path) -> None:
+    """SQLite's NORMAL would lose acknowledged commits of the WAL in a power cut; 2 is FULL."""
+    database = open_database(embedded_url(tmp_path / "flotilla.db"))
+    async with database.read() as reader, database.write() as writer:
+        for tx in (reader, writer):
+            assert (await tx.first(text("PRAGMA synchronous"))) == (2,)
+            assert (await tx.first(text("PRAGMA journal_mode"))) == ("wal",)
+    await database.close()
 
 
 async def test_moments_come_back_in_utc(database: Database) -> None:

@@ -1,4 +1,4 @@
-"""What a class knows is read at most once a minute, however many devices ask."""
+"""Measurements of a class are read at most once a minute for all its devices."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from controlplane.store.migrate import migrate
 
 
 class Counted(ClassMeasurementService):
-    """Counts what it reads."""
+    """A service that counts its reads of the database."""
 
     reads = 0
 

@@ -1,4 +1,4 @@
-"""The server's keys: made once, private, and renewed in time."""
+"""The server's keys are made once, stay private, and are renewed in time."""
 
 import contextlib
 import errno
@@ -75,7 +75,7 @@ def test_it_is_renewed_with_a_third_of_its_life_left(
     before = leaf(keys).serial_number
     assert keys.renew(NOW + timedelta(days=days)) is renewed
     assert (leaf(keys).serial_number != before) is renewed
-    # A restart at that time sees the same.
+    # A restart at that time gives the same result.
     again = opened(tmp_path, NOW + timedelta(days=days))
     assert leaf(again).serial_number == leaf(keys).serial_number
 
@@ -111,7 +111,7 @@ def test_what_is_no_host_name_is_refused(tmp_path: Path) -> None:
 
 
 def issuers(keys: ServerKeys) -> tuple[str, str]:
-    """Under which authority the server and a device get their certificates."""
+    """Return the authorities of the server's and of a new device's certificate."""
     key = ec.generate_private_key(ec.SECP256R1())
     device = keys.issue_device(key.public_key(), "device-7", NOW, timedelta(days=1))
     return leaf(keys).issuer.rfc4514_string(), device.issuer.rfc4514_string()
@@ -169,7 +169,7 @@ def test_a_server_killed_at_any_write_of_a_change_has_one_authority_or_two(
 
 
 def change(keys: ServerKeys, first: str) -> None:
-    """Whatever of a change is not done yet."""
+    """Carry out the remaining steps of a change."""
     files = keys.authorities
     if files.current.sha256 == first:
         files.begin(files.prepare(NOW), NOW)
@@ -201,7 +201,7 @@ def test_an_authority_that_is_missing_or_damaged_is_not_made_anew(
 
 
 def test_a_change_that_was_lost_in_its_middle_does_not_begin_anew(tmp_path: Path) -> None:
-    """The first authority is there still, and the boxes that moved on do not know it."""
+    """The first authority still exists, but boxes that have followed the change do not trust it."""
     files = opened(tmp_path).authorities
     assert files.begin(files.prepare(NOW), NOW)
     (tmp_path / "keys" / "authorities.json").unlink()
@@ -227,7 +227,7 @@ def test_a_server_killed_at_any_write_of_a_directors_rotation_has_the_old_key_or
         with monkeypatch.context() as patch:
             for module in (director_keys, private_files):
                 patch.setattr(module, "write_private", write)
-            # The last one is killed after its root was written, before its key took over.
+            # The last rotation is killed after the root was written and before the key was moved.
             patch.setattr(director_keys, "replace_durably", write)
             with contextlib.suppress(KeyboardInterrupt):
                 opened(place).director.rotate(2, root=root, now=NOW)

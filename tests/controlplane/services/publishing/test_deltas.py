@@ -1,4 +1,4 @@
-"""A delta is made once for all who need it, within a budget, or not at all."""
+"""A delta is made once for all devices, within a budget, or refused."""
 
 import asyncio
 import hashlib
@@ -29,7 +29,7 @@ ORDINARY = Budget()
 
 
 class Bench:
-    """A store with files, and the service over it."""
+    """A chunk store with files, and the delta service over it."""
 
     def __init__(self, folder: Path, budget: Budget = ORDINARY) -> None:
         self.folder = folder
@@ -48,7 +48,7 @@ class Bench:
         return FileDigests(index.sha256, digest)
 
     async def made(self, base: FileDigests, target: FileDigests) -> Ready | None:
-        """The answer once nothing is being made any more."""
+        """Return the answer once all comparisons have ended."""
         for _ in range(2):
             found = await self.service.get([base], target)
             if not isinstance(found, BeingMade):
@@ -163,7 +163,7 @@ async def test_a_comparison_that_takes_too_long_is_killed(tmp_path: Path) -> Non
     assert isinstance(await bench.service.get([base], target), BeingMade)
     await bench.idle()
     assert await bench.service.get([base], target) is None
-    # Another life of the server may try again.
+    # A restarted server may try again.
     again = DeltaService(bench.chunks, bench.cache)
     assert isinstance(await again.get([base], target), BeingMade)
     await again.close()

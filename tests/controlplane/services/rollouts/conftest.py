@@ -1,4 +1,4 @@
-"""Rollouts on a real database, with devices that do as they are told."""
+"""Rollouts on a real database, with devices that carry out their assignments."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ gates: {failure: {max_failures: 0}}
 
 @dataclass
 class World:
-    """The service over one database; ``restart`` is a server that died and came back."""
+    """The rollout service over one database; ``restart`` replaces its process state."""
 
     database: Database
     now: datetime = NOW
@@ -83,7 +83,7 @@ class World:
         await self.driver.tick()
 
     async def work(self, *, good: bool = True) -> None:
-        """Every assigned device reports."""
+        """Let every assigned device send its receipt."""
         async with self.database.read() as tx:
             everyone = await devices.every(tx)
         for device in everyone:

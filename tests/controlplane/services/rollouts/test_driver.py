@@ -1,4 +1,4 @@
-"""Rollouts going on by themselves: what is stored, who is told, what survives a crash."""
+"""The rollout driver: stored state, signals, and recovery after a crash."""
 
 import asyncio
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from .conftest import NEW, OLD, OPERATOR, World
 
 
 class PowerCut(BaseException):
-    """Nothing catches it, as nothing catches a real one."""
+    """A BaseException, so that no handler of the code under test catches it."""
 
 
 async def test_a_rollout_from_start_to_success(world: World) -> None:
@@ -98,7 +98,7 @@ async def test_a_crash_before_the_commit_leaves_nothing(
 
 
 async def test_devices_and_watchers_are_woken_after_the_commit(world: World) -> None:
-    # Starting already assigns the canary, which may be any of the boxes.
+    # Starting assigns the canary at once, which may be any of the boxes.
     with world.signals.subscribe(device_key("id-box-1")) as woken:
         rollout_id = await world.start()
 
@@ -163,5 +163,8 @@ async def test_an_interrupted_update_is_given_again_under_a_new_generation(world
 
 
 async def test_a_receipt_that_no_rollout_asked_for_is_left_alone(world: World) -> None:
+    rollout_id = await world.start()
+    before = await world.service.get(rollout_id), await world.wanted()
     async with world.database.write() as tx:
         await world.driver.settle(tx, "id-box-1", UpdateResult(99, committed=True), world.now)
+    assert (await world.service.get(rollout_id), await world.wanted()) == before

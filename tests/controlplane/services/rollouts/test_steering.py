@@ -1,4 +1,4 @@
-"""What operators ask of rollouts: done once and whole, or refused by name."""
+"""Commands of operators are carried out once and atomically, or refused with a reason."""
 
 import pytest
 
@@ -63,7 +63,7 @@ async def test_undoing_waits_for_a_rollout_that_has_not_reached_the_device_yet(
     await world.tick()
     view = await world.service.get(first)
     assert view.rollout.state is RolloutState.ROLLED_BACK
-    # The second rollout gave its canary the same release: undoing the first takes it back as well.
+    # The canary of the second rollout has the same release, so undoing the first includes it.
     assert {member.state for member in view.rollout.members.values()} == {MemberState.REVERTED}
     wanted = sorted(release for _, release, _ in (await world.wanted()).values())
     assert wanted == ["", OLD, OLD, OLD]
