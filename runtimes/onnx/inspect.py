@@ -76,7 +76,8 @@ def _parameters(model: ModelFile) -> int:
         for tensor in model.tensors
         if tensor.type not in _NO_WEIGHTS and tensor.name not in model.packed_names
     )
-    return plain + sum(outputs * inputs for outputs, inputs, _ in model.packed)
+    packed = sum(outputs * inputs for outputs, inputs, _ in model.packed)
+    return plain + packed + model.attribute_values
 
 
 def _quantization(model: ModelFile) -> str:
@@ -94,7 +95,10 @@ def _quantization(model: ModelFile) -> str:
     for tensor in model.tensors:
         if tensor.type not in _NO_WEIGHTS:
             sizes[tensor.type] += tensor.size
-    return sizes.most_common(1)[0][0] if sizes else "unknown"
+    if not sizes:
+        # Tree ensembles and linear models keep float32 values in attributes; other graphs none.
+        return "fp32" if model.attribute_values else "none"
+    return sizes.most_common(1)[0][0]
 
 
 def _metadata(model: ModelFile, config: ModelConfig) -> dict[str, str]:

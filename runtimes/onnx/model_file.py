@@ -8,8 +8,9 @@ name further files), operators of unknown domains, and anything beyond a bound.
 import math
 import mmap
 import re
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +29,7 @@ MAX_TENSORS: Final = 1 << 16
 MAX_NODES: Final = 1 << 18
 MAX_GRAPH_DEPTH: Final = 8
 MAX_VALUES: Final = 4096
-DOMAINS: Final = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+DOMAINS: Final = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc")
 _NUMBER: Final = re.compile(r"[0-9]{1,15}")
 PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -47,9 +48,16 @@ DATA_TYPES: Final = {
     11: ("fp64", 64, "FP64"),
     12: ("uint32", 32, "UINT32"),
     13: ("uint64", 64, "UINT64"),
+    14: ("complex64", 64, ""),
+    15: ("complex128", 128, ""),
     16: ("bf16", 16, ""),
+    17: ("fp8_e4m3fn", 8, ""),
+    18: ("fp8_e4m3fnuz", 8, ""),
+    19: ("fp8_e5m2", 8, ""),
+    20: ("fp8_e5m2fnuz", 8, ""),
     21: ("uint4", 4, ""),
     22: ("int4", 4, ""),
+    23: ("fp4_e2m1", 4, ""),
 }
 
 
@@ -69,6 +77,8 @@ class ModelFile:
     # (output width, input width, bits) of every MatMulNBits node, whose weights are packed.
     packed: list[tuple[int, int, int]] = field(default_factory=list)
     packed_names: set[str] = field(default_factory=set)
+    # Values in float lists of attributes, where tree ensembles and linear models keep weights.
+    attribute_values: int = 0
 
 
 def read_model(path: Path) -> ModelFile:
@@ -86,6 +96,17 @@ def read_model(path: Path) -> ModelFile:
             return _Walk(WireReader(data, path.name)).model(size)
 
 
+@dataclass(slots=True)
+class _Node:
+    """The parts of a NodeProto that the walk uses; ``tensors`` are those in its attributes."""
+
+    kind: str = ""
+    inputs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    tensors: list[TensorInfo] = field(default_factory=list)
+    numbers: dict[str, int] = field(default_factory=dict)
+
+
 class _Walk:
     def __init__(self, wire: WireReader) -> None:
         self._wire = wire
@@ -93,6 +114,10 @@ class _Walk:
         self._nodes = 0
         self._tensors = 0
         self._values = 0
+        self._names: Counter[str] = Counter()
+        # Domains of operators and operator sets, and those that the model's functions define.
+        self._domains: set[str] = set()
+        self._defined: set[str] = set()
 
     def model(self, size: int) -> ModelFile:
         graphs = 0
@@ -111,6 +136,7 @@ class _Walk:
                     raise self._wire.unsafe("it contains training information")
                 case 25:
                     self._function(part)
+        self._check_domains()
         if graphs != 1 or not opsets or not self._nodes:
             raise self._wire.unsafe(
                 f"it has {graphs} graphs, {opsets} operator sets and {self._nodes} operators"
@@ -125,7 +151,7 @@ class _Walk:
                 case 1:
                     self._node(part, depth)
                 case 5:
-                    self._tensor(part, stored=depth == 0)
+                    self._store(self._tensor(part))
                 case 11 if depth == 0:
                     self._declare(part, self._found.inputs)
                 case 12 if depth == 0:
@@ -139,39 +165,53 @@ class _Walk:
                 self._node(part, depth=1)
             elif part.number == 9:  # noqa: PLR2004 - FunctionProto.opset_import
                 self._opset(part)
+            elif part.number == 10:  # noqa: PLR2004 - FunctionProto.domain
+                self._defined.add(self._text(part))
 
     def _opset(self, message: Field) -> None:
         for part in self._wire.fields(message.start, message.end):
             if part.number == 1:
-                self._check_domain(self._text(part))
+                self._domains.add(self._text(part))
 
     def _node(self, message: Field, depth: int) -> None:
         self._nodes += 1
         if self._nodes > MAX_NODES:
             raise self._wire.unsafe(f"it has more than {MAX_NODES} operators")
-        kind, inputs = "", []
-        numbers: dict[str, int] = {}
+        node = self._read_node(message, depth)
+        if node.kind == "EPContext":
+            raise self._wire.unsafe("it has an EPContext node, which loads code from other files")
+        self._found.operators[node.kind] = self._found.operators.get(node.kind, 0) + 1
+        if node.kind == "Constant":
+            # Its tensor rarely has a name: the value that other nodes read is the node's output.
+            for info in node.tensors:
+                self._store(replace(info, name=node.outputs[0] if node.outputs else info.name))
+        if node.kind == "MatMulNBits":
+            numbers = node.numbers
+            shape = (numbers.get("N", 0), numbers.get("K", 0), numbers.get("bits", 4))
+            self._count_values(node.kind, shape[0] * shape[1])
+            self._found.packed.append(shape)
+            self._found.packed_names.update(node.inputs[1:])
+
+    def _read_node(self, message: Field, depth: int) -> "_Node":
+        node = _Node()
         for part in self._wire.fields(message.start, message.end):
             match part.number:
                 case 1:
-                    inputs.append(self._text(part))
+                    node.inputs.append(self._text(part))
+                case 2:
+                    node.outputs.append(self._text(part))
                 case 4:
-                    kind = self._text(part)
+                    node.kind = self._text(part)
                 case 5:
-                    self._attribute(part, numbers, depth)
+                    node.tensors += self._attribute(part, node.numbers, depth)
                 case 7:
-                    self._check_domain(self._text(part))
-        if kind == "EPContext":
-            raise self._wire.unsafe("it has an EPContext node, which loads code from other files")
-        self._found.operators[kind] = self._found.operators.get(kind, 0) + 1
-        if kind == "MatMulNBits":
-            shape = (numbers.get("N", 0), numbers.get("K", 0), numbers.get("bits", 4))
-            self._count_values(kind, shape[0] * shape[1])
-            self._found.packed.append(shape)
-            self._found.packed_names.update(inputs[1:])
+                    self._domains.add(self._text(part))
+        return node
 
-    def _attribute(self, message: Field, numbers: dict[str, int], depth: int) -> None:
+    def _attribute(self, message: Field, numbers: dict[str, int], depth: int) -> list[TensorInfo]:
+        """Read an attribute; return the tensors in it."""
         name = ""
+        tensors = []
         for part in self._wire.fields(message.start, message.end):
             match part.number:
                 case 1:
@@ -179,17 +219,28 @@ class _Walk:
                 case 3:
                     numbers[name] = part.value
                 case 5 | 10:
-                    self._tensor(part, stored=False)
+                    tensors.append(self._tensor(part))
                 case 6 | 11:
                     self._graph(part, depth + 1)
+                case 7:
+                    count = (part.end - part.start) // 4
+                    self._count_values(name, count)
+                    self._found.attribute_values += count
+        return tensors
 
-    def _tensor(self, message: Field, *, stored: bool) -> None:
+    def _tensor(self, message: Field) -> TensorInfo:
         self._tensors += 1
         if self._tensors > MAX_TENSORS:
             raise self._wire.unsafe(f"it has more than {MAX_TENSORS} tensors")
-        info = self._tensor_info(message)
-        if stored:
-            self._found.tensors.append(info)
+        return self._tensor_info(message)
+
+    def _store(self, info: TensorInfo) -> None:
+        """Add a weight; branches of an If may use the same name, which then gets a number."""
+        number = self._names[info.name]
+        self._names[info.name] += 1
+        if number:
+            info = replace(info, name=f"{info.name}#{number + 1}")
+        self._found.tensors.append(info)
 
     def _tensor_info(self, message: Field) -> TensorInfo:
         name, kind, data, raw = "", 0, None, False
@@ -297,9 +348,11 @@ class _Walk:
             return part.value if part.value < 1 << 40 else -1
         return -1
 
-    def _check_domain(self, domain: str) -> None:
-        if domain not in DOMAINS:
-            raise self._wire.unsafe(f"it needs operators of the unknown domain {domain!a}")
+    def _check_domains(self) -> None:
+        """Refuse operators that neither ONNX Runtime nor the model's own functions define."""
+        unknown = sorted(self._domains - set(DOMAINS) - self._defined)
+        if unknown:
+            raise self._wire.unsafe(f"it needs operators of the unknown domain {unknown[0]!a}")
 
     def _text(self, part: Field) -> str:
         return self._wire.text(part, MAX_NAME_BYTES)

@@ -89,7 +89,7 @@ class WireReader:
             raise self.unsafe(f"a name at byte {field.start} is not text of at most {limit} bytes")
         self._text_bytes += field.end - field.start
         if self._text_bytes > MAX_TEXT_BYTES:
-            raise self.unsafe(f"its names and values have more than {MAX_TEXT_BYTES} bytes")
+            raise self.unsafe(f"its names and values have more than {MAX_TEXT_BYTES:,} bytes")
         try:
             return bytes(self._data[field.start : field.end]).decode()
         except UnicodeDecodeError as error:

@@ -111,3 +111,69 @@ def test_the_heads_that_memory_is_predicted_by_are_said_in_several_ways(
     (tmp_path / "model.onnx").write_bytes((source / "model.onnx").read_bytes())
     (tmp_path / "config.json").write_text(json.dumps(config | said))
     assert OnnxInspector().inspect(tmp_path / "model.onnx").metadata["attention_heads"] == heads
+
+
+def test_a_graph_without_weights_is_described(tmp_path: Path) -> None:
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    ends = [onnx.helper.make_tensor_value_info(name, 1, [2]) for name in "xy"]
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", ends[:1], ends[1:]))
+    onnx.save(model, tmp_path / "relu.onnx")
+    found = OnnxInspector().inspect(tmp_path / "relu.onnx")
+    assert (found.quantization, found.parameters, found.operators) == ("none", 0, {"Relu": 1})
+
+
+def test_a_tree_ensemble_is_described_by_its_operator(tmp_path: Path) -> None:
+    onnx.save(tree_ensemble(), tmp_path / "trees.onnx")
+    found = OnnxInspector().inspect(tmp_path / "trees.onnx")
+    assert (found.quantization, found.operators["TreeEnsembleRegressor"]) == ("fp32", 1)
+    assert found.parameters == 5
+
+
+def test_operators_of_the_models_own_functions_are_known(tmp_path: Path) -> None:
+    model = sound_onnx()
+    function = onnx.helper.make_function(
+        "pkg.mine",
+        "Twice",
+        ["a"],
+        ["b"],
+        [onnx.helper.make_node("Add", ["a", "a"], ["b"])],
+        [onnx.helper.make_opsetid("", 17)],
+    )
+    model.functions.append(function)
+    model.opset_import.append(onnx.helper.make_opsetid("pkg.mine", 1))
+    model.graph.node.append(onnx.helper.make_node("Twice", ["x"], ["t"], domain="pkg.mine"))
+    onnx.save(model, tmp_path / "f.onnx")
+    assert OnnxInspector().inspect(tmp_path / "f.onnx").operators["Twice"] == 1
+    del model.functions[:]
+    onnx.save(model, tmp_path / "f.onnx")
+    with pytest.raises(UnsafeFileError, match=r"unknown domain 'pkg\.mine'"):
+        OnnxInspector().inspect(tmp_path / "f.onnx")
+
+
+def tree_ensemble() -> onnx.ModelProto:
+    """Return a regression tree with one split and two leaves."""
+    node = onnx.helper.make_node(
+        "TreeEnsembleRegressor",
+        ["x"],
+        ["y"],
+        domain="ai.onnx.ml",
+        n_targets=1,
+        nodes_treeids=[0, 0, 0],
+        nodes_nodeids=[0, 1, 2],
+        nodes_featureids=[0, 0, 0],
+        nodes_modes=["BRANCH_LEQ", "LEAF", "LEAF"],
+        nodes_values=[0.5, 0.0, 0.0],
+        nodes_truenodeids=[1, 0, 0],
+        nodes_falsenodeids=[2, 0, 0],
+        target_treeids=[0, 0],
+        target_nodeids=[1, 2],
+        target_ids=[0, 0],
+        target_weights=[1.0, 2.0],
+    )
+    ends = [
+        onnx.helper.make_tensor_value_info("x", 1, [None, 2]),
+        onnx.helper.make_tensor_value_info("y", 1, [None, 1]),
+    ]
+    graph = onnx.helper.make_graph([node], "trees", ends[:1], ends[1:])
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("ai.onnx.ml", 3)]
+    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
