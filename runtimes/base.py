@@ -80,7 +80,9 @@ class LoadSpec:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Sampling parameters; temperature 0 is greedy. ``stop`` strings are left out of the text.
+    """Sampling parameters; temperature 0 is greedy.
+
+    The text ends before a ``stop`` string and before a token of ``stop_token_ids``.
 
     The penalties count generated tokens only, not the prompt. At most one of ``grammar`` (GBNF) and
     ``json_schema`` (JSON text) constrains the text. ``adapter`` names an adapter of the LoadSpec;
@@ -101,6 +103,7 @@ class Sampling:
     json_schema: str = ""
     adapter: str = ""
     logprobs: bool = False
+    stop_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,7 @@ class TextGeneration:
         self._source = source
         self._vocabulary = vocabulary
         self._text = StreamedText(sampling.stop)
+        self._stop_tokens = frozenset(sampling.stop_token_ids)
         self._prompt_tokens = prompt_tokens
         self._room = room
         self._generated = 0
@@ -135,7 +136,7 @@ class TextGeneration:
     def _piece_of(self, chosen: Chosen) -> Piece:
         token, logprob = chosen
         self._generated += 1
-        if self._vocabulary.is_end(token):
+        if token in self._stop_tokens or self._vocabulary.is_end(token):
             return Piece(self._text.rest(), token, "stop", logprob)
         fresh = self._text.feed(self._vocabulary.piece(token))
         if self._text.stopped:

@@ -13,7 +13,7 @@ from agent.gateway.http.exchange import JSON, Exchange
 from agent.gateway.http.threads import run_in_thread_if_large
 from agent.gateway.recording import Recording
 from agent.gateway.refusals import RequestRefusedError
-from agent.gateway.schemas import EmbeddingRequest, decode
+from agent.gateway.schemas import EmbeddingRequest, decode_strictly
 from agent.serving import Serving
 from agent.telemetry import Collector
 from artifact.manifest import Task
@@ -29,7 +29,7 @@ class EmbeddingApi:
 
     async def embeddings(self, exchange: Exchange, body: bytes) -> None:
         """POST /v1/embeddings."""
-        request = decode(body, EmbeddingRequest)
+        request = decode_strictly(body, EmbeddingRequest)
         texts = [request.input] if isinstance(request.input, str) else request.input
         started = time.perf_counter()
         async with self._serving.lease(request.model) as worker:

@@ -34,6 +34,7 @@ def sampling_of(request: GenerationRequest, worker: Worker, adapter: str) -> Sam
         top_p=1.0 if request.top_p is None else request.top_p,
         seed=request.seed,
         stop=tuple(stop or ()),
+        stop_token_ids=tuple(request.stop_token_ids or ()),
         top_k=request.top_k or 0,
         min_p=request.min_p or 0.0,
         repeat_penalty=1.0 if request.repeat_penalty is None else request.repeat_penalty,

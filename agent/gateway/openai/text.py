@@ -22,8 +22,7 @@ from agent.gateway.http.exchange import Exchange
 from agent.gateway.openai.answers import ChatAnswer, CompletionAnswer, TextAnswer
 from agent.gateway.openai.sampling import sampling_of, wants_logprobs
 from agent.gateway.recording import Recording
-from agent.gateway.refusals import RequestRefusedError
-from agent.gateway.schemas import ChatRequest, CompletionRequest, GenerationRequest, decode
+from agent.gateway.schemas import ChatRequest, CompletionRequest, GenerationRequest, decode_strictly
 from agent.serving import Serving, Visit
 from agent.supervisor import Worker
 from agent.supervisor.worker import Generation
@@ -32,18 +31,6 @@ from artifact.manifest import Escalation, Pipeline, Target, Task
 from runtimes.base import Sampling
 
 log = logging.getLogger(__name__)
-
-# Fields that would change the answer, each with the values that leave it unchanged.
-_UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "best_of": (None, 1),
-    "echo": (None, False),
-    "functions": (None, []),
-    "logit_bias": (None, {}),
-    "n": (None, 1),
-    "suffix": (None, ""),
-    "tools": (None, []),
-}
-
 
 _PATHS = {
     Task.EMBEDDING: "/v1/embeddings",
@@ -97,8 +84,7 @@ class TextApi:
 
     async def completions(self, exchange: Exchange, body: bytes) -> None:
         """POST /v1/completions."""
-        request = decode(body, CompletionRequest)
-        _refuse_unsupported(request)
+        request = decode_strictly(body, CompletionRequest)
         prompt = request.prompt if isinstance(request.prompt, str) else request.prompt[0]
         answer = CompletionAnswer(
             request.model, exchange.request_id, logprobs=wants_logprobs(request)
@@ -107,8 +93,7 @@ class TextApi:
 
     async def chat(self, exchange: Exchange, body: bytes) -> None:
         """POST /v1/chat/completions."""
-        request = decode(body, ChatRequest)
-        _refuse_unsupported(request)
+        request = decode_strictly(body, ChatRequest)
         conversation = [message.plain() for message in request.messages]
         answer = ChatAnswer(request.model, exchange.request_id, logprobs=wants_logprobs(request))
         await self._answer(TextCall(exchange, request, answer, conversation=conversation))
@@ -175,18 +160,6 @@ class TextApi:
             Recording(self._collector, worker, call.started, route=call.route) as recording,
         ):
             yield worker, recording
-
-
-def _refuse_unsupported(request: GenerationRequest) -> None:
-    for name, off in _UNSUPPORTED.items():
-        if getattr(request, name, None) not in off:
-            raise RequestRefusedError(
-                400,
-                "unsupported_parameter",
-                f"{name} is not supported here",
-                param=name,
-                advice="Leave it out.",
-            )
 
 
 def _refuse_other_tasks(name: str, worker: Worker) -> None:
