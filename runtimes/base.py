@@ -82,7 +82,9 @@ class LoadSpec:
 class Sampling:
     """Sampling parameters; temperature 0 is greedy.
 
-    The text ends before a ``stop`` string and before a token of ``stop_token_ids``.
+    The text ends before a ``stop`` string and before a token of ``stop_token_ids``. Requests reuse
+    cached prompts of requests with the same ``cache_salt`` only.
+
 
     The penalties count generated tokens only, not the prompt. At most one of ``grammar`` (GBNF) and
     ``json_schema`` (JSON text) constrains the text. ``adapter`` names an adapter of the LoadSpec;
@@ -104,6 +106,7 @@ class Sampling:
     adapter: str = ""
     logprobs: bool = False
     stop_token_ids: tuple[int, ...] = ()
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

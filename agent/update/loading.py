@@ -46,6 +46,7 @@ class Loader:
                 idle_unload_seconds=component.idle_unload_seconds,
                 adapters={each.name: self._store.path(each.file) for each in component.adapters},
                 max_concurrency=component.max_concurrency,
+                share_prefixes=component.share_prefixes,
             )
         )
 

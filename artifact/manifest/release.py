@@ -23,6 +23,8 @@ class Component(Record, frozen=True):
     max_concurrency: Annotated[int, Meta(ge=0, le=256)] = 0
     # Idle seconds after which the model is unloaded until the next call; 0: never.
     idle_unload_seconds: Annotated[float, Meta(ge=0, le=86400)] = 0
+    # Off: a request reuses the cached prompt of another only if both have the same cache_salt.
+    share_prefixes: bool = True
 
     @property
     def adapter_bytes(self) -> int:

@@ -70,7 +70,7 @@ class LlamaCppEngine:
         if len(self._generations) == self._parallel:
             self._generations.pop(0).close()
         generation = TextGeneration(
-            self._scheduler.open(tokens, room, sampler, sampling.adapter),
+            self._scheduler.open(tokens, room, sampler, sampling.adapter, sampling.cache_salt),
             model,
             sampling,
             prompt_tokens=len(tokens),

@@ -64,9 +64,16 @@ class Scheduler:
         self._steps = 0
         self._pace = Pace()
 
-    def open(self, tokens: Sequence[int], room: int, sampler: Sampler, adapter: str = "") -> Stream:
+    def open(
+        self,
+        tokens: Sequence[int],
+        room: int,
+        sampler: Sampler,
+        adapter: str = "",
+        cache_salt: str = "",
+    ) -> Stream:
         """A text of at most ``room`` tokens that follows a prompt."""
-        stream = Stream(self, tokens, room, sampler, adapter)
+        stream = Stream(self, tokens, room, sampler, adapter, cache_salt=cache_salt)
         with self._lock:
             self._waiting.append(stream)
         return stream
@@ -192,6 +199,7 @@ class Scheduler:
             stream.slot = self._place(stream, free)
             stream.slot.taken = True
             stream.slot.adapter = stream.adapter
+            stream.slot.cache_salt = stream.cache_salt
             # Behind everybody who has had a turn: newcomers without end would hold up the others.
             stream.turn = self._steps
             self._live.append(stream)
@@ -200,7 +208,14 @@ class Scheduler:
         """A free slot for it, with as much of its beginning as any slot holds."""
         # At least one token has to be processed, for its logits.
         wanted = stream.tokens[:-1]
-        alike = [slot for slot in self._slots if slot.adapter == stream.adapter and slot.tokens]
+        # With the salt of another caller, the time of a prefill and ``cached_tokens`` would reveal
+        # what that caller asked.
+        alike = [
+            slot
+            for slot in self._slots
+            if slot.tokens
+            and (slot.adapter, slot.cache_salt) == (stream.adapter, stream.cache_salt)
+        ]
         best = max(alike, key=lambda slot: _common(slot.tokens, wanted), default=None)
         length = _common(best.tokens, wanted) if best else 0
         if best is None or length < SHORTEST_PREFIX or not self._context.keeps_prefixes:

@@ -27,6 +27,7 @@ class Slot:
     number: int
     tokens: list[int] = field(default_factory=list)
     adapter: str = ""
+    cache_salt: str = ""
     taken: bool = False
     used: int = 0
 
@@ -41,10 +42,13 @@ class Stream:
         room: int,
         sampler: Sampler,
         adapter: str,
+        *,
+        cache_salt: str = "",
     ) -> None:
         self.prefill_seconds = self.decode_seconds = 0.0
         self.cached_tokens = 0
         self.adapter = adapter
+        self.cache_salt = cache_salt
         # The prompt and what was generated; the slot holds the first ``held`` of them.
         self.tokens = list(tokens)
         self.held = 0

@@ -42,6 +42,36 @@ def test_usage_of_a_generation_closed_early_counts_what_was_done(text_engine: En
     assert next(iter(generation), None) is None
 
 
+def test_a_token_of_stop_token_ids_ends_the_text_and_is_left_out(text_engine: Engine) -> None:
+    text, pieces = generate(text_engine, PROMPT, Sampling(max_tokens=12))
+    stop = pieces[5].token
+    assert stop is not None
+    first = next(number for number, piece in enumerate(pieces) if piece.token == stop)
+    stopped, shorter = generate(
+        text_engine, PROMPT, Sampling(max_tokens=12, stop_token_ids=(stop,))
+    )
+    assert [piece.token for piece in shorter] == [piece.token for piece in pieces[: first + 1]]
+    assert shorter[-1].finish_reason == "stop"
+    assert text.startswith(stopped)
+    assert stopped == "".join(piece.text for piece in pieces[:first])
+
+
+def test_a_prompt_is_cached_for_the_same_salt_only(text_engine: Engine) -> None:
+    prompt = (
+        "A prompt that is long enough to be worth keeping, for a later request that begins alike"
+    )
+
+    def cached(salt: str) -> int:
+        generation = text_engine.generate(prompt, Sampling(max_tokens=2, cache_salt=salt))
+        list(generation)
+        return generation.usage.cached_prompt_tokens
+
+    first, other, again = cached("a"), cached("b"), cached("a")
+    assert (first, other) == (0, 0)
+    # An engine without a prefix cache shares with no request at all.
+    assert again == 0 or again > 32
+
+
 def test_greedy_is_the_same_every_time_and_ignores_what_came_before(text_engine: Engine) -> None:
     first = generate(text_engine, PROMPT, Sampling(max_tokens=16))
     generate(text_engine, "Something else entirely, and rather longer.", Sampling(max_tokens=5))

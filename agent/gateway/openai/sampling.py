@@ -1,5 +1,7 @@
 """Translate a request's fields into the engine's sampling parameters."""
 
+import secrets
+
 import msgspec
 
 from agent.gateway.refusals import RequestRefusedError
@@ -44,7 +46,16 @@ def sampling_of(request: GenerationRequest, worker: Worker, adapter: str) -> Sam
         json_schema=_schema(request),
         adapter=adapter,
         logprobs=wants_logprobs(request),
+        cache_salt=_cache_salt(request, worker),
     )
+
+
+def _cache_salt(request: GenerationRequest, worker: Worker) -> str:
+    if request.cache_salt and request.cache_prompt is not False:
+        return request.cache_salt
+    shares = worker.spec.share_prefixes and request.cache_prompt is not False
+    # A salt of this request only: its prompt is cached for no other.
+    return "" if shares else secrets.token_hex(16)
 
 
 def wants_logprobs(request: GenerationRequest) -> bool:

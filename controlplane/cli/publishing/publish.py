@@ -127,6 +127,7 @@ def _build(source: ReleaseFile, folder: Path) -> tuple[Release, list[BuiltFile]]
                 max_memory_bytes=part.max_memory_bytes,
                 max_concurrency=part.max_concurrency,
                 idle_unload_seconds=part.idle_unload_seconds,
+                share_prefixes=part.share_prefixes,
             )
         )
     release = Release(

@@ -39,6 +39,7 @@ class ComponentFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     max_memory: int | str = 0
     max_concurrency: Annotated[int, Meta(ge=0, le=256)] = 0
     idle_unload_seconds: Annotated[float, Meta(ge=0, le=86400)] = 0
+    share_prefixes: bool = True
     variants: Annotated[tuple[Label, ...], Meta(max_length=64)] = ()
     adapters: Annotated[
         tuple[Annotated[str, Meta(min_length=1, max_length=4096)], ...], Meta(max_length=32)

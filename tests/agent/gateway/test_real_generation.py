@@ -28,7 +28,10 @@ def described(path: Path) -> File:
 
 
 @pytest.fixture
-async def box(tmp_path: Path, demo_models: Path) -> AsyncIterator[Box]:
+async def box(
+    request: pytest.FixtureRequest, tmp_path: Path, demo_models: Path
+) -> AsyncIterator[Box]:
+    """A box with one GGUF model; a parameter is the slot's ``share_prefixes``."""
     base, adapter = demo_models / "base.gguf", demo_models / "adapter.gguf"
     variant = Variant(
         name="f16",
@@ -50,6 +53,7 @@ async def box(tmp_path: Path, demo_models: Path) -> AsyncIterator[Box]:
         context_length=512,
         memory_limit_bytes=64 << 20,
         adapters={"polite": adapter},
+        share_prefixes=getattr(request, "param", True),
     )
     release = release_of(spec)
     polite = Adapter(
@@ -209,6 +213,35 @@ async def test_a_prompt_that_begins_alike_says_how_much_was_known(box: Box) -> N
     # Telemetry counts the processed tokens only; cached ones took no time.
     (tally,) = box.collector.totals.values()
     assert tally.prompt_tokens == sum(read)
+
+
+LONG = f"{PROMPT} the named module, then it binds the results of that search to a name"
+
+
+async def cached(box: Box, **fields: object) -> int:
+    return int((await complete(box, prompt=LONG, max_tokens=1, **fields))["timings"]["cache_n"])
+
+
+async def test_a_caller_learns_nothing_of_prompts_with_another_salt(box: Box) -> None:
+    assert await cached(box, cache_salt="alice") == 0
+    assert await cached(box, cache_salt="bob") == 0
+    assert await cached(box) == 0
+    for salt in ({"cache_salt": "alice"}, {"cache_salt": "bob"}, {}):
+        assert await cached(box, **salt) > 32
+    assert await cached(box, cache_salt="alice", cache_prompt=False) == 0
+    refused = await box.client.post(
+        "/v1/completions", json={"model": "chat", "prompt": "a", "cache_salt": "x" * 257}
+    )
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "cache_salt")
+
+
+@pytest.mark.parametrize("box", [False], indirect=True)
+async def test_a_release_may_turn_the_sharing_of_prompts_off(box: Box) -> None:
+    assert await cached(box) == 0
+    assert await cached(box) == 0
+    # Callers that name a salt share with each other, by their own choice.
+    assert await cached(box, cache_salt="team") == 0
+    assert await cached(box, cache_salt="team") > 32
 
 
 async def test_a_caller_who_goes_frees_its_place(box: Box) -> None:

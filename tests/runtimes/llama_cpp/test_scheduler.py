@@ -80,8 +80,14 @@ def scheduler(cells: Cells, parallel: int = 4, step_seconds: float = 0.0) -> Sch
     return Scheduler(cells, parallel, lambda: next(clock))
 
 
-def opened(owner: Scheduler, prompt: Sequence[int], room: int = 50, adapter: str = "") -> Stream:
-    return owner.open(prompt, room, Sampler(Sampling()), adapter)
+def opened(
+    owner: Scheduler,
+    prompt: Sequence[int],
+    room: int = 50,
+    adapter: str = "",
+    cache_salt: str = "",
+) -> Stream:
+    return owner.open(prompt, room, Sampler(Sampling()), adapter, cache_salt)
 
 
 def run(*streams: Stream, turns: int = 1000) -> list[list[int]]:
@@ -243,6 +249,19 @@ def test_a_beginning_that_would_not_be_the_same_is_read(change: str) -> None:
     again = opened(owner, range(length), room=3, adapter="x" if change == "adapter" else "")
     assert run(again, turns=10) == [list(range(length, length + 3))]
     assert again.cached_tokens == 0
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_prompts_with_different_salts_never_share(taken: bool) -> None:
+    owner = scheduler(Cells(), parallel=8)
+
+    def cached(salt: str) -> int:
+        stream = opened(owner, range(100), room=50, cache_salt=salt)
+        run(stream, turns=3 if taken else 60)
+        return stream.cached_tokens
+
+    assert [cached(salt) for salt in ("", "a", "b")] == [0, 0, 0]
+    assert [cached(salt) for salt in ("a", "")] == [99, 99]
 
 
 def test_when_the_cells_run_out_the_oldest_text_goes_on_and_the_others_come_back() -> None:
