@@ -1,6 +1,7 @@
 """The OpenAI API for embeddings: /v1/embeddings."""
 
 import base64
+import math
 import struct
 import time
 from functools import partial
@@ -8,7 +9,7 @@ from http import HTTPStatus
 
 import msgspec
 
-from agent.errors import ModelRefusedError
+from agent.errors import ModelRefusedError, WorkerFailedError
 from agent.gateway.http.exchange import JSON, Exchange
 from agent.gateway.http.threads import run_in_thread_if_large
 from agent.gateway.recording import Recording
@@ -42,6 +43,7 @@ class EmbeddingApi:
                 )
             with Recording(self._collector, worker, started) as recording:
                 found, recording.usage = await worker.embed(texts)
+                await run_in_thread_if_large(_size(found), partial(_check_finite, found))
         if request.dimensions not in (None, found.dimensions):
             raise RequestRefusedError(
                 HTTPStatus.BAD_REQUEST,
@@ -51,9 +53,23 @@ class EmbeddingApi:
                 param="dimensions",
                 advice="Leave dimensions out.",
             )
-        size = len(found.vectors) * found.dimensions * 4
-        whole = await run_in_thread_if_large(size, partial(_encode, request, found))
+        whole = await run_in_thread_if_large(_size(found), partial(_encode, request, found))
         await exchange.whole(HTTPStatus.OK, whole, [JSON])
+
+
+def _size(found: Embeddings) -> int:
+    return sum(map(len, found.vectors))
+
+
+def _check_finite(found: Embeddings) -> None:
+    """Raise WorkerFailedError for a vector with NaN or infinity, which no client can compare."""
+    form = struct.Struct(f"<{found.dimensions}f")
+    for index, vector in enumerate(found.vectors):
+        if not math.isfinite(sum(form.unpack(vector))):
+            raise WorkerFailedError(
+                f"the model's embedding of text {index} is not finite",
+                advice="Deploy another variant: this one's weights overflow.",
+            )
 
 
 def _encode(request: EmbeddingRequest, found: Embeddings) -> bytes:

@@ -1,6 +1,7 @@
 """/v1/embeddings over real sockets."""
 
 import base64
+import math
 import struct
 import threading
 
@@ -9,8 +10,9 @@ from gateway_box import Box
 
 from agent.gateway.openai import embeddings
 from agent.gateway.schemas import EmbeddingRequest
+from agent.supervisor import Worker
 from artifact.manifest import Task
-from runtimes.base import Embeddings
+from runtimes.base import Embeddings, Usage
 from runtimes.fake import EMBEDDING_DIMENSIONS, FakeModel
 
 
@@ -88,3 +90,20 @@ async def test_an_encoder_is_pointed_to_its_endpoint(box: Box) -> None:
     refused = await box.complete(model="embed")
     assert refused.status_code == 400
     assert "/v1/embeddings" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+async def test_an_embedding_that_is_not_finite_is_an_error_of_the_model(
+    box: Box, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    await deploy(box)
+
+    async def embed(_: Worker, __: list[str]) -> tuple[Embeddings, Usage]:
+        return Embeddings((struct.pack("<2f", 1, value),), 2, 4), Usage(4, 0, 0.1, 0.0)
+
+    monkeypatch.setattr(Worker, "embed", embed)
+    answer = await box.client.post("/v1/embeddings", json={"model": "embed", "input": "text"})
+    assert answer.status_code == 500
+    assert "not finite" in answer.json()["error"]["message"]
+    (window,) = box.collector.roll([])
+    assert (window.requests, window.errors) == (1, 1)
