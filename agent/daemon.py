@@ -83,7 +83,12 @@ class Daemon:
         self._serving = Serving(self._supervisor)
         self._connection = Connection(config.device_endpoint, identity)
         self._renewal = Renewal(
-            data_dir, identity, self._connection, ask=notary.ask, name=config.name
+            data_dir,
+            identity,
+            self._connection,
+            ask=notary.ask,
+            name=config.name,
+            replaced=self._reconnect,
         )
         verifier = StreamedVerifier(config.device_id, self._connection, self._journal, notary.ask)
         self._engine = UpdateEngine(self._journal, self._steps(verifier), changed=self._changed)
@@ -128,6 +133,9 @@ class Daemon:
 
     async def _sign(self, data: bytes) -> bytes:
         return expect(q.Signed, await self._notary.ask(q.Sign(data=data))).data
+
+    def _reconnect(self) -> None:
+        self._stream.reconnect()
 
     def _changed(self) -> None:
         self._stream.wake()

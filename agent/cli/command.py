@@ -98,6 +98,7 @@ def enroll(
     from agent.enrollment.client import recover as apply_again
     from agent.enrollment.provisioning import join_token_credential
     from agent.hardware import read_facts
+    from agent.link.renewal import LOOK_AGAIN_SECONDS
 
     token = token or join_token_credential()
     if token is None:
@@ -108,7 +109,8 @@ def enroll(
             raise click.UsageError("--recover does not change --name or --label: leave them out")
         facts = read_facts(load_config(paths).model_memory_bytes)
         config = asyncio.run(apply_again(paths, token, facts, server=server))
-        click.echo(f"{config.name} is device {config.device_id} again")
+        click.echo(f"{config.name} is device {config.device_id} again, at {config.server}")
+        click.echo(f"A running agent follows within {LOOK_AGAIN_SECONDS:.0f} s, without a restart.")
         return
     if server is None or name is None:
         raise click.UsageError("give --server and --name")

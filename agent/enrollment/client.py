@@ -28,6 +28,7 @@ from agent.identity.keys import (
     save_certificate,
     signing_request,
 )
+from agent.link import proxy
 from agent.link.channels import answered, server_authenticated
 from agent.link.problems import tls_problem
 from agent.link.translate import (
@@ -204,16 +205,28 @@ async def _trust_bundle(server: str, token: JoinToken) -> tuple[TrustBundle, byt
 
 async def _leaf(host: str, port: int) -> bytes:
     try:
-        pem = await asyncio.to_thread(
-            ssl.get_server_certificate, (host, port), timeout=TIMEOUT_SECONDS
-        )
+        return await asyncio.to_thread(_fetch_leaf, host, port)
     except (OSError, ValueError) as error:
         raise ServerUnreachableError(
             f"there is no TLS server at {host}:{port}: {error}",
             advice="Check the address and that `flotilla serve` runs there; it must be the "
-            "public port.",
+            "public port. A proxy is taken from https_proxy and no_proxy.",
         ) from error
-    return pem.encode()
+
+
+def _fetch_leaf(host: str, port: int) -> bytes:
+    """Return the server's certificate, PEM; it is checked against the bundle's authorities."""
+    unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    unverified.check_hostname = False
+    unverified.verify_mode = ssl.CERT_NONE
+    unverified.set_alpn_protocols(["h2"])
+    with (
+        proxy.connect(host, port, TIMEOUT_SECONDS) as plain,
+        unverified.wrap_socket(plain, server_hostname=host) as secured,
+    ):
+        certificate = secured.getpeercert(binary_form=True)
+    # A TLS server always sends one.
+    return ssl.DER_cert_to_PEM_cert(certificate or b"").encode()
 
 
 async def _enroll(

@@ -44,7 +44,7 @@ class Connection:
     """Calls to the control plane as this device. Implements agent.storage.transfer.ChunkSource."""
 
     def __init__(self, endpoint: str, identity: Credentials) -> None:
-        self._endpoint = endpoint
+        self.endpoint = endpoint
         self._channel = mutually_authenticated(endpoint, identity)
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -56,8 +56,16 @@ class Connection:
 
     def replace_identity(self, identity: Credentials) -> None:
         """Open a channel with a new certificate; calls in progress end on the old channel."""
-        old, self._channel = self._channel, mutually_authenticated(self._endpoint, identity)
-        task = asyncio.create_task(old.close(OLD_CHANNEL_SECONDS))
+        self._replace_channel(identity, OLD_CHANNEL_SECONDS)
+
+    def move(self, endpoint: str, identity: Credentials) -> None:
+        """Open a channel to another server, and cancel calls to the old one."""
+        self.endpoint = endpoint
+        self._replace_channel(identity, None)
+
+    def _replace_channel(self, identity: Credentials, grace_seconds: float | None) -> None:
+        old, self._channel = self._channel, mutually_authenticated(self.endpoint, identity)
+        task = asyncio.create_task(old.close(grace_seconds))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from agent.backoff import Backoff
-from agent.config import DataDir
+from agent.config import DataDir, load_config
 from agent.errors import AgentError, DownloadError, IdentityError
 from agent.identity.credentials import Credentials
 from agent.link.connection import Connection
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 # The longest sleep, so that a correction of the clock takes effect within an hour.
 LOOK_SECONDS: Final = 3600.0
-# How often a certificate from `flotilla-agent enroll --recover` is looked for on the disk.
+# How often the disk is searched for the results of `flotilla-agent enroll --recover`.
 LOOK_AGAIN_SECONDS: Final = 15.0
 # A whole fleet learns of a new authority at the same moment: spread its renewals.
 SPREAD_SECONDS: Final = 60.0
@@ -39,6 +39,7 @@ class Renewal:
         *,
         ask: Ask,
         name: str,
+        replaced: Callable[[], None] = lambda: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.identity = identity
@@ -46,6 +47,7 @@ class Renewal:
         self._connection = connection
         self._ask = ask
         self._name = name
+        self._replaced = replaced
         self._now = now
         self._backoff = Backoff(5, 600)
         # Set when the authorities changed: the old authority's certificate stops working soon.
@@ -116,7 +118,11 @@ class Renewal:
             self._use(fresh)
 
     async def adopt(self) -> bool:
-        """Use the certificate on the disk if `enroll --recover` replaced it; True if so."""
+        """Use the certificate and the server on the disk if `enroll --recover` replaced them.
+
+        Returns True if there is another certificate.
+        """
+        self._follow_server()
         try:
             if self._data_dir.certificate.read_bytes() == self.identity.certificate_pem:
                 return False
@@ -125,7 +131,20 @@ class Renewal:
             # A recovery is writing it, or it is damaged: keep the one in use.
             return False
         self._use(stored)
+        self._replaced()
         return True
+
+    def _follow_server(self) -> None:
+        """Move to the server that config.json names now."""
+        try:
+            endpoint = load_config(self._data_dir).device_endpoint
+        except (OSError, AgentError):
+            # Unreadable for now, or damaged: keep the server in use.
+            return
+        if endpoint != self._connection.endpoint:
+            log.info("server_moved endpoint=%s", ascii(endpoint))
+            self._connection.move(endpoint, self.identity)
+            self._replaced()
 
     def _use(self, identity: Credentials) -> None:
         self.identity = identity

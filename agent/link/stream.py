@@ -125,6 +125,7 @@ class ControlPlaneStream:
         self._refused_backoff = refused_backoff or Backoff(5, 300)
         self._now = now
         self._news = asyncio.Event()
+        self._reconnecting = asyncio.Event()
         self._pace = pace
         self.settings = StreamSettings(
             pace.refresh_seconds, max(pace.window_seconds, DEFAULT_WINDOW_SECONDS)
@@ -137,6 +138,10 @@ class ControlPlaneStream:
     def wake(self) -> None:
         """Look for something to send: a state, a receipt or a window may be new."""
         self._news.set()
+
+    def reconnect(self) -> None:
+        """End a wait between two streams: the certificate or the server is another now."""
+        self._reconnecting.set()
 
     async def run(self) -> None:
         """Keep a stream open until cancelled."""
@@ -169,7 +174,10 @@ class ControlPlaneStream:
                 backoff.reset()
             wait = backoff.next_seconds(asked)
             log.debug("stream_retried after_seconds=%.2f", wait)
-            await asyncio.sleep(wait)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._reconnecting.wait()
+            self._reconnecting.clear()
 
     async def _live(self) -> None:
         """Run one stream from hello to its end."""

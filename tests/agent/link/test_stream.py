@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flotilla.v1 import device_pb2 as wire
 
 from agent.backoff import Backoff
-from agent.config import DataDir
+from agent.config import AgentConfig, DataDir, save_config
 from agent.errors import ChunkMissingError, IdentityError, SourceUnavailableError
 from agent.identity.credentials import Credentials
 from agent.identity.keys import Identity, load_identity, load_key, make_or_load_key, signing_request
@@ -592,3 +592,46 @@ async def test_a_box_on_a_broken_line_goes_on_serving(world: World, plane: Contr
         await plane.stop()
         await box.life.until(State.IDLE, 1)
         assert box.life.serves == wanted.release
+
+
+async def test_a_running_box_follows_a_recovery_to_another_server(
+    world: World, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`enroll --recover --server NEW` writes config.json; the daemon moves without a restart."""
+    monkeypatch.setattr(renewals, "LOOK_AGAIN_SECONDS", 0.01)
+    data_dir = DataDir(world.root)
+    elsewhere = ControlPlane(plane.authority)
+    await elsewhere.start()
+    async with connected(world, plane) as box:
+        await plane.until(hellos)
+        write_file(data_dir.certificate, box.identity.certificate_pem)
+        save_config(data_dir, config_of(plane.port))
+        renewal = renewal_of(box, replaced=box.link.reconnect)
+        renewing = asyncio.create_task(renewal.run())
+        save_config(data_dir, config_of(elsewhere.port))
+        await elsewhere.until(hellos)
+        assert box.connection.endpoint == f"127.0.0.1:{elsewhere.port}"
+        renewing.cancel()
+    await elsewhere.stop()
+
+
+async def test_a_wait_for_the_next_try_ends_when_the_certificate_is_replaced(
+    world: World, plane: ControlPlane
+) -> None:
+    """A refused box waits for minutes, and its owner for the result of the recovery."""
+    plane.refusals = [(grpc.StatusCode.PERMISSION_DENIED, "")]
+    async with connected(world, plane) as box:
+        box.link._refused_backoff = Backoff(3600, 3600, uniform=lambda _, high: high)
+        await eventually(lambda: "PERMISSION_DENIED" in box.link.problem)
+        box.link.reconnect()
+        await plane.until(statuses)
+
+
+def config_of(port: int) -> AgentConfig:
+    return AgentConfig(
+        device_id="device-1",
+        name="box-1",
+        labels={},
+        server=f"127.0.0.1:{port}",
+        device_endpoint=f"127.0.0.1:{port}",
+    )
