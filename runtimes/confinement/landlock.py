@@ -1,6 +1,6 @@
-"""Landlock: which files a process may still open, by the inode and not by the name.
+"""Landlock limits the files that a process may open, by inode and not by name.
 
-https://docs.kernel.org/userspace-api/landlock.html. It holds for this thread, and for the threads
+https://docs.kernel.org/userspace-api/landlock.html. It applies to this thread, and to the threads
 and processes it starts.
 """
 
@@ -22,22 +22,22 @@ _PR_SET_NO_NEW_PRIVS: Final = 38
 _WRITE_FILE: Final = 1 << 1
 _READ_FILE: Final = 1 << 2
 _READ_DIRECTORY: Final = 1 << 3
-# How many rights over files each version knows, from the first on; TCP from the fourth; signals
-# and abstract sockets from the sixth.
+# Number of file rights of each version, from the first on; TCP from the fourth; signals and
+# abstract sockets from the sixth.
 _FILE_RIGHTS: Final = (13, 14, 15, 15, 16)
 _TCP_SINCE, _TCP_RIGHTS = 4, 0b11
 _SCOPES_SINCE, _SCOPES = 6, 0b11
 
 
 def version() -> int:
-    """The kernel's; 0 where it has none, or forbids it."""
+    """Return the kernel's version; 0 if it has none, or forbids it."""
     return max(0, int(ctypes.CDLL(None).syscall(_CREATE_RULESET, None, 0, _WANT_VERSION)))
 
 
 def restrict(readable: Iterable[Path], writable: Iterable[Path]) -> bool:
-    """Leaves only these files and folders to be read, these files to be written.
+    """Allow reading only these files and folders, and writing only these files.
 
-    Whether the kernel did so.
+    Returns True if the kernel enforces it.
     """
     known = version()
     if not known:
@@ -60,7 +60,7 @@ def restrict(readable: Iterable[Path], writable: Iterable[Path]) -> bool:
 
 
 def _ruleset(known: int) -> bytes:
-    """The kernel's landlock_ruleset_attr, as long as this version knows it."""
+    """Return the kernel's landlock_ruleset_attr in the size of this version."""
     rights = _FILE_RIGHTS[min(known, len(_FILE_RIGHTS)) - 1]
     fields = [(1 << rights) - 1]
     if known >= _TCP_SINCE:
@@ -71,7 +71,7 @@ def _ruleset(known: int) -> bytes:
 
 
 def _allow(libc: ctypes.CDLL, ruleset: int, path: Path, rights: int) -> None:
-    """Of a folder, all that is in it; OSError when there is none, or the kernel wants no rule."""
+    """Allow rights on a file or below a folder; OSError if it is missing or the kernel refuses."""
     place = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         if stat.S_ISDIR(os.fstat(place).st_mode):

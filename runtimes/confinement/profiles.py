@@ -1,4 +1,4 @@
-"""Which system calls are left to a reader of one file, and which are taken from an engine."""
+"""System calls allowed to a reader of one file, and those denied to an engine."""
 
 import errno
 import mmap
@@ -16,10 +16,10 @@ from runtimes.confinement.seccomp import (
     unless_one_of,
 )
 
-# O_ACCMODE's bits, and what makes or empties a file.
+# O_ACCMODE's bits, and flags that create or truncate a file.
 _WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _CLONE_THREAD: Final = 0x10000
-# The C library then takes the older call, whose flags a filter can see.
+# The C library then falls back to the older call, whose flags a filter can read.
 _TAKE_THE_OLDER: Final = refuse(errno.ENOSYS)
 
 _READ_ONLY: Final[dict[str, Rule]] = {
@@ -28,8 +28,8 @@ _READ_ONLY: Final[dict[str, Rule]] = {
     "openat2": _TAKE_THE_OLDER,
 }
 
-# Else the kernel itself would signal another process, when something can be read from a file. The
-# first three are fcntl's F_SETOWN, F_SETSIG and F_SETOWN_EX, then ioctl's FIOSETOWN and SIOCSPGRP.
+# With these, the kernel would signal another process when a file becomes readable. The first three
+# are fcntl's F_SETOWN, F_SETSIG and F_SETOWN_EX, then ioctl's FIOSETOWN and SIOCSPGRP.
 _NOBODY_TO_SIGNAL: Final[dict[str, Rule]] = {
     "fcntl": unless_one_of(1, (8, 10, 15)),
     "ioctl": unless_one_of(1, (0x8901, 0x8902)),
@@ -44,23 +44,23 @@ _READING: Final = (
 )
 
 _NEVER_FOR_ENGINES: Final = (
-    # Others are spoken to through what is open already.
+    # Only open sockets may be used.
     *("socket", "socketpair", "bind", "listen", "accept", "accept4", "connect"),
-    # Nor through the memory, queues and semaphores of all processes of a user, which outlast them.
+    # Nor the shared memory, queues and semaphores of a user, which outlast processes.
     *("shmget", "shmat", "shmctl", "semget", "semop", "semtimedop", "semctl"),
     *("msgget", "msgsnd", "msgrcv", "msgctl", "mq_open", "mq_unlink"),
     # No other program, no other process.
     *("execve", "execveat", "fork", "vfork", "ptrace", "process_vm_readv", "process_vm_writev"),
     *("pidfd_open", "pidfd_getfd", "pidfd_send_signal", "kill", "tkill"),
     *("rt_sigqueueinfo", "rt_tgsigqueueinfo"),
-    # Nothing on the disk changes.
+    # No change on the disk.
     *("creat", "mkdir", "mkdirat", "rmdir", "unlink", "unlinkat", "rename", "renameat"),
     *("renameat2", "link", "linkat", "symlink", "symlinkat", "mknod", "mknodat", "truncate"),
     *("chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "lchown", "fchownat"),
     *("utime", "utimes", "futimesat", "utimensat", "setxattr", "lsetxattr", "fsetxattr"),
     *("removexattr", "lremovexattr", "fremovexattr", "setxattrat", "removexattrat"),
     "file_setattr",
-    # Ways round a filter, and what only root may do.
+    # Ways around a filter, and calls that only root may make.
     *("io_uring_setup", "io_uring_enter", "io_uring_register", "userfaultfd", "bpf"),
     *("perf_event_open", "keyctl", "add_key", "request_key", "open_by_handle_at"),
     *("mount", "umount2", "pivot_root", "chroot", "unshare", "setns", "move_mount", "fsopen"),
@@ -70,7 +70,7 @@ _NEVER_FOR_ENGINES: Final = (
 
 
 def reader() -> Filter:
-    """What reading a file takes, and nothing else."""
+    """Return the filter that allows only what reading a file takes."""
     no_code = unless_any_bit(2, mmap.PROT_EXEC)
     no_programs = {"mmap": no_code, "mprotect": no_code}
     rules = dict.fromkeys(_READING, ALLOW) | _READ_ONLY | _NOBODY_TO_SIGNAL | no_programs
@@ -78,9 +78,10 @@ def reader() -> Filter:
 
 
 def engine() -> Filter:
-    """All but the outside world: an engine maps files, starts threads and asks about the machine.
+    """Return the filter that denies access to the outside world.
 
-    For the calling process: it may signal and limit itself alone.
+    An engine may map files, start threads and query the machine. Signals and limits are allowed for
+    the calling process only.
     """
     rules = (
         dict.fromkeys(_NEVER_FOR_ENGINES, refuse())

@@ -1,7 +1,7 @@
-"""Filters of system calls: a small assembler for seccomp's BPF, and the call that installs one.
+"""Filters of system calls: a small assembler for seccomp's BPF, and their installation.
 
-https://docs.kernel.org/userspace-api/seccomp_filter.html. A filter maps calls to rules and has an
-answer for all others; it holds for the threads of this process, and for those that they start.
+https://docs.kernel.org/userspace-api/seccomp_filter.html. A filter maps calls to rules and has one
+answer for all others; it applies to the threads of this process and to those that they start.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ Rule = bytes
 
 # Machine -> column of NUMBERS, AUDIT_ARCH_*.
 _MACHINES: Final = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-# x86_64 answers to a second set of numbers, with this bit.
+# x86_64 accepts a second set of numbers (x32), marked by this bit.
 _X32_BIT: Final = 0x40000000
 
 _LOAD: Final = 0x20
@@ -33,7 +33,7 @@ _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _PR_SET_SECCOMP: Final = 22
 _FILTER_MODE: Final = 2
-# Arguments of seccomp(2), which prctl(2) lacks: every thread gets the filter.
+# Arguments of seccomp(2), which prctl(2) lacks: apply the filter to every thread.
 _SET_FILTER: Final = 1
 _ALL_THREADS: Final = 1
 
@@ -43,12 +43,12 @@ def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> 
 
 
 def _argument(position: int) -> bytes:
-    """Loads the low half of an argument: flags and process ids are no longer."""
+    """Load the low half of an argument; flags and process ids fit into it."""
     return _instruction(_LOAD, _ARGUMENTS + 8 * position)
 
 
 def refuse(with_errno: int = errno.EPERM) -> Rule:
-    """The call fails with this errno."""
+    """Fail the call with this errno."""
     return _instruction(_RETURN, 0x00050000 | with_errno)
 
 
@@ -57,22 +57,22 @@ _KILL: Final[Rule] = _instruction(_RETURN, 0x80000000)
 
 
 def unless_any_bit(position: int, bits: int) -> Rule:
-    """Allowed when this argument has none of these bits."""
+    """Allow if this argument has none of these bits."""
     return _argument(position) + _instruction(_JUMP_IF_ANY_BIT, bits, if_false=1) + refuse() + ALLOW
 
 
 def only_with_bit(position: int, bit: int) -> Rule:
-    """Allowed when this argument has this bit."""
+    """Allow if this argument has this bit."""
     return _argument(position) + _instruction(_JUMP_IF_ANY_BIT, bit, if_true=1) + refuse() + ALLOW
 
 
 def only_equal(position: int, value: int) -> Rule:
-    """Allowed when this argument has this value."""
+    """Allow if this argument has this value."""
     return _argument(position) + _instruction(_JUMP_IF_EQUAL, value, if_true=1) + refuse() + ALLOW
 
 
 def unless_one_of(position: int, values: Sequence[int]) -> Rule:
-    """Allowed when this argument has none of these values."""
+    """Allow if this argument has none of these values."""
     left = range(len(values), 0, -1)
     found = (
         _instruction(_JUMP_IF_EQUAL, value, if_true=to_refusal)
@@ -82,7 +82,7 @@ def unless_one_of(position: int, values: Sequence[int]) -> Rule:
 
 
 def assemble(rules: Mapping[str, Rule], otherwise: Rule, machine: str) -> bytes:
-    """The filter for a machine: these rules by the name of the call, one answer for all others."""
+    """Assemble a machine's filter: rules by the name of the call, one answer for all others."""
     column, architecture = _MACHINES[machine]
     program = (
         _instruction(_LOAD, _ARCHITECTURE)
@@ -113,16 +113,16 @@ class _Program(ctypes.Structure):
 
 
 class Reach(StrEnum):
-    """How far a filter holds, as it is told."""
+    """Threads that a filter applies to."""
 
     NOWHERE = ""
-    # And those that it starts.
+    # And threads started later.
     THIS_THREAD = "seccomp (one thread)"
     PROCESS = "seccomp"
 
 
 def install(wanted: Filter) -> Reach:
-    """What the kernel took the filter for; nothing on other machines, nor where it is forbidden."""
+    """Install a filter and return its reach; none on other machines, or where it is forbidden."""
     machine = os.uname().machine
     if machine not in _MACHINES or ctypes.sizeof(ctypes.c_void_p) != 8:  # noqa: PLR2004 - 64 bits
         return Reach.NOWHERE
@@ -134,7 +134,7 @@ def install(wanted: Filter) -> Reach:
     call = NUMBERS["seccomp"][_MACHINES[machine][0]]
     if libc.syscall(call, _SET_FILTER, _ALL_THREADS, ctypes.byref(program)) == 0:
         return Reach.PROCESS
-    # A sandbox around this one may know the older call alone, which is for this thread.
+    # An outer sandbox may allow only the older call, which affects this thread alone.
     if libc.prctl(_PR_SET_SECCOMP, _FILTER_MODE, ctypes.byref(program), 0, 0) == 0:
         return Reach.THIS_THREAD
     return Reach.NOWHERE

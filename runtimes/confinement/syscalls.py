@@ -1,4 +1,4 @@
-"""Numbers of system calls on x86_64 and aarch64; None where a machine lacks one.
+"""Numbers of system calls on x86_64 and aarch64; None if a machine lacks one.
 
 From Linux's arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h.
 """

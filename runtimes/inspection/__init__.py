@@ -1,6 +1,6 @@
-"""Inspecting a file in a process of its own: bounded, confined, and killed when it must be.
+"""Inspection of a file in a separate process: bounded, confined, and killed at its deadline.
 
-The bounded readers of ``runtimes/*/inspect`` are meant to survive any file; this is for the day on
-which one does not. Who asks learns what was found, or that the file is unsafe, by the deadline, and
-shares neither memory nor secrets nor the network with the reading.
+The readers in ``runtimes/*/inspect`` are meant to survive any file; this package limits the damage
+if one does not. The caller gets the findings, or the verdict that the file is unsafe, by the
+deadline. The inspecting process shares neither memory nor secrets nor the network with it.
 """

@@ -1,6 +1,6 @@
 """``python -m runtimes.inspection MODULE:RUNTIME FILE SECONDS BYTES``: the inspecting process.
 
-It prints one answer. It starts with few imports, as every inspection waits for them.
+Prints one answer. Imports little at the start, since every inspection waits for it.
 """
 
 import importlib
@@ -31,7 +31,7 @@ def main() -> int:
 
 
 def _limit(seconds: int, memory_bytes: int) -> None:
-    """The kernel ends this process, whoever may have forgotten it."""
+    """Set kernel limits that end this process even if its parent has died."""
     signal.alarm(seconds + 1)
     for what, most in (
         (resource.RLIMIT_AS, memory_bytes),
@@ -41,14 +41,14 @@ def _limit(seconds: int, memory_bytes: int) -> None:
         (resource.RLIMIT_NPROC, 0),
     ):
         resource.setrlimit(what, (most, most))
-    # By SIGXCPU, which says why; one more second, and by SIGKILL.
+    # SIGXCPU first, which names the reason; SIGKILL one second later.
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
 
 
 def _answer(runtime: Runtime, path: Path) -> Answer:
     inspector = runtime.inspector()
     beside = [path.with_name(name) for name in runtime.side_files]
-    # Python's library, as parts of it import others when they are used.
+    # Python's library stays readable, since parts of it import others when they are used.
     library = Path(os.__file__).parent
     confinement = confine_reader([library, path, *(file for file in beside if file.is_file())])
     try:

@@ -1,4 +1,4 @@
-"""What the inspecting process says: read with bounds, as whatever it read may speak through it."""
+"""Answer of the inspecting process, decoded with bounds, since a file may have subverted it."""
 
 from typing import Annotated, Final
 
@@ -22,7 +22,7 @@ class Found(Struct, frozen=True, tag=True):
 
 
 class Refused(Struct, frozen=True, tag=True):
-    """The file is not."""
+    """The file is refused."""
 
     message: Words
     advice: Words
@@ -39,5 +39,5 @@ def encode(answer: Answer) -> bytes:
 
 
 def decode(data: bytes | bytearray) -> Answer:
-    """Raises msgspec.MsgspecError for anything else."""
+    """Decode an answer; raise msgspec.MsgspecError if it is malformed."""
     return _decoder.decode(data)

@@ -1,4 +1,4 @@
-"""What a file is by its first and last bytes, whatever its name says."""
+"""Recognition of a file's kind by its first and last bytes, whatever its name."""
 
 import os
 import struct
@@ -7,8 +7,8 @@ from typing import Final
 
 from runtimes.errors import UnsafeFileError
 
-# Each of these can run code or hide another file when a careless loader opens it, or is simply not
-# a model. Pickles of protocol 2 and later begin with 0x80 and the protocol.
+# Each of these can run code or hide another file when a careless loader opens it, or is not a model
+# at all. Pickles of protocol 2 and later begin with 0x80 and the protocol.
 _KNOWN: Final = {
     b"PK\x03\x04": "a zip archive (PyTorch checkpoints are zips of pickles)",
     b"PK\x05\x06": "an empty zip archive",
@@ -36,7 +36,7 @@ _MAX_ZIP_COMMENT: Final = 0xFFFF
 
 
 def refuse_disguise(path: Path, *, expected: bytes = b"") -> None:
-    """UnsafeFileError for another kind of file, or one that is a zip archive from its end.
+    """Raise UnsafeFileError for another kind of file, or one that ends as a zip archive.
 
     ``expected`` is the magic that the right kind begins with; some kinds have none.
     """
@@ -59,7 +59,7 @@ def refuse_disguise(path: Path, *, expected: bytes = b"") -> None:
 
 
 def _ends_as_zip(tail: bytes) -> bool:
-    """Whether an end-of-central-directory record lies there, with a comment to the file's end."""
+    """Return True if an end-of-central-directory record spans to the file's end."""
     position = len(tail)
     while (position := tail.rfind(b"PK\x05\x06", 0, position)) >= 0:
         record = tail[position : position + _ZIP_END.size]

@@ -1,4 +1,4 @@
-"""The side that asks: starts the inspecting process, bounds its time, doubts its answer."""
+"""Parent of the inspecting process: starts it, bounds its time, and checks its answer."""
 
 import os
 import selectors
@@ -17,16 +17,16 @@ from runtimes.errors import InspectionDiedError, UnsafeFileError
 from runtimes.inspection.answer import MAX_ANSWER_BYTES, Refused, decode
 
 MAX_COMPLAINT_BYTES: Final = 64 << 10
-# No reader maps a larger file.
+# Readers do not map larger files.
 MAX_MAPPED_BYTES: Final = 1 << 31
-# The child gets no passphrase, no token and no proxy; only what Python needs to find itself.
+# The child gets no passphrase, token or proxy, only what Python needs to find itself.
 _PASSED_ON: Final = ("LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH")
 _ADVICE: Final = "Do not load it with anything else; export it again from a source that you trust."
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one inspection may take. Memory counts beside the file itself, which may be mapped."""
+    """Limits of one inspection. Memory counts without the file itself, which may be mapped."""
 
     seconds: float = 60.0
     memory_bytes: int = 512 << 20
@@ -37,17 +37,17 @@ DEFAULT_LIMITS: Final = Limits()
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """What was found, and how the process that found it was confined (runtimes.confinement)."""
+    """Findings, and the confinement of the process that made them (runtimes.confinement)."""
 
     inspection: Inspection
     confinement: str
 
 
 def inspect_apart(location: str, path: Path, limits: Limits = DEFAULT_LIMITS) -> Inspected:
-    """Inspects a file with the runtime at ``MODULE:ATTRIBUTE``, in a process of its own.
+    """Inspect a file with the runtime at ``MODULE:ATTRIBUTE``, in a separate process.
 
-    Raises UnsafeFileError, of which InspectionDiedError says that the process had to be ended, or
-    ended itself.
+    Raises UnsafeFileError; its subclass InspectionDiedError means that the process crashed or was
+    killed.
     """
     try:
         size = path.stat().st_size
@@ -68,7 +68,7 @@ def inspect_apart(location: str, path: Path, limits: Limits = DEFAULT_LIMITS) ->
 
 
 def _run(location: str, path: Path, size: int, limits: Limits) -> bytes:
-    """What the process printed; it has ended, well, when this returns, and in any case."""
+    """Return the output of the process, which has ended successfully then."""
     deadline = time.monotonic() + limits.seconds
     memory = str(limits.memory_bytes + min(size, MAX_MAPPED_BYTES))
     with subprocess.Popen(
@@ -97,7 +97,7 @@ def _run(location: str, path: Path, size: int, limits: Limits) -> bytes:
 
 
 def _collect(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, bytes]:
-    """Everything it says on both pipes; TimeoutError, or OverflowError when that is too much."""
+    """Read both pipes to their ends; raises TimeoutError, or OverflowError for too much output."""
     assert process.stdout is not None  # noqa: S101 - it is a pipe
     assert process.stderr is not None  # noqa: S101 - it is a pipe
     limits = {process.stdout: MAX_ANSWER_BYTES, process.stderr: MAX_COMPLAINT_BYTES}
@@ -121,7 +121,7 @@ def _collect(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, 
 
 
 def _plain(words: str) -> str:
-    """Without what a terminal would obey: a subverted process may say anything."""
+    """Remove terminal control characters: a subverted process may print anything."""
     return "".join(each if each.isprintable() else "?" for each in words)
 
 

@@ -1,4 +1,4 @@
-"""LoRA adapters in GGUF: whether a file is one, and whether it fits a base."""
+"""LoRA adapters in GGUF: recognition, and the check against a base."""
 
 import math
 from typing import Final
@@ -9,12 +9,12 @@ from runtimes.errors import UnsupportedModelError
 MAX_RANK: Final = 1024
 _A: Final = ".lora_a"
 _B: Final = ".lora_b"
-# Its rows are the vocabulary, and llama.cpp wants its adapter the other way round.
+# Its rows are the vocabulary, and llama.cpp expects its adapter transposed.
 _EMBEDDING: Final = "token_embd.weight"
 
 
 def check_adapter(adapter: Inspection, base: Inspection) -> None:
-    """UnsupportedModelError unless the file is a LoRA for just these tensors."""
+    """Raise UnsupportedModelError unless the file is a LoRA for tensors of this base."""
     kind, form = (adapter.metadata.get(key) for key in ("general.type", "adapter.type"))
     if (kind, form) != ("adapter", "lora"):
         raise _refusal(
@@ -41,7 +41,7 @@ def check_adapter(adapter: Inspection, base: Inspection) -> None:
 def _check_pair(
     name: str, down: tuple[int, ...], up: tuple[int, ...], weight: tuple[int, ...] | None
 ) -> None:
-    """``up @ down`` has to have the weight's shape."""
+    """Check that ``up @ down`` has the weight's shape."""
     if weight is None or len(weight) != 2:  # noqa: PLR2004 - a matrix
         raise _refusal(f"the adapter changes {name[:64]!a}, which is no matrix of the base")
     if len(down) != 2 or len(up) != 2:  # noqa: PLR2004 - likewise

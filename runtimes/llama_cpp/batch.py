@@ -1,4 +1,4 @@
-"""One call of llama_decode: tokens of several sequences, each at its place."""
+"""One call of llama_decode: tokens of several sequences with their positions."""
 
 import ctypes
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Tokens that follow one another in a sequence, the first of them at ``position``.
+    """Consecutive tokens of a sequence, the first at ``position``.
 
-    Logits are given for the last token alone, for all, or (``logits`` "none") for none.
+    ``logits`` are computed for the last token, for all, or for "none".
     """
 
     sequence: int
@@ -23,7 +23,7 @@ class Part:
 
 
 class Batch:
-    """Room for so many tokens, in arrays that llama.cpp reads in place."""
+    """Arrays for a number of tokens, which llama.cpp reads in place."""
 
     def __init__(self, room: int) -> None:
         self._tokens = np.zeros(room, np.int32)
@@ -31,7 +31,7 @@ class Batch:
         self._counts = np.ones(room, np.int32)
         self._sequences = np.zeros(room, np.int32)
         self._logits = np.zeros(room, np.int8)
-        # llama.cpp wants a list of sequences per token: here each is a list of one.
+        # llama.cpp takes a list of sequences per token; each list has one entry here.
         first = self._sequences.ctypes.data
         self._lists = np.arange(first, first + 4 * room, 4, dtype=np.uintp)
         self.native = llama_cpp.llama_batch(
@@ -45,13 +45,13 @@ class Batch:
         )
 
     def fill(self, parts: Sequence[Part]) -> None:
-        """Takes the parts in, in their order."""
+        """Store the parts in their order."""
         begin = 0
         for part in parts:
             count = len(part.tokens)
             last = begin + count - 1
             if count == 1:
-                # As most are; slices cost several times as much.
+                # The common case of one token; slices cost several times as much.
                 self._tokens[last] = part.tokens[0]
                 self._positions[last] = part.position
                 self._sequences[last] = part.sequence

@@ -1,17 +1,17 @@
-"""Which weights of a GGUF model one generated token reads, told from its header."""
+"""Weights that decoding one token reads, from a GGUF header."""
 
 from typing import Final
 
 from runtimes.base import Inspection, TensorInfo
 
-# A row of it is looked up; where the model has no head of its own it is the head too.
+# Only one row of it is read, unless the model has no output head and it serves as the head.
 _EMBEDDING: Final = "token_embd.weight"
 _HEAD: Final = "output.weight"
 _EXPERTS: Final = "_exps."
 
 
 def decode_bytes(inspection: Inspection) -> dict[str, int]:
-    """Bytes by the weights' type; of a mixture of experts only those that one token wakes."""
+    """Return bytes by weight type; for a mixture of experts only those of the active experts."""
     names = {tensor.name for tensor in inspection.tensors}
     read: dict[str, int] = {}
     for tensor in inspection.tensors:

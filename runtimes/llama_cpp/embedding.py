@@ -1,6 +1,6 @@
-"""Text embeddings by llama.cpp, for encoders whose GGUF file says how they pool.
+"""Text embeddings by llama.cpp, for encoders whose GGUF file names their pooling.
 
-Every vector has length 1, as OpenAI's have, so that a dot product is the cosine.
+Every vector has length 1, as with OpenAI, so that a dot product is the cosine.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ from runtimes.errors import UnsupportedModelError
 from runtimes.llama_cpp.native import Model
 from runtimes.text.embedding import check_length, check_number, check_texts
 
-# llama.cpp's numbers of mean, first token and last token. Its others give no vector of the model's
-# width: to take one from them would be to read beyond it.
+# llama.cpp's numbers of mean, first token and last token. Its other poolings return vectors of
+# another width, so reading the model's width would exceed them.
 POOLINGS: Final = frozenset({"1", "2", "3"})
-# Of a vector that is still told from none.
+# Length below which a vector counts as zero.
 SHORTEST: Final = float(np.finfo(np.float32).tiny)
 
 

@@ -90,12 +90,12 @@ class LlamaCppEngine:
 
     def score(self, text: str) -> Steps[Score]:
         while self._scheduler.lent:
-            # Another score has the context.
+            # Another score uses the context.
             yield
         return (yield from score_of(self.predictions(text)))
 
     def predictions(self, text: str) -> Generator[Predictions, None, None]:
-        """What the model says of each token of a text but the first (runtimes.predictions)."""
+        """Yield the model's prediction of each token of a text but the first."""
         self._require_open()
         tokens = np.array(self._tokenize(text), dtype=np.int64)
         check_scorable(tokens)
@@ -139,7 +139,7 @@ class LlamaCppEngine:
     def _tokenize(self, prompt: str) -> list[int]:
         check_text(prompt)
         tokens = self._model.tokenize(prompt)
-        # A chat template that writes the begin token itself must not get a second one.
+        # A chat template that writes the begin token must not get a second one.
         begin = self._model.begin_token()
         if begin is not None and tokens[:2] == [begin, begin]:
             return tokens[1:]
@@ -154,7 +154,7 @@ class LlamaCppEngine:
 
 
 def load(spec: LoadSpec) -> LlamaCppEngine | LlamaCppEmbeddingEngine:
-    """Loads a GGUF file, inspected first; LoadError, UnsafeFileError."""
+    """Load a GGUF file after inspecting it; raises LoadError or UnsafeFileError."""
     if spec.task not in {Task.TEXT_GENERATION, Task.EMBEDDING} or len(spec.files) != 1:
         raise LoadError(
             f"llama.cpp loads one file for {Task.TEXT_GENERATION} or {Task.EMBEDDING}, not "

@@ -30,7 +30,7 @@ SCALARS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class TensorType:
-    """How values are stored: so many of them in a block of so many bytes."""
+    """Storage of a type: values per block and bytes per block."""
 
     name: str
     block_values: int

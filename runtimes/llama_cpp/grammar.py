@@ -1,8 +1,8 @@
-"""GBNF grammars as llama.cpp applies them, checked first: its parser trusts what it reads.
+"""GBNF grammars for llama.cpp, checked before its parser, which trusts its input.
 
-A count like ``{5,2}`` made it take memory until it was killed, brackets nested 200,000 deep ended
-it at once, and a text of 60,000 characters repeated 1000 times took 500 MB; these, and all that
-would be too large, are refused here.
+A count like ``{5,2}`` made the parser allocate memory until it was killed, brackets nested 200,000
+deep crashed it, and a text of 60,000 characters repeated 1000 times took 500 MB. These, and all
+grammars above the limits, are refused here.
 """
 
 import ctypes
@@ -27,12 +27,12 @@ MAX_RULES: Final = 8192
 MAX_NESTING: Final = 64
 MAX_REPETITIONS: Final = 1000
 MAX_ALL_REPETITIONS: Final = 20_000
-# llama.cpp writes a repeated literal or class out, 8 bytes for each character.
+# llama.cpp expands a repeated literal or class, at 8 bytes per character.
 MAX_REPEATED_CHARACTERS: Final = 1 << 20
-# An ambiguous grammar has up to twice the open ends with every character; one that takes so long
-# for a token would soon take all there is. Within one token nothing interrupts it: with a
-# vocabulary of long runs of a character at which such a grammar doubles, only the supervisor's
-# patience does.
+# An ambiguous grammar can double its open alternatives with every character, so a token that takes
+# this long would soon exhaust the memory. Within one token there is no interruption: with a
+# vocabulary of long runs of a character at which such a grammar doubles, only the supervisor's time
+# limit ends it.
 MAX_STEP_SECONDS: Final = 1.0
 
 _TOKEN: Final = re.compile(
@@ -51,7 +51,7 @@ _CANDIDATE: Final = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.
 
 
 def check_grammar(text: str) -> None:
-    """InvalidInputError for grammars that llama.cpp would not survive, with what is wrong."""
+    """Raise InvalidInputError, with the reason, for grammars that would crash llama.cpp."""
     if len(text) > MAX_GRAMMAR_CHARACTERS:
         raise _refusal(f"has {len(text)} characters, more than {MAX_GRAMMAR_CHARACTERS}")
     nesting = repetitions = repeated = written = 0
@@ -61,7 +61,7 @@ def check_grammar(text: str) -> None:
             rules.append(match["rule"])
         elif match["least"]:
             repetitions += _repetitions(match)
-            # One that follows another repeats what that gave.
+            # A repetition of a repetition multiplies the counts.
             written *= _repetitions(match)
             repeated += written
         elif not match["skip"]:
@@ -95,7 +95,7 @@ def _repetitions(match: re.Match[str]) -> int:
 
 
 class Grammar:
-    """A text's state in a grammar; a Constraint (runtimes.text.sampling)."""
+    """State of a text in a grammar; a Constraint (runtimes.text.sampling)."""
 
     def __init__(self, model: Model, text: str) -> None:
         complaints: list[str] = []
@@ -111,18 +111,18 @@ class Grammar:
         self._one = np.zeros(1, _CANDIDATE)
 
     def allows(self, token: int) -> bool:
-        """Whether this token may come next."""
+        """Return True if this token may come next."""
         self._one["id"] = token
         self._apply(self._one)
         return bool(np.isfinite(self._one["logit"][0]))
 
     def mask(self, logits: Logits) -> None:
-        """Sets the logits of tokens that may not come next to minus infinity."""
+        """Set the logits of tokens that may not come next to minus infinity."""
         self._apply(self._all)
         np.copyto(logits, -np.inf, where=np.isneginf(self._all["logit"]))
 
     def accept(self, token: int) -> None:
-        """This token, an allowed one, has come."""
+        """Advance by this allowed token."""
         started = time.perf_counter()
         llama_cpp.llama_sampler_accept(self._sampler, token)
         _refuse_explosion(started)
@@ -141,7 +141,7 @@ class Grammar:
 
 
 def constraint_of(model: Model, sampling: Sampling) -> Grammar | None:
-    """What a request's text has to fit; InvalidInputError."""
+    """Return the constraint of a request, None without one; raises InvalidInputError."""
     text = to_grammar(sampling.json_schema) if sampling.json_schema else sampling.grammar
     if not text:
         return None

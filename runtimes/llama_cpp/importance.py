@@ -1,9 +1,9 @@
-"""An importance matrix: which columns of each weight meet large activations.
+"""An importance matrix: the mean square of each weight column's input.
 
-llama.cpp's quantizers then keep those columns' errors small. Per weight it is the mean square of
-what the weight is multiplied with while the model reads a text, as llama.cpp's own `llama-imatrix`
-takes it: https://github.com/ggml-org/llama.cpp/tree/master/tools/imatrix. Weights of experts
-(MUL_MAT_ID) have none.
+llama.cpp's quantizers keep the errors of important columns small. Per weight it is the mean square
+of the activations that the weight multiplies while the model reads a text, as llama.cpp's own
+`llama-imatrix` measures it: https://github.com/ggml-org/llama.cpp/tree/master/tools/imatrix.
+Weights of experts (MUL_MAT_ID) have none.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ from runtimes.llama_cpp.limits import MAX_OUTPUTS
 from runtimes.llama_cpp.native import Model
 from runtimes.quantizing import read_text
 
-# llama-imatrix's own window; longer ones change little.
+# llama-imatrix's window; longer ones change little.
 _WINDOW_TOKENS: Final = 512
 _MIN_TOKENS: Final = 64
 _F32: Final = 0
@@ -30,7 +30,7 @@ _F32_BYTES: Final = 4
 
 
 class _Tensor(ctypes.Structure):
-    """The beginning of struct ggml_tensor (ggml.h); _Collector checks that it lies so."""
+    """The beginning of struct ggml_tensor (ggml.h); _Collector checks the layout."""
 
     _fields_ = (
         ("type", ctypes.c_int),
@@ -66,7 +66,7 @@ def _ggml() -> Any:
 
 
 class _Collector:
-    """Called by llama.cpp for every operation of a pass: whether it matters, then after it."""
+    """Callback of llama.cpp for every operation of a pass, before it (to select) and after it."""
 
     def __init__(self) -> None:
         self.sums: dict[str, NDArray[np.float64]] = {}
@@ -101,10 +101,10 @@ class _Collector:
 def measure_importance(
     source: Path, text: Path, progress: Progress
 ) -> dict[str, NDArray[np.float32]]:
-    """The importance matrix of a GGUF model, by the names of its weights; QuantizeError."""
+    """Return the importance matrix of a GGUF model by weight name; raises QuantizeError."""
     collector = _Collector()
     threads = len(os.sched_getaffinity(0))
-    # 0: the context it was trained for, where that is the shorter.
+    # 0: the context of the model's training, if that is shorter.
     model = Model(source, 0, threads, collector.callback)
     try:
         tokens = model.tokenize(read_text(text))
@@ -118,7 +118,7 @@ def measure_importance(
             progress("measuring importance", start / len(tokens))
             if start % window == 0:
                 model.forget()
-            # The last layer computes only the positions whose logits are asked for.
+            # The last layer computes only positions whose logits are requested, so request all.
             model.decode(tokens[start : start + MAX_OUTPUTS], all_logits=True)
     finally:
         model.close()

@@ -1,7 +1,7 @@
-"""A bounded reading of a GGUF header. The file may be hostile; nothing of it is believed.
+"""Bounded reader of a GGUF header, which may be hostile.
 
 The public ``gguf`` package hangs on a 49-byte file that announces an array of 2^63 elements, and
-llama.cpp is C++: this reader goes first. Whatever it accepts lies within the file, within the
+llama.cpp is C++: this reader goes first. Tensors that it accepts lie within the file, within the
 bounds below, and without overlaps.
 """
 
@@ -32,7 +32,7 @@ MAX_HEADER_BYTES: Final = 64 << 20
 MAX_KEYS: Final = 4096
 MAX_KEY_BYTES: Final = 256
 MAX_STRING_BYTES: Final = 1 << 20
-# Over all arrays; the largest vocabularies have 262,144 tokens and twice as many merges.
+# Sum over all arrays; the largest vocabularies have 262,144 tokens and twice as many merges.
 MAX_ARRAY_VALUES: Final = 4 << 20
 MAX_TENSORS: Final = 1 << 16
 MAX_NAME_BYTES: Final = 63
@@ -59,7 +59,7 @@ class GgufInspector:
 
 
 class _Header:
-    """The header as a stream in which nothing may point or reach too far."""
+    """The header as a stream with bounded lengths and offsets."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._file = file
@@ -75,7 +75,7 @@ class _Header:
         self._key_count = self._count("metadata keys", MAX_KEYS)
 
     def read_metadata(self) -> dict[str, Value]:
-        """Scalars and strings by key; arrays are walked over, their length kept as ``key#``."""
+        """Return scalars and strings by key; arrays are skipped, with their length as ``key#``."""
         metadata: dict[str, Value] = {}
         for _ in range(self._key_count):
             key = self._string("a metadata key", MAX_KEY_BYTES)
@@ -89,7 +89,7 @@ class _Header:
         return metadata
 
     def read_tensors(self, metadata: dict[str, Value]) -> tuple[TensorInfo, ...]:
-        """The tensor table, checked against the file's size."""
+        """Return the tensor table, checked against the file's size."""
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if (
             not isinstance(alignment, int)
@@ -107,7 +107,7 @@ class _Header:
         return tensors
 
     def context_length(self, metadata: dict[str, Value]) -> int:
-        """What the model was trained for; 0 when it does not say."""
+        """Return the context length of the training; 0 if the header has none."""
         length = metadata.get(f"{metadata.get('general.architecture', '')}.context_length", 0)
         if not isinstance(length, int) or not 0 <= length <= MAX_CONTEXT_LENGTH:
             raise self._unsafe(f"its context length is {str(length)[:64]!a}")
@@ -240,7 +240,7 @@ def _summarise(
 
 
 def _quantization(metadata: dict[str, Value], tensors: Iterable[TensorInfo]) -> str:
-    """What the file says it is, else the type that most of its bytes have."""
+    """Return the file type, else the type of most of the file's bytes."""
     file_type = metadata.get("general.file_type")
     if isinstance(file_type, int) and file_type in FILE_TYPES:
         return FILE_TYPES[file_type]

@@ -1,7 +1,7 @@
-"""Which parts of a JSON schema no finite value fits: those that have to contain themselves.
+"""Parts of a JSON schema that no finite value fits, since they must contain themselves.
 
-The least fixed point: what is known to end grows until nothing is added (as the productive symbols
-of a grammar are found; Hopcroft and Ullman, 1979, section 4.4).
+Computed as a least fixed point: the set of terminating schemas grows until it is stable (like the
+productive symbols of a grammar; Hopcroft and Ullman, 1979, section 4.4).
 """
 
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ from typing import Any
 
 
 def endless(targets: Mapping[str, Any]) -> str | None:
-    """The first of a schema's references, by pointer, whose target no finite value fits."""
+    """Return the pointer of the first reference that no finite value fits; None without one."""
     ending: set[str] = set()
     waiting = list(targets)
     while True:
-        # What is referred to was found after what refers to it, so that one turn is mostly enough.
+        # Targets are found after their references, so reversed order mostly needs one pass.
         found = [pointer for pointer in reversed(waiting) if _ends(targets[pointer], ending)]
         if not found:
             return waiting[0] if waiting else None
@@ -22,7 +22,7 @@ def endless(targets: Mapping[str, Any]) -> str | None:
 
 
 def _ends(schema: Any, ending: set[str]) -> bool:
-    """Whether a finite value fits, if one fits each of the ``ending``."""
+    """Return True if a finite value fits, given finite values for all of ``ending``."""
     if not isinstance(schema, dict):
         return True
     if "$ref" in schema:
@@ -36,7 +36,7 @@ def _ends(schema: Any, ending: set[str]) -> bool:
 
 
 def _needed(kind: str | None, schema: Mapping[str, Any]) -> list[Any]:
-    """Schemas of what every value of this type has inside; of None, which the keywords tell."""
+    """Return the schemas of required contents of this type; for type None, by the keywords."""
     needed: list[Any] = []
     if kind in (None, "object"):
         needed += [schema["properties"][name] for name in schema.get("required", [])]

@@ -1,10 +1,9 @@
-"""JSON Schema as a GBNF grammar, so that a model can write nothing else.
+"""JSON Schema as a GBNF grammar, so that the model can write only values of the schema.
 
-What the grammar cannot hold is refused by its name, never left out: a text that fits the grammar
-fits the schema. Two things it lets through: with ``oneOf``, what fits several of the schemas, and
-with ``additionalProperties``, a property that comes twice. Objects have their properties in the
-schema's order, and no others unless ``additionalProperties`` says so; between tokens there may be
-one blank.
+Keywords that the grammar cannot express are refused by name, never ignored: a text that fits the
+grammar fits the schema. Two exceptions: with ``oneOf``, values that fit several schemas pass, and
+with ``additionalProperties``, a property may occur twice. Objects have their properties in the
+schema's order, and others only with ``additionalProperties``; between tokens one blank is allowed.
 """
 
 import json
@@ -28,7 +27,7 @@ from runtimes.llama_cpp.json_values import (
 MAX_DEPTH: Final = 32
 MAX_SCHEMAS: Final = 1000
 
-# Which keywords restrict a value of which type; all others but these and the notes are refused.
+# Keywords that restrict values of each type; others, except annotations, are refused.
 _OF_TYPE: Final = {
     "object": {"properties", "required", "additionalProperties"},
     "array": {"items", "prefixItems", "minItems", "maxItems"},
@@ -39,7 +38,7 @@ _OF_TYPE: Final = {
     "null": set[str](),
 }
 _GENERAL: Final = {"type", "enum", "const", "anyOf", "oneOf", "allOf", "$ref"}
-# Keywords that say all of a schema, and what may stand beside them.
+# Keywords that define a whole schema, and those allowed beside them.
 _WHOLE: Final = {
     "$ref": set[str](),
     "const": {"type"},
@@ -55,7 +54,7 @@ _NOTES: Final = {
 
 
 def to_grammar(text: str) -> str:
-    """The grammar of a schema's JSON text; InvalidInputError."""
+    """Return the grammar of a schema's JSON text; raises InvalidInputError."""
     try:
         schema = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -65,7 +64,7 @@ def to_grammar(text: str) -> str:
     try:
         return _Converter(schema).grammar()
     except (TypeError, AttributeError, ValueError, RecursionError) as error:
-        # A list where a name belongs, an infinite number, and the like.
+        # A list in the place of a name, an infinite number, and the like.
         raise refusal("is malformed") from error
 
 
@@ -85,7 +84,7 @@ class _Converter:
         return "".join(f"{name} ::= {rule}\n" for name, rule in rules.items())
 
     def _visit(self, schema: Any, depth: int) -> str:
-        """An expression for what fits a schema."""
+        """Return an expression for the values of a schema."""
         self._schemas += 1
         if depth > MAX_DEPTH or self._schemas > MAX_SCHEMAS:
             raise refusal(f"goes deeper than {MAX_DEPTH} or has more than {MAX_SCHEMAS} parts")
@@ -122,7 +121,7 @@ class _Converter:
                     raise refusal(f"refers to {pointer[:100]!a}, which is not in it")
                 target = target[step]
             self._targets[pointer] = target
-            # Named before it is visited, so that it may contain itself.
+            # Name the rule before visiting its target, which may refer to itself.
             name = self._refs[pointer] = f"ref{len(self._refs)}"
             self._rules[name] = self._visit(target, depth + 1)
             if self._rules[name].split()[0] == name:
@@ -164,7 +163,7 @@ class _Converter:
             for name, part in properties.items()
         ]
         first, later = self._others(schema, depth)
-        # From the last to the first: what may follow when a member came before, and when none did.
+        # From last to first: the rest of the object after a member, and without one before.
         for member, name in reversed(members):
             afterwards = later
             later = self._named(f'"," ws {member} {afterwards}'.rstrip())
@@ -177,7 +176,7 @@ class _Converter:
         return f'"{{" ws {first} ws "}}"'
 
     def _others(self, schema: dict[str, Any], depth: int) -> tuple[str, str]:
-        """Properties that the schema does not name: at the beginning, and after others."""
+        """Return expressions for unnamed properties: first in the object, and after others."""
         more = schema.get("additionalProperties", "properties" not in schema)
         if more is False:
             return "", ""
@@ -205,7 +204,7 @@ class _Converter:
         return choices[0] if len(choices) == 1 else self._named(" | ".join(choices))
 
     def _named(self, expression: str) -> str:
-        """A rule's name for an expression, so that it can stand anywhere."""
+        """Return the name of a rule for an expression, which can stand anywhere."""
         if expression in RULES or expression in self._rules or not expression:
             return expression
         name = f"r{len(self._rules)}"
@@ -218,7 +217,7 @@ def _less(most: int | None) -> str:
 
 
 def _guess(schema: dict[str, Any]) -> str | None:
-    """The type that a schema's other keywords speak of."""
+    """Return the type that a schema's other keywords imply."""
     return next((kind for kind, words in _OF_TYPE.items() if words & schema.keys()), None)
 
 

@@ -1,4 +1,4 @@
-"""Values of JSON as GBNF: the rules that every schema's grammar has, and what bounds them."""
+"""JSON values as GBNF: the rules of every schema's grammar, and their bounds."""
 
 import json
 from typing import Any, Final
@@ -47,7 +47,7 @@ _FORMATS: Final = {
 
 
 def string_of(schema: dict[str, Any]) -> str:
-    """An expression for the strings that fit a schema."""
+    """Return an expression for the strings of a schema."""
     form = schema.get("format")
     if form in _FORMATS:
         if {"minLength", "maxLength"} & schema.keys():
@@ -60,7 +60,7 @@ def string_of(schema: dict[str, Any]) -> str:
 
 
 def number_of(kind: str, schema: dict[str, Any]) -> str:
-    """An expression for the numbers or integers that fit a schema."""
+    """Return an expression for the numbers or integers of a schema."""
     above, least = schema.get("exclusiveMinimum"), schema.get("minimum")
     if above is None and least is None:
         return kind
@@ -72,7 +72,7 @@ def number_of(kind: str, schema: dict[str, Any]) -> str:
 
 
 def typed(value: Any, schema: dict[str, Any]) -> Any:
-    """The value, if it has the schema's type."""
+    """Return the value if it has the schema's type."""
     kinds = schema.get("type")
     kind = _KINDS[type(value)]
     whole = kind == "number" and (isinstance(value, int) or value.is_integer())
@@ -84,7 +84,7 @@ def typed(value: Any, schema: dict[str, Any]) -> Any:
 
 
 def bounds(schema: dict[str, Any], low: str, high: str, limit: int) -> tuple[int, int | None]:
-    """The least and the most of a length, each at most ``limit``; None: without end."""
+    """Return minimum and maximum of a length, each at most ``limit``; None: unbounded."""
     least, most = schema.get(low, 0), schema.get(high)
     for value in (least, 0 if most is None else most):
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
@@ -95,7 +95,7 @@ def bounds(schema: dict[str, Any], low: str, high: str, limit: int) -> tuple[int
 
 
 def choices(schema: dict[str, Any], keyword: str) -> list[Any]:
-    """What a keyword lets choose from, at least one."""
+    """Return the alternatives of a keyword, at least one."""
     values = schema[keyword]
     if not isinstance(values, list) or not 1 <= len(values) <= MAX_ITEMS:
         raise refusal(f"has no choice in {keyword}, or more than {MAX_ITEMS}")
@@ -103,7 +103,7 @@ def choices(schema: dict[str, Any], keyword: str) -> list[Any]:
 
 
 def literal(value: Any) -> str:
-    """An expression for just this value; ValueError for what is no JSON."""
+    """Return an expression for exactly this value; ValueError if it is not JSON."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     try:
         text.encode()
@@ -114,7 +114,7 @@ def literal(value: Any) -> str:
 
 
 def refusal(what: str) -> InvalidInputError:
-    """The error of a schema that cannot be held."""
+    """Return the error for a schema that cannot be enforced."""
     return InvalidInputError(
         f"the JSON schema {what}",
         advice="See docs/gateway.md for what schemas may say, or send a grammar.",

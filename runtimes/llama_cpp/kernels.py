@@ -1,9 +1,9 @@
-"""What llama.cpp's own kernels do on this box: a matrix of quantized weights times vectors.
+"""Speed of llama.cpp's own kernels on this machine: quantized weights times vectors.
 
-Times one vector is what decoding a token consists of, so its rate, on weights too large for any
-cache, is the roof over a model's speed; times many is what processing a prompt consists of. The
-interface is ggml's C functions, checked with a product that is known before anything is believed.
-The engine's library is loaded here: never import this in the daemon.
+Times one vector is the work of decoding a token, so its rate, on weights larger than any cache,
+bounds a model's speed; times many vectors is the work of prefill. The interface is ggml's C
+functions, verified with a known product first. The engine's library is loaded here: never import
+this in the daemon.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from runtimes.environment import in_large_pages
 
-# Of ggml_type; the longest name that a quantization scheme begins with is its kernel.
+# Numbers of ggml_type; the longest name that is a prefix of a scheme is its kernel.
 TYPES: Final = {
     "f32": 0,
     "f16": 1,
@@ -36,13 +36,13 @@ TYPES: Final = {
     "q2_k": 10,
     "iq2": 22,
 }
-# Of a row; a common width of models, and a multiple of every block.
+# Columns of a row: a common width of models, and a multiple of every block.
 COLUMNS: Final = 4096
-# Sound as scales and as indexes, in every format; a zero would be a page that is not there.
+# A byte valid as scale and as index in every format; zero pages would not be allocated.
 FILLING: Final = 0x11
-# Of the weights' memory: bookkeeping and the vectors.
+# Memory beside the weights: bookkeeping and the vectors.
 SLACK_BYTES: Final = 4 << 20
-# What a run takes: its graph, the products, and what every thread works on. Hardly touched.
+# Working memory of a run: graph, products, and a buffer per thread. Hardly touched.
 RUN_BYTES: Final = 8 << 20
 RUN_BYTES_PER_THREAD: Final = 1 << 20
 
@@ -57,7 +57,7 @@ class _InitParams(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A matrix times vectors. ``run`` multiplies once, on as many threads as it was made for."""
+    """A matrix times vectors. ``run`` multiplies once, on its number of threads."""
 
     run: Callable[[], object]
     weight_bytes: int
@@ -65,7 +65,7 @@ class Product:
 
 
 class Kernels:
-    """Raises OSError or AttributeError when the engine's library is not there, or another one."""
+    """ggml's functions; raises OSError or AttributeError if the library is missing or different."""
 
     def __init__(self) -> None:
         spec = find_spec("llama_cpp")
@@ -97,7 +97,7 @@ class Kernels:
     def product(
         self, kind: str, area_bytes: int, threads: int, vectors: int = 1
     ) -> Iterator[Product]:
-        """With weights of this kind of about so many bytes."""
+        """Provide a product with about ``area_bytes`` of weights of this kind."""
         row_bytes = self._base.ggml_row_size(TYPES[kind], COLUMNS)
         rows = max(1, area_bytes // row_bytes)
         with self._factors(kind, rows, vectors) as factors, self._multiplying(threads) as multiply:
@@ -106,7 +106,7 @@ class Kernels:
 
     @contextmanager
     def _factors(self, kind: str, rows: int, vectors: int) -> Iterator[tuple[int, int]]:
-        """A matrix of weights, and vectors that are all ones."""
+        """Provide a matrix of weights, and vectors of ones."""
         base = self._base
         size = rows * base.ggml_row_size(TYPES[kind], COLUMNS) + SLACK_BYTES
         with _memory(size) as address:
@@ -123,10 +123,10 @@ class Kernels:
 
     @contextmanager
     def _multiplying(self, threads: int) -> Iterator[Callable[[int, int], float]]:
-        """A product of factors, of which it gives the first value.
+        """Provide a function that multiplies factors and returns the first value.
 
-        Every run finds the same memory, at the same address: some kernels take half as long again
-        when two operands lie badly to each other.
+        Every run uses the same memory at the same address: some kernels take 50 % longer with badly
+        aligned operands.
         """
         base = self._base
         size = RUN_BYTES + threads * RUN_BYTES_PER_THREAD
@@ -147,7 +147,7 @@ class Kernels:
             yield multiply
 
     def _known_product(self) -> float:
-        """One row of COLUMNS times 1 / COLUMNS, times ones: 1."""
+        """Multiply one row of COLUMNS times 1 / COLUMNS by ones; the result is 1."""
         with self._factors("f32", 1, 1) as factors, self._multiplying(1) as multiply:
             row = (ctypes.c_float * COLUMNS)(*[1.0 / COLUMNS] * COLUMNS)
             ctypes.memmove(self._base.ggml_get_data(factors[0]), row, ctypes.sizeof(row))
@@ -156,15 +156,15 @@ class Kernels:
 
 @contextmanager
 def _memory(size: int) -> Iterator[int]:
-    """The address of so many bytes; OSError without them, of which ggml would end the process."""
+    """Map memory and yield its address; raises OSError, where ggml would end the process."""
     with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         if in_large_pages():
-            # As malloc does it for the engine's weights, or not at all.
+            # As malloc does for the engine's weights, where transparent huge pages are enabled.
             with suppress(OSError, AttributeError):
                 memory.madvise(mmap.MADV_HUGEPAGE)
         first = ctypes.c_char.from_buffer(memory)
         try:
             yield ctypes.addressof(first)
         finally:
-            # Or the memory could not be given back.
+            # Or unmapping failed.
             del first

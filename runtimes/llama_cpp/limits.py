@@ -1,13 +1,13 @@
-"""How large the engine makes its passes, which is what its buffers are sized by."""
+"""Sizes of the engine's passes, which determine its buffers."""
 
 from typing import Final
 
 # Prompt tokens per pass: the width of the compute buffers.
 BATCH_TOKENS: Final = 512
-# Positions whose logits one pass can give.
+# Positions whose logits one pass can return.
 MAX_OUTPUTS: Final = 64
-# When a release names no context length: the model's own, at most this.
+# Context without one in the release: the model's own, at most this.
 DEFAULT_CONTEXT: Final = 4096
-# Generations at once when nobody says how many. More read a weight for more tokens, but each then
-# waits longer for its next one.
+# Default of concurrent generations. More share the reading of weights, but each waits longer for
+# its next token.
 DEFAULT_PARALLEL: Final = 4

@@ -1,7 +1,6 @@
-"""llama.cpp's log: to ``logging`` instead of stderr, and to whoever listens.
+"""llama.cpp's log, passed to ``logging`` instead of stderr, and to listeners.
 
-What it says about buffer sizes is kept, because that is the only place where it tells what it has
-allocated.
+Lines on buffer sizes are kept: llama.cpp reports its allocations nowhere else.
 """
 
 import contextlib
@@ -15,7 +14,7 @@ import llama_cpp
 
 log = logging.getLogger(__name__)
 
-# ggml_log_level: 2 is informative, 3 a warning, 4 an error, 5 goes on with the line before.
+# ggml_log_level: 2 is info, 3 a warning, 4 an error, 5 continues the line before.
 _LEVELS: Final = {3: logging.INFO, 4: logging.WARNING}
 _BUFFER_SIZE: Final = re.compile(r"\b(?:model|KV|RS|compute|output) buffer size =\s*([0-9.]+) MiB")
 
@@ -35,7 +34,7 @@ llama_cpp.llama_log_set(_log_line, ctypes.c_void_p(0))
 
 
 class Account:
-    """What llama.cpp says while it loads: buffer sizes, and the first complaint."""
+    """Log of loading a model: buffer sizes, and the first error."""
 
     def __init__(self) -> None:
         self.complaint = ""
@@ -46,7 +45,7 @@ class Account:
         return int(self._mebibytes * (1 << 20))
 
     def hear(self, line: str) -> None:
-        """Takes a line of the log."""
+        """Process a line of the log."""
         if found := _BUFFER_SIZE.search(line):
             self._mebibytes += float(found[1])
         if "error" in line and not self.complaint:
@@ -55,7 +54,7 @@ class Account:
 
 @contextlib.contextmanager
 def listening(listener: Callable[[str], None]) -> Iterator[None]:
-    """Hands every log line to ``listener`` meanwhile."""
+    """Pass every log line to ``listener`` during the block."""
     _listeners.append(listener)
     try:
         yield

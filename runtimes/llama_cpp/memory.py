@@ -1,8 +1,8 @@
-"""How much memory a GGUF model will take, told from its header.
+"""Memory estimate of a GGUF model, from its header.
 
-Weights take what they take in the file; keys and values are cached in f16, which is llama.cpp's
-default; compute buffers hold one batch's activations, the attention mask and the logits of
-MAX_OUTPUTS positions. The widths of the activations are fitted to what llama.cpp reserves
+Weights take their size in the file; keys and values are cached in f16, llama.cpp's default; compute
+buffers hold one batch's activations, the attention mask and the logits of MAX_OUTPUTS positions.
+The widths of the activations are fitted to llama.cpp's reservations
 (tests/runtimes/test_memory.py).
 """
 
@@ -18,7 +18,7 @@ _F32_BYTES: Final = 4
 
 
 def estimate(inspection: Inspection, size_bytes: int, context_length: int) -> int:
-    """Predicted peak bytes; UnsupportedModelError when the header lacks the dimensions."""
+    """Return the predicted peak in bytes; UnsupportedModelError without the dimensions."""
     embeds = inspection.task is Task.EMBEDDING
     usual = BATCH_TOKENS if embeds else DEFAULT_CONTEXT
     context = context_length or min(inspection.context_length, usual)

@@ -1,4 +1,4 @@
-"""llama.cpp's C interface as few Python calls as the engines need."""
+"""llama.cpp's C interface, reduced to the calls that the engines need."""
 
 import ctypes
 from collections.abc import Mapping, Sequence
@@ -17,15 +17,14 @@ from runtimes.text.generation import choose_context
 
 MAX_PIECE_BYTES: Final = 1 << 12
 NO_ADAPTERS: Final[Mapping[str, Path]] = {}
-# What llama_decode returns when the cells do not suffice.
+# Return value of llama_decode if the cells do not suffice.
 NO_CELLS: Final = 1
 
 
 class Model:
-    """Weights, vocabulary, adapters and one context, as llama.cpp holds them.
+    """Weights, vocabulary, adapters and one context of llama.cpp.
 
-    The context's cells are shared: each of ``sequences`` may take all of them when the others leave
-    them free.
+    The context's cells are shared: each of ``sequences`` may use all that the others leave free.
     """
 
     def __init__(
@@ -46,7 +45,7 @@ class Model:
         account = Account()
         with listening(account.hear):
             params = llama_cpp.llama_model_default_params()
-            # Mapped, the weights that a CPU wants in another order would lie in memory twice.
+            # With mmap, weights that the CPU repacks would be in memory twice.
             params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
             self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
             if not self._model:
@@ -64,7 +63,7 @@ class Model:
                 params = self._context_params(threads, eval_callback, sequences)
                 if embeds:
                     params.embeddings = True
-                    # Every token goes into the average.
+                    # Every token counts in the mean.
                     params.n_outputs_max = 0
                 self._context = self._new_context(params)
             except LoadError:
@@ -84,7 +83,7 @@ class Model:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = self.context_length
         params.n_batch = params.n_ubatch = self._pass_tokens
-        # Logits of a whole batch would take the vocabulary's width 512 times over.
+        # Logits of a whole batch would take 512 times the vocabulary's width.
         params.n_outputs_max = MAX_OUTPUTS
         params.n_seq_max = sequences
         params.kv_unified = True
@@ -112,7 +111,7 @@ class Model:
         return adapter
 
     def close(self) -> None:
-        """Frees everything, adapters with the model; safe to call twice."""
+        """Free everything, adapters with the model; may be called twice."""
         if self._context:
             llama_cpp.llama_free(self._context)
         if self._model:
@@ -126,35 +125,35 @@ class Model:
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        """Names of the adapters that are loaded."""
+        """Names of the loaded adapters."""
         return tuple(self._adapters)
 
     @property
     def keeps_prefixes(self) -> bool:
-        """Whether a sequence can be cut at any place and go on from there.
+        """True if a sequence can be cut at any position and continued from there.
 
-        Recurrent states and sliding windows have forgotten what was before.
+        Recurrent states and sliding windows lack the earlier state.
         """
         recurrent = llama_cpp.llama_model_is_recurrent(self._model)
         hybrid = llama_cpp.llama_model_is_hybrid(self._model)
         return not recurrent and not hybrid and llama_cpp.llama_model_n_swa(self._model) == 0
 
     def forget(self) -> None:
-        """Empties the KV cache, where the model has one."""
+        """Clear the KV cache, if the model has one."""
         if self._memory:
             llama_cpp.llama_memory_clear(self._memory, False)
         self._position = 0
 
     def cut(self, sequence: int, position: int) -> None:
-        """Forgets a sequence from a position on."""
+        """Remove a sequence's cells from a position on."""
         llama_cpp.llama_memory_seq_rm(self._memory, sequence, position, -1)
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Lets an empty sequence begin as another does; it takes no cells of its own."""
+        """Let an empty sequence share another's beginning; it takes no cells of its own."""
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, length)
 
     def use_adapter(self, name: str) -> None:
-        """Applies one adapter, or none, to what is processed from now on."""
+        """Apply one adapter, or none, to later processing."""
         if name == self._adapter:
             return
         count = 1 if name else 0
@@ -167,10 +166,10 @@ class Model:
         self._adapter = name
 
     def process(self, parts: Sequence[Part]) -> list[NDArray[np.float32] | None] | None:
-        """Processes at most BATCH_TOKENS tokens; the logits after each part that wants its last's.
+        """Process at most BATCH_TOKENS tokens; return the requested logits after each part.
 
-        None when the cells do not suffice: then nothing has changed. The rows are llama.cpp's own
-        memory: they hold until the next call.
+        Returns None, without any change, if the cells do not suffice. The rows are llama.cpp's own
+        memory, valid until the next call.
         """
         self._batch.fill(parts)
         status = llama_cpp.llama_decode(self._context, self._batch.native)
@@ -185,7 +184,7 @@ class Model:
         return [next(rows) if part.logits == "last" else None for part in parts]
 
     def decode(self, tokens: Sequence[int], *, all_logits: bool = False) -> NDArray[np.float32]:
-        """Processes tokens of the one sequence that there is; logits of the last, or of all.
+        """Process tokens of the only sequence; return logits of the last, or of all.
 
         All are at most MAX_OUTPUTS.
         """
@@ -198,7 +197,7 @@ class Model:
         return self._rows(len(tokens) if all_logits else 1)
 
     def embed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """The pooled embedding of a text; the model was loaded with ``embeds``."""
+        """Return the pooled embedding of a text; the model must be loaded with ``embeds``."""
         self.forget()
         self._batch.fill([Part(0, 0, tokens, "all")])
         status = llama_cpp.llama_decode(self._context, self._batch.native)
@@ -209,14 +208,14 @@ class Model:
         return np.ctypeslib.as_array(pointer, (width,))
 
     def _rows(self, count: int) -> NDArray[np.float32]:
-        """The logits of the batch, a row for each token that gives some, in their order."""
+        """Return the logits of the batch, a row per requested token, in order."""
         if not count:
             return np.empty((0, self.vocab_size), np.float32)
         pointer = llama_cpp.llama_get_logits(self._context)
         return np.ctypeslib.as_array(pointer, (count, self.vocab_size))
 
     def tokenize(self, text: str) -> list[int]:
-        """Tokens of a text, begun and ended as the model wants it; special tokens are parsed."""
+        """Tokenize a text with the model's begin and end; special tokens are parsed."""
         data = text.encode()
         room = len(data) + 8
         tokens = (llama_cpp.llama_token * room)()
@@ -232,7 +231,7 @@ class Model:
         return list(tokens[: max(count, 0)])
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
-        """The bytes of a token; control tokens have some only with ``special``."""
+        """Return the bytes of a token; control tokens have some only with ``special``."""
         buffer = self._piece
         count = llama_cpp.llama_token_to_piece(
             self.vocab, token, buffer, MAX_PIECE_BYTES, 0, special
@@ -244,7 +243,7 @@ class Model:
         return bool(llama_cpp.llama_vocab_is_eog(self.vocab, token))
 
     def begin_token(self) -> int | None:
-        """The token that texts begin with, when this model wants one."""
+        """Return the token that texts begin with; None if the model wants none."""
         if not llama_cpp.llama_vocab_get_add_bos(self.vocab):
             return None
         return int(llama_cpp.llama_vocab_bos(self.vocab))

@@ -1,7 +1,7 @@
-"""What a step takes on this machine, as it was measured, and how much one should therefore do.
+"""Measured step times of this machine, and the step sizes derived from them.
 
-Texts that share a step share the reading of the weights, but not every kernel makes use of that:
-with some formats a batch of two takes longer than two steps of one.
+Texts in one step share the reading of the weights, but not every kernel profits: in some formats a
+batch of two takes longer than two steps of one.
 """
 
 import statistics
@@ -11,20 +11,20 @@ from typing import Final
 
 from runtimes.llama_cpp.limits import BATCH_TOKENS
 
-# While others generate, so much of prompts is read per step: about so long, at least so many.
+# Prompt share of a step while others generate: about this time, at least this many tokens.
 STALL_SECONDS: Final = 0.1
 FEWEST_PROMPT_TOKENS: Final = 16
 FIRST_PROMPT_TOKENS: Final = 64
-# A width is judged by its last steps, and measured again after so many of others.
+# A width is judged by its last steps, and measured again after this many of others.
 SAMPLES: Final = 3
 STALE_STEPS: Final = 256
-# All at once is even for everybody, and nothing less is worth a gain below this.
+# All at once is fair, so turns must gain at least this much.
 GAIN: Final = 1.1
 
 
 @dataclass(slots=True)
 class _Width:
-    """Steps that gave so many texts a token each: the seconds of the last, and when that was."""
+    """Steps that generated for a number of texts: seconds of the last ones, and their time."""
 
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     measured_at: int = 0
@@ -35,36 +35,36 @@ class Pace:
 
     def __init__(self) -> None:
         self._prompt_seconds_per_token = 0.0
-        # By adapter, which makes steps longer, and number of texts.
+        # Keyed by adapter, which lengthens steps, and number of texts.
         self._widths: dict[tuple[str, int], _Width] = {}
         self._steps = 0
 
     def read(self, tokens: int, seconds: float) -> None:
-        """A step processed so many tokens, some of prompts among them."""
+        """Record a step that processed so many tokens, including prompt tokens."""
         self._steps += 1
         if tokens >= FEWEST_PROMPT_TOKENS:
             before = self._prompt_seconds_per_token or seconds / tokens
             self._prompt_seconds_per_token = (before + seconds / tokens) / 2
 
     def generated(self, adapter: str, texts: int, seconds: float) -> None:
-        """A step gave so many texts of an adapter a token each."""
+        """Record a step that generated a token for each of ``texts`` texts of an adapter."""
         self._steps += 1
         width = self._widths.setdefault((adapter, texts), _Width())
         width.seconds.append(seconds)
         width.measured_at = self._steps
 
     def prompt_share(self) -> int:
-        """Tokens of prompts to read in a step that others wait for."""
+        """Return how many prompt tokens to read in a step while others generate."""
         if not self._prompt_seconds_per_token:
             return FIRST_PROMPT_TOKENS
         share = int(STALL_SECONDS / self._prompt_seconds_per_token)
         return min(max(share, FEWEST_PROMPT_TOKENS), BATCH_TOKENS)
 
     def width(self, adapter: str, texts: int) -> int:
-        """How many of so many texts should get a token in the next step.
+        """Return how many of ``texts`` texts should get a token in the next step.
 
-        All, unless fewer at a time, in turn, bring more tokens per second; all and the powers of
-        two below are tried.
+        All of them, unless fewer at a time, in turn, give more tokens per second; all and the
+        powers of two below are tried.
         """
         candidates = [texts, *(1 << n for n in reversed(range((texts - 1).bit_length())))]
         rates = {}
@@ -74,7 +74,7 @@ class Pace:
                 known.seconds.clear()
             if len(known.seconds) < SAMPLES:
                 return candidate
-            # Of steps too short to measure, whatever makes them few.
+            # Ignore steps that are too short to measure.
             rates[candidate] = candidate / max(statistics.median(known.seconds), 1e-9)
         best = max(candidates, key=rates.__getitem__)
         return best if rates[best] > GAIN * rates[texts] else texts

@@ -17,7 +17,7 @@ from runtimes.quantizing import atomic_output, check_scheme
 # Mean squares per column (arrays), by the weight's name.
 Importance = dict[str, Any]
 
-# Scheme to llama_ftype, and the length that a matrix's rows must be a multiple of.
+# llama_ftype of a scheme, and the divisor of a matrix's row length.
 _SCHEMES: Final = {
     "f16": (1, 1),
     "bf16": (32, 1),
@@ -43,9 +43,9 @@ _SCHEMES: Final = {
     "iq2_xs": (20, 256),
     "iq2_xxs": (19, 256),
 }
-# So few bits that llama.cpp makes them only of weights whose importance is known.
+# At so few bits llama.cpp requires an importance matrix.
 _NEED_CALIBRATION: Final = frozenset({"iq3_xxs", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs"})
-# The sources, and what each may become at 16 bits without losing what it holds.
+# Source types, and the 16-bit type that keeps all their information.
 _HALVES: Final = {
     "f16": frozenset({"f16"}),
     "bf16": frozenset({"bf16"}),
@@ -85,7 +85,7 @@ class LlamaCppQuantizer:
             _quantize(source, scheme, importance, half_made, progress)
 
     def predict_size(self, source: Path, scheme: Scheme) -> int:
-        """From llama.cpp's dry run; within a hundredth of a MiB and the header's changes."""
+        """Return llama.cpp's dry-run size; exact within 0.01 MiB and the header's changes."""
         inspection = self._check(source, scheme)
         found = 0.0
 
@@ -94,7 +94,7 @@ class LlamaCppQuantizer:
             if match := _SIZE_LINE.search(line):
                 found = float(match[1])
 
-        # That there is an importance matrix changes the types of some weights; its values do not.
+        # The presence of an importance matrix changes some weights' types; its values do not.
         params, _kept = _parameters(scheme, _ANY_IMPORTANCE if scheme.calibration else None)
         params.dry_run = True
         _run(source, Path(os.devnull), scheme, params, listen)
@@ -155,7 +155,7 @@ def _misfits(tensor: TensorInfo, multiple: int) -> bool:
 
 
 def _check_layers(scheme: Scheme, inspection: Inspection) -> None:
-    """Layers to leave out are there, some are left, and the header does not list them singly."""
+    """Check the list of skipped layers against the model."""
     prefix = f"{inspection.architecture}."
     layers = inspection.metadata.get(f"{prefix}block_count", "0")
     count = int(layers) if layers.isdecimal() else 0
@@ -194,7 +194,7 @@ def _quantize(
 
 
 def _parameters(scheme: Scheme, importance: Importance | None) -> tuple[Any, Any]:
-    """llama.cpp's parameters, and what they point to: to be kept while they are used."""
+    """Return llama.cpp's parameters and the objects that they point to, to keep alive."""
     import llama_cpp
 
     params = llama_cpp.llama_model_quantize_default_params()
@@ -202,7 +202,7 @@ def _parameters(scheme: Scheme, importance: Importance | None) -> tuple[Any, Any
     # Files that are quantized already: the build records a warning in the manifest.
     params.allow_requantize = True
     params.nthread = len(os.sched_getaffinity(0))
-    # Both lists end with an entry that says so.
+    # Both lists end with a terminating entry.
     layers = (ctypes.c_int32 * (len(scheme.prune_layers) + 1))(*sorted(scheme.prune_layers), -1)
     if scheme.prune_layers:
         params.prune_layers = layers

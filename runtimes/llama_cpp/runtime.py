@@ -6,7 +6,7 @@ import os
 from runtimes.base import Engine, Inspection, Inspector, LoadSpec, Quantizer
 
 # Read by libgomp when the engine is loaded. By default its threads spin for milliseconds at every
-# barrier, and starve when they share cores: on two busy cores a model of 24 M parameters fell from
+# barrier and starve when they share cores: on two busy cores a model of 24 M parameters fell from
 # 600 to 10 tokens/s. With this many rounds, which take microseconds, it kept 90.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 

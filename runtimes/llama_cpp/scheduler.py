@@ -1,14 +1,13 @@
-"""Several texts at once in one context: who is processed in the next step, and in which sequence.
+"""Continuous batching: several texts in one context, step by step.
 
-Every step is one batch: a token of each text that is being generated, or of some in turn where that
-is faster (runtimes.llama_cpp.pace), and a bounded share of the prompts that are still being read,
-so that a long one does not hold up the others. Whoever wants a token drives the steps; there is no
-thread. Texts with different adapters take turns, since an adapter holds for a whole batch.
+Every step is one batch: a token of each generating text, or of some in turn where that is faster
+(runtimes.llama_cpp.pace), and a bounded share of the prompts being read, so that a long prompt does
+not delay the others. The readers of tokens drive the steps; there is no thread. Texts with
+different adapters take turns, since an adapter applies to a whole batch.
 
-The context's cells are shared. A text is taken in when its prompt fits beside the others; when the
-cells run out all the same, the youngest gives its place up and is read again later, so the oldest
-can always fill the context. What an ended text leaves in its sequence serves the next one that
-begins alike.
+The context's cells are shared. A text is admitted when its prompt fits beside the others. If the
+cells run out later, the youngest text gives up its place and is read again, so the oldest can
+always fill the context. The cells of an ended text serve the next one with the same beginning.
 """
 
 import threading
@@ -25,14 +24,14 @@ from runtimes.llama_cpp.streams import Slot, Stream
 from runtimes.text.generation import Chosen
 from runtimes.text.sampling import Sampler
 
-# Shorter beginnings are not worth another way of computing the same logits.
+# Shorter prefixes do not justify a different order of computing the same logits.
 SHORTEST_PREFIX: Final = 32
-# Room that a text should find for its next tokens before it is taken in.
+# Free cells for a text's next tokens that admission requires.
 GROWTH_TOKENS: Final = 64
 
 
 class Context(Protocol):
-    """What a Model (runtimes.llama_cpp.native) gives."""
+    """Interface of Model (runtimes.llama_cpp.native) that the scheduler needs."""
 
     cells: int
 
@@ -47,7 +46,7 @@ class Context(Protocol):
 
 
 class Scheduler:
-    """Holds the context's sequences; every method may be called from any thread."""
+    """Owns the context's sequences; every method may be called from any thread."""
 
     def __init__(
         self, context: Context, parallel: int, clock: Callable[[], float] = time.perf_counter
@@ -56,10 +55,10 @@ class Scheduler:
         self._clock = clock
         self._lock = threading.RLock()
         self._slots = [Slot(number) for number in range(parallel)]
-        # In the order in which they came: those in a slot, and those that wait for one.
+        # In order of arrival: streams in a slot, and streams that wait for one.
         self._live: list[Stream] = []
         self._waiting: list[Stream] = []
-        # Whether the context is in another use.
+        # True while the context is in another use.
         self.lent = False
         self._steps = 0
         self._pace = Pace()
@@ -72,14 +71,14 @@ class Scheduler:
         adapter: str = "",
         cache_salt: str = "",
     ) -> Stream:
-        """A text of at most ``room`` tokens that follows a prompt."""
+        """Open a text of at most ``room`` tokens after a prompt."""
         stream = Stream(self, tokens, room, sampler, adapter, cache_salt=cache_salt)
         with self._lock:
             self._waiting.append(stream)
         return stream
 
     def poll(self, stream: Stream) -> Chosen | None:
-        """The stream's next token, after one step if it has none ready and the context is free."""
+        """Return the stream's next token, after one step if none is ready; None without one."""
         with self._lock:
             if not stream.ready and stream.error is None and not self.lent:
                 self._step()
@@ -90,7 +89,7 @@ class Scheduler:
             return None
 
     def remove(self, stream: Stream) -> None:
-        """Ends a stream; removing it twice is fine."""
+        """End a stream; may be called twice."""
         with self._lock:
             stream.ended = True
             if stream in self._waiting:
@@ -101,12 +100,12 @@ class Scheduler:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """The context for another use, emptied before and after, and without an adapter.
+        """Provide the context for another use, emptied before and after, without an adapter.
 
-        The streams are read again later; polling them brings nothing until then.
+        Streams are read again later; polling them returns None until then.
         """
         with self._lock:
-            # First, as it may raise.
+            # First, since it may raise.
             self._context.use_adapter("")
             self.lent = True
             while self._live:
@@ -121,12 +120,12 @@ class Scheduler:
                 self.lent = False
 
     def _step(self) -> None:
-        """Takes in who fits, and processes one batch."""
+        """Admit waiting texts that fit, and process one batch."""
         self._admit()
         wanting = [stream for stream in self._live if stream.wants]
         if not wanting:
             if self._live and self._waiting:
-                # Nobody reads those that have the places: the others go first.
+                # The streams with slots have no reader, so others are admitted first.
                 self._waiting.append(self._yield_place(self._live[-1]))
             return
         self._steps += 1
@@ -158,12 +157,12 @@ class Scheduler:
             self._advance(stream, part, logits)
 
     def _group(self, wanting: list[Stream]) -> list[Stream]:
-        """Those of one adapter, in turn as the adapters are: who was last processed comes last."""
+        """Return the streams of the next adapter in turn; the last processed adapter is last."""
         waiting = sorted(wanting, key=lambda stream: stream.turn)
         return [stream for stream in waiting if stream.adapter == waiting[0].adapter]
 
     def _parts(self, group: list[Stream]) -> list[Part]:
-        """What each of a group gets processed: one token, or a share of its prompt."""
+        """Return the work of each stream of a group: one token, or a share of its prompt."""
         reading = [stream for stream in group if stream.missing > 1]
         generating = len(group) - len(reading)
         room = BATCH_TOKENS - generating
@@ -188,7 +187,7 @@ class Scheduler:
             stream.choose(logits, self._context.is_end)
 
     def _admit(self) -> None:
-        """Gives slots to those that wait, first come, first served, while they fit."""
+        """Assign slots to waiting streams, first come, first served, while they fit."""
         while self._waiting:
             free = [slot for slot in self._slots if not slot.taken]
             expected = sum(len(each.tokens) + GROWTH_TOKENS for each in self._live)
@@ -200,13 +199,14 @@ class Scheduler:
             stream.slot.taken = True
             stream.slot.adapter = stream.adapter
             stream.slot.cache_salt = stream.cache_salt
-            # Behind everybody who has had a turn: newcomers without end would hold up the others.
+            # Behind every stream that had a turn: endless newcomers would otherwise delay the
+            # others.
             stream.turn = self._steps
             self._live.append(stream)
 
     def _place(self, stream: Stream, free: list[Slot]) -> Slot:
-        """A free slot for it, with as much of its beginning as any slot holds."""
-        # At least one token has to be processed, for its logits.
+        """Return a free slot for a stream, with the longest beginning that any slot holds."""
+        # At least one token must be processed to get its logits.
         wanted = stream.tokens[:-1]
         # With the salt of another caller, the time of a prefill and ``cached_tokens`` would reveal
         # what that caller asked.
@@ -237,7 +237,7 @@ class Scheduler:
         return slot
 
     def _make_room(self) -> None:
-        """Frees cells: what an ended text left, or else the youngest text's."""
+        """Free cells: of an ended text, or else of the youngest text."""
         idle = [slot for slot in self._slots if slot.tokens and not slot.taken]
         if idle:
             self._empty(min(idle, key=lambda slot: slot.used))
@@ -251,7 +251,7 @@ class Scheduler:
             self._fail(list(self._live), error)
 
     def _give_up(self, stream: Stream) -> None:
-        """Puts a text back at the head of the line."""
+        """Return a text to the head of the queue."""
         self._waiting.insert(0, self._yield_place(stream))
 
     def _yield_place(self, stream: Stream) -> Stream:
@@ -280,7 +280,7 @@ class Scheduler:
 
 
 def _common(held: Sequence[int], wanted: Sequence[int]) -> int:
-    """How many tokens two texts begin with alike."""
+    """Return the length of the common prefix of two texts."""
     for position, (left, right) in enumerate(zip(held, wanted, strict=False)):
         if left != right:
             return position

@@ -1,4 +1,4 @@
-"""One text among several in a context: what it has, what it waits for, where it is kept."""
+"""One text among several in a context: its tokens, state and slot."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -8,12 +8,12 @@ from typing import Any, Final, Protocol
 from runtimes.text.generation import Chosen
 from runtimes.text.sampling import Sampler
 
-# Tokens that a reader may fall behind before its text waits for it.
+# Tokens that a reader may fall behind before generation pauses.
 LOOKAHEAD: Final = 2
 
 
 class Owner(Protocol):
-    """Who drives the streams: the Scheduler."""
+    """The driver of streams, implemented by the Scheduler."""
 
     def poll(self, stream: "Stream") -> Chosen | None: ...
 
@@ -33,7 +33,7 @@ class Slot:
 
 
 class Stream:
-    """One text on its way; a TokenSource (runtimes.text.generation)."""
+    """One text in progress; a TokenSource (runtimes.text.generation)."""
 
     def __init__(
         self,
@@ -49,14 +49,14 @@ class Stream:
         self.cached_tokens = 0
         self.adapter = adapter
         self.cache_salt = cache_salt
-        # The prompt and what was generated; the slot holds the first ``held`` of them.
+        # The prompt and the generated tokens; the slot holds the first ``held`` of them.
         self.tokens = list(tokens)
         self.held = 0
         self.slot: Slot | None = None
         self.ready: deque[Chosen] = deque()
         self.error: Exception | None = None
         self.ended = False
-        # The step that last processed it, or the last before it was taken in.
+        # The step that last processed it, or the last step before it was admitted.
         self.turn = 0
         self.processed = False
         self._owner = owner
@@ -65,16 +65,16 @@ class Stream:
         self._begun = False
 
     def poll(self) -> Chosen | None:
-        """The next token; None when one step did not bring it."""
+        """Return the next token; None if one step did not produce it."""
         return self._owner.poll(self)
 
     def close(self) -> None:
-        """No more of them are wanted; the sequence is free for others."""
+        """Stop producing tokens and free the sequence."""
         self._owner.remove(self)
 
     @property
     def wants(self) -> bool:
-        """Whether it has something to process and somebody who waits for it."""
+        """True if there is work to do and a reader who waits for it."""
         return not self.ended and len(self.ready) < LOOKAHEAD
 
     @property
@@ -83,7 +83,7 @@ class Stream:
         return len(self.tokens) - self.held
 
     def choose(self, logits: Any, is_end: Callable[[int], bool]) -> None:
-        """The next token from the logits after the last."""
+        """Choose the next token from the logits after the last."""
         try:
             chosen = self._sampler.choose(logits)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this text's alone
@@ -95,13 +95,13 @@ class Stream:
         self.ended = is_end(chosen.token) or len(self.tokens) >= self._most
 
     def spend(self, seconds: float) -> None:
-        """A step in which it was processed, or waited for its turn, took so long."""
+        """Add the duration of a step in which the text was processed or waited for its turn."""
         if self._begun:
             self.decode_seconds += seconds
         else:
             self.prefill_seconds += seconds
 
     def fail(self, error: Exception) -> None:
-        """Its reader is told; nothing more comes."""
+        """End the stream with an error for its reader."""
         self.error = error
         self.ended = True

@@ -1,7 +1,7 @@
-"""Conversations as prompts, by the model's own template.
+"""Render conversations as prompts, by the model's own template.
 
-Templates come with the model and are Jinja, as Hugging Face's ``apply_chat_template`` takes them:
-they run in Jinja's immutable sandbox, and their length and what they give are bounded.
+Templates come with the model and are Jinja, as for Hugging Face's ``apply_chat_template``. They run
+in Jinja's immutable sandbox; their length and their output are bounded.
 """
 
 import json
@@ -24,9 +24,9 @@ PLAIN_TEMPLATE = (
 def render_chat(
     messages: Sequence[dict[str, str]], template: str = "", begin: str = "", end: str = ""
 ) -> str:
-    """The prompt of a conversation; ``begin`` and ``end`` are the texts of those tokens.
+    """Return the prompt of a conversation; ``begin`` and ``end`` are the texts of those tokens.
 
-    Raises InvalidInputError for an empty conversation and for what the template refuses.
+    Raises InvalidInputError for an empty conversation, or one that the template refuses.
     """
     if not messages:
         raise InvalidInputError("the conversation is empty", advice="Send at least one message.")
@@ -57,7 +57,7 @@ def render_chat(
         )
         return _bounded(pieces)
     except Exception as error:
-        # A template is a program of a stranger's: it may raise anything.
+        # An untrusted program: it may raise anything.
         raise InvalidInputError(
             f"the model's chat template refuses this conversation: {str(error)[:500]}",
             advice="Change the conversation, or send a plain prompt.",

@@ -1,4 +1,4 @@
-"""What every engine asks of texts that it is to embed and of their vectors; how many at once."""
+"""Checks of texts to embed and of their vectors, shared by the engines."""
 
 import math
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ from runtimes.errors import ContextExceededError, InvalidInputError, RuntimeFaul
 from runtimes.text.generation import check_text
 
 MAX_TEXTS: Final = 2048
-# Requests at once when nobody says how many: a short one takes turns with those of many texts.
+# Default number of concurrent requests: short ones take turns with those of many texts.
 DEFAULT_PARALLEL: Final = 4
 
 
 def check_texts(texts: Sequence[str]) -> None:
-    """InvalidInputError unless there are 1 to ``MAX_TEXTS`` whole texts, none of them empty."""
+    """Raise InvalidInputError unless there are 1 to ``MAX_TEXTS`` whole, non-empty texts."""
     if not 1 <= len(texts) <= MAX_TEXTS:
         raise InvalidInputError(
             f"{len(texts)} texts came", advice=f"Send 1 to {MAX_TEXTS} at once."
@@ -27,7 +27,7 @@ def check_texts(texts: Sequence[str]) -> None:
 
 
 def check_length(tokens: int, context_length: int) -> None:
-    """InvalidInputError for a text of no tokens, ContextExceededError for one of too many."""
+    """Raise InvalidInputError for a text without tokens, ContextExceededError for one too long."""
     if not tokens:
         raise InvalidInputError("a text has no tokens", advice="Send more than that.")
     if tokens > context_length:
@@ -38,7 +38,7 @@ def check_length(tokens: int, context_length: int) -> None:
 
 
 def check_number(length: float) -> None:
-    """RuntimeFault for a vector whose length is no number: JSON would have null for its values."""
+    """Raise RuntimeFault for a vector with a non-finite length, which JSON could not represent."""
     if not math.isfinite(length):
         raise RuntimeFault(
             f"the model gives a vector of the length {length}",

@@ -1,6 +1,6 @@
-"""How every engine turns next tokens into text: pieces, stop strings, limits, usage.
+"""The way from next tokens to text, shared by the engines: pieces, stop strings, limits, usage.
 
-An engine gives a ``TokenModel``; what a caller sees is then the same whichever runtime runs.
+An engine provides a ``TokenModel``; callers see the same behaviour with every runtime.
 """
 
 import codecs
@@ -16,7 +16,7 @@ MAX_TEXT_CHARACTERS = 1 << 22
 
 
 class Chosen(NamedTuple):
-    """A token, and the logarithm of its probability where that was asked for."""
+    """A token, and the logarithm of its probability if requested."""
 
     token: int
     logprob: float | None = None
@@ -29,34 +29,34 @@ class TokenModel(Protocol):
     def context_length(self) -> int: ...
 
     def start(self, tokens: Sequence[int], sampling: Sampling) -> Steps[Chosen]:
-        """Forgets what was, processes a prompt, and gives the first token after it."""
+        """Reset the state, process a prompt, and return the first token after it."""
 
     def step(self, token: int) -> Chosen:
-        """Processes one token and gives the next."""
+        """Process one token and return the next."""
 
     def piece(self, token: int) -> bytes:
-        """The UTF-8 bytes of a token, which may be a part of a character; empty for control."""
+        """Return the UTF-8 bytes of a token, possibly half a character; empty for control."""
 
     def is_end(self, token: int) -> bool:
-        """Whether the model ends its text with this token."""
+        """Return True if the model ends its text with this token."""
 
 
 class TokenSource(Protocol):
-    """The tokens of one generation, and what they cost so far."""
+    """The tokens of one generation, and their cost so far."""
 
     prefill_seconds: float
     decode_seconds: float
     cached_tokens: int
 
     def poll(self) -> Chosen | None:
-        """The next token, or None when a bounded share of work did not bring it yet."""
+        """Return the next token, or None if a bounded amount of work has not produced it."""
 
     def close(self) -> None:
-        """No more of them are wanted; safe to call twice."""
+        """Stop producing tokens; may be called twice."""
 
 
 class Vocabulary(Protocol):
-    """What makes text of tokens."""
+    """Conversion of tokens to text."""
 
     def piece(self, token: int) -> bytes: ...
 
@@ -64,10 +64,10 @@ class Vocabulary(Protocol):
 
 
 class TextGeneration:
-    """A generation over a source of tokens: one piece per token, some of them with empty text.
+    """A generation over a source of tokens: one piece per token, some with empty text.
 
-    A piece never ends within a character or within what may become a stop string. A stop string and
-    what follows it are left out. After ``room`` tokens the text ends with reason ``length``.
+    A piece never ends within a character or within a possible stop string. A stop string and the
+    text after it are left out. After ``room`` tokens the text ends with reason ``length``.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class TextGeneration:
 
     @property
     def usage(self) -> Usage:
-        """What it has cost so far."""
+        """Cost so far."""
         return Usage(
             prompt_tokens=self._prompt_tokens,
             generated_tokens=self._generated,
@@ -101,7 +101,7 @@ class TextGeneration:
 
     @property
     def over(self) -> bool:
-        """Whether nothing more will come."""
+        """True if no further piece follows."""
         return self._over
 
     def __iter__(self) -> Iterator[Piece]:
@@ -113,7 +113,7 @@ class TextGeneration:
         return piece
 
     def poll(self) -> Piece | None:
-        """The next piece, or None when a bounded share of work did not bring it yet."""
+        """Return the next piece, or None if a bounded amount of work has not produced it."""
         if self._over:
             raise StopIteration
         try:
@@ -129,7 +129,7 @@ class TextGeneration:
         return piece
 
     def close(self) -> None:
-        """Stops generating; safe to call at any time."""
+        """Stop generating; may be called at any time."""
         self._over = True
         self._source.close()
 
@@ -147,7 +147,7 @@ class TextGeneration:
 
 
 class TokenGeneration(TextGeneration):
-    """A generation that has a token model to itself."""
+    """A generation with a token model of its own."""
 
     def __init__(
         self,
@@ -168,7 +168,7 @@ class TokenGeneration(TextGeneration):
 
 
 class _OwnModel:
-    """A token model's tokens, drawn one by one and timed."""
+    """Tokens of a token model, one by one and timed."""
 
     cached_tokens = 0
 
@@ -198,7 +198,7 @@ class _OwnModel:
         return chosen
 
     def _read(self) -> Chosen | None:
-        """The first token, once the prompt is read."""
+        """Return the first token once the prompt is processed."""
         try:
             next(self._reading)
         except StopIteration as over:
@@ -207,11 +207,11 @@ class _OwnModel:
         return None
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no resource is held."""
 
 
 class StreamedText:
-    """Bytes in, as they come; text out, as soon as it can no longer be taken back."""
+    """Converts bytes to text as soon as later bytes can no longer change it."""
 
     def __init__(self, stop: Sequence[str]) -> None:
         self.stopped = False
@@ -220,7 +220,7 @@ class StreamedText:
         self._held = ""
 
     def feed(self, data: bytes) -> str:
-        """The text that is certain after these bytes; sets ``stopped`` at a stop string."""
+        """Return the text that is certain after these bytes; sets ``stopped`` at a stop string."""
         text = self._held + self._decoder.decode(data)
         found = [position for stop in self._stop if (position := text.find(stop)) >= 0]
         if found:
@@ -232,21 +232,21 @@ class StreamedText:
         return text[: len(text) - keep]
 
     def rest(self) -> str:
-        """What was held back, now that nothing follows; half a character is dropped."""
+        """Return the withheld text at the end of input, without an incomplete character."""
         text, self._held = self._held, ""
         return text
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` that is a beginning of ``stop``."""
+    """Return the length of the longest end of ``text`` that is a beginning of ``stop``."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def choose_context(wanted: int, trained: int, default: int) -> int:
-    """The context to load with: what is wanted, else the model's own up to ``default``.
+    """Return the context to load with: ``wanted``, else the model's own up to ``default``.
 
-    ``trained`` is what the model was made for, 0 when unknown. Raises LoadError.
+    ``trained`` is the context of the training, 0 if unknown. Raises LoadError.
     """
     if trained and wanted > trained:
         raise LoadError(
@@ -262,7 +262,7 @@ def choose_context(wanted: int, trained: int, default: int) -> int:
 
 
 def check_prompt(tokens: Sequence[int], context_length: int) -> None:
-    """InvalidInputError without a prompt; ContextExceededError without room for one more token."""
+    """Raise InvalidInputError without a prompt, ContextExceededError without room for a token."""
     if not tokens:
         raise InvalidInputError(
             "the prompt is empty, and this model does not begin texts by itself",
@@ -277,12 +277,12 @@ def check_prompt(tokens: Sequence[int], context_length: int) -> None:
 
 
 def room_for(tokens: Sized, sampling: Sampling, context_length: int) -> int:
-    """How many tokens may follow a prompt that passed ``check_prompt``."""
+    """Return how many tokens may follow a prompt that passed ``check_prompt``."""
     return min(sampling.max_tokens, context_length - len(tokens))
 
 
 def check_text(text: str) -> None:
-    """InvalidInputError for what no tokenizer should be given."""
+    """Raise InvalidInputError for text that no tokenizer accepts."""
     if len(text) > MAX_TEXT_CHARACTERS:
         raise InvalidInputError(
             f"the text has {len(text)} characters", advice=f"Send at most {MAX_TEXT_CHARACTERS}."
@@ -297,7 +297,7 @@ def check_text(text: str) -> None:
 
 
 def check_scorable(tokens: Sized) -> None:
-    """InvalidInputError unless the text has a token to predict from another."""
+    """Raise InvalidInputError unless the text has a token to predict from another."""
     if len(tokens) < 2:  # noqa: PLR2004 - one to start from, one to predict
         raise InvalidInputError(
             f"the text has {len(tokens)} tokens, which leaves none to predict",

@@ -1,4 +1,4 @@
-"""Choosing a token from logits. Greedy is argmax, the lowest index among equals, for everyone."""
+"""Choice of a token from logits. Greedy is argmax, with the lowest index among equals."""
 
 from typing import Protocol
 
@@ -14,22 +14,22 @@ Wide = NDArray[np.float64]
 
 
 class Constraint(Protocol):
-    """What a text has to fit, token by token."""
+    """A condition on the text, token by token."""
 
     def allows(self, token: int) -> bool:
-        """Whether this token may come next."""
+        """Return True if this token may come next."""
 
     def mask(self, logits: Logits) -> None:
-        """Sets the logits of tokens that may not come next to minus infinity."""
+        """Set the logits of tokens that may not come next to minus infinity."""
 
     def accept(self, token: int) -> None:
-        """This token, an allowed one, has come."""
+        """Advance by this allowed token."""
 
 
 class Sampler:
     """Penalties, temperature, top-k, top-p (Holtzman et al., 2020), min-p (Nguyen et al., 2024).
 
-    In this order, reproducible by seed; a ``constraint`` comes last.
+    Applied in this order, reproducible by seed; a ``constraint`` comes last.
     """
 
     def __init__(self, sampling: Sampling, constraint: Constraint | None = None) -> None:
@@ -45,21 +45,21 @@ class Sampler:
         )
 
     def choose(self, logits: Logits) -> Chosen:
-        """The next token from one row of logits; InvalidInputError when none is allowed."""
+        """Return the next token from one row of logits; InvalidInputError if none is allowed."""
         token = self.pick(logits)
         if not self._sampling.logprobs:
             return Chosen(token)
         return Chosen(token, log_probability(logits, token))
 
     def pick(self, logits: Logits) -> int:
-        """The next token alone."""
+        """Return the next token alone."""
         scores = self._penalized(logits) if self._penalizes else logits
         token = self._draw(scores)
         constraint = self._constraint
         if constraint is not None:
             if not constraint.allows(token):
-                # Most tokens fit, and to look at one is cheaper than to mask them all. Drawn again
-                # among the allowed, their odds are what masking first would have given.
+                # Most tokens are allowed, and checking one is cheaper than masking all. A token
+                # drawn again among the allowed has the same odds as if masking had come first.
                 token = self._draw_allowed(scores.copy(), constraint)
             constraint.accept(token)
         if self._penalizes:
@@ -94,7 +94,7 @@ class Sampler:
             return int(np.argmax(scores))
         kept = self._top_k(scores)
         scaled = (scores if kept is None else scores[kept]).astype(np.float64)
-        # Before they are divided: by very little they would be infinite.
+        # Subtract before dividing: a tiny temperature would give infinities.
         scaled -= scaled.max()
         with np.errstate(over="ignore"):
             scaled /= sampling.temperature
@@ -105,17 +105,17 @@ class Sampler:
         return int(drawn if kept is None else kept[drawn])
 
     def _top_k(self, scores: Logits) -> NDArray[np.int64] | None:
-        """Indices of the ``top_k`` largest, in order; None: all of them."""
+        """Return the indices of the ``top_k`` largest, in order; None for all."""
         count = self._sampling.top_k
         if not 0 < count < len(scores):
             return None
         return np.sort(np.argpartition(-scores, count - 1)[:count])
 
     def _nucleus(self, weights: Wide) -> int:
-        """One of the smallest set of tokens whose probability reaches top_p."""
+        """Draw from the smallest set of tokens whose probability reaches top_p."""
         top_p = self._sampling.top_p
         probabilities = weights / weights.sum()
-        # What is less likely than this could not be missed, all of it together.
+        # All weights below this together are negligible.
         likely = np.flatnonzero(probabilities >= (1 - top_p) / len(probabilities))
         order = likely[np.argsort(-probabilities[likely], kind="stable")]
         cumulative = np.cumsum(probabilities[order])
@@ -123,23 +123,23 @@ class Sampler:
         return int(order[self._of(probabilities[order[:kept]])])
 
     def _of(self, weights: Wide) -> int:
-        """An index, as likely as its weight is large."""
+        """Draw an index with probability proportional to its weight."""
         cumulative = np.cumsum(weights)
         drawn = self._random.random() * cumulative[-1]
-        # The last one with any weight, lest rounding give what has none.
+        # The last index with any weight, so that rounding cannot choose one without.
         last = int(np.searchsorted(cumulative, cumulative[-1]))
         return min(int(np.searchsorted(cumulative, drawn, side="right")), last)
 
 
 def log_probability(logits: Logits, token: int) -> float:
-    """Natural logarithm of a token's softmax probability."""
+    """Return the natural logarithm of a token's softmax probability."""
     highest = logits.max()
     total = np.exp(logits - highest).sum(dtype=np.float64)
     return float(logits[token] - highest - np.log(total))
 
 
 def negative_log_likelihood(logits: Logits, targets: NDArray[np.int64]) -> float:
-    """Nats, summed over rows: what each row of logits says of its target."""
+    """Return the sum over rows of each target's negative log-likelihood, in nats."""
     total = 0.0
     # Row by row: a large vocabulary in float64 takes megabytes per row.
     for row, target in zip(logits, targets, strict=True):

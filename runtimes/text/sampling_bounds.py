@@ -1,4 +1,4 @@
-"""Which sampling parameters make sense."""
+"""Bounds of sampling parameters."""
 
 from typing import Final
 
@@ -10,13 +10,13 @@ MAX_STOP_CHARACTERS: Final = 256
 MAX_TEMPERATURE: Final = 100
 MAX_TOP_K: Final = 1 << 20
 MAX_REPEAT_PENALTY: Final = 10.0
-# As OpenAI bounds them.
+# OpenAI's bounds.
 MAX_PENALTY: Final = 2.0
 MAX_GRAMMAR_CHARACTERS: Final = 1 << 16
 
 
 def check_sampling(sampling: Sampling) -> None:
-    """InvalidInputError for sampling parameters outside their ranges."""
+    """Raise InvalidInputError for sampling parameters outside their ranges."""
     _check_numbers(sampling)
     _check(
         "the number of stop strings",
@@ -37,7 +37,7 @@ def check_sampling(sampling: Sampling) -> None:
 
 
 def refuse_grammar(sampling: Sampling) -> None:
-    """InvalidInputError when an engine that knows no grammars is asked to hold to one."""
+    """Raise InvalidInputError if an engine without grammars is asked to use one."""
     if sampling.grammar or sampling.json_schema:
         raise InvalidInputError(
             "this model's runtime cannot hold its text to a grammar or a JSON schema",
@@ -46,7 +46,7 @@ def refuse_grammar(sampling: Sampling) -> None:
 
 
 def refuse_adapter(name: str, known: tuple[str, ...]) -> None:
-    """InvalidInputError unless a name is empty or that of an adapter."""
+    """Raise InvalidInputError unless a name is empty or that of a loaded adapter."""
     if name and name not in known:
         raise InvalidInputError(
             f"there is no adapter {name[:64]!a} on this model",

@@ -1,4 +1,4 @@
-"""The score of a text, from what a model predicts of it piece by piece."""
+"""Score of a text from a model's predictions."""
 
 from collections.abc import Generator
 from contextlib import closing
@@ -9,7 +9,7 @@ from runtimes.text.sampling import negative_log_likelihood
 
 
 def score_of(predictions: Generator[Predictions, None, None]) -> Steps[Score]:
-    """Sums up; what raises while predicting is raised here."""
+    """Sum predictions to a score; raises the errors of predicting."""
     total, tokens = 0.0, 0
     with closing(predictions):
         for some in predictions:

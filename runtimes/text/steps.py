@@ -1,4 +1,4 @@
-"""Work in steps, for those who have nothing else to do meanwhile."""
+"""Work in steps, run to its end."""
 
 from typing import TypeVar
 
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def whole(steps: Steps[T]) -> T:
-    """Every step, one after another; the answer."""
+    """Run every step and return the result."""
     while True:
         try:
             next(steps)
