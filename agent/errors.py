@@ -45,7 +45,10 @@ class PromptTooLongError(ModelRefusedError):
 
 
 class WorkerFailedError(AgentError):
-    """The engine raised an unexpected exception during this request; the worker continues."""
+    """The model or the release is at fault; no other request would avoid it. The worker continues.
+
+    Also raised for unexpected exceptions of the engine.
+    """
 
 
 class ProtocolError(AgentError):

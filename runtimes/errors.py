@@ -47,6 +47,10 @@ class LoadError(RuntimeFault):
     """The engine could not load the model."""
 
 
+class ModelFaultError(RuntimeFault):
+    """The model's own files prevent an answer; no other request would avoid it."""
+
+
 class InvalidInputError(RuntimeFault):
     """The model cannot answer the request: too long, wrong shape, wrong type, unknown name."""
 

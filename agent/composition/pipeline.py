@@ -1,9 +1,10 @@
 """Pipelines: embed a text, classify the embedding, and route the text by its class."""
 
+import math
 from collections.abc import Sequence
 
 from agent import tensors
-from agent.errors import ModelRefusedError
+from agent.errors import WorkerFailedError
 from artifact.manifest import Pipeline, Target
 from runtimes.base import Embeddings, TensorValue
 
@@ -16,17 +17,22 @@ def classifier_input(pipeline: Pipeline, embeddings: Embeddings) -> TensorValue:
 def select_target(pipeline: Pipeline, outputs: Sequence[TensorValue]) -> Target:
     """Return the target with the highest score.
 
-    Raises ModelRefusedError unless the classifier gives one score for each target.
+    Raises WorkerFailedError unless the classifier gives one finite score for each target.
     """
     found = {output.name: output for output in outputs}
     if pipeline.output not in found:
-        raise ModelRefusedError(
+        raise WorkerFailedError(
             f"the classifier of slot {pipeline.classify!r} has no output {pipeline.output!a}",
             advice=f"Publish a release whose pipeline names one of: {', '.join(found)}.",
         )
     scores = tensors.numbers(found[pipeline.output])
+    if not math.isfinite(sum(scores)):
+        raise WorkerFailedError(
+            f"the classifier of slot {pipeline.classify!r} gives scores that are not finite",
+            advice="Deploy another variant of it.",
+        )
     if len(scores) != len(pipeline.targets):
-        raise ModelRefusedError(
+        raise WorkerFailedError(
             f"the classifier of slot {pipeline.classify!r} gives {len(scores)} scores for "
             f"{len(pipeline.targets)} targets",
             advice="Publish a release whose pipeline lists a target for each class.",

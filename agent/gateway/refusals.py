@@ -11,6 +11,7 @@ from agent.errors import (
     SlotBusyError,
     UnknownRouteError,
     WorkerCrashedError,
+    WorkerFailedError,
     WorkerUnavailableError,
 )
 
@@ -81,6 +82,7 @@ _TABLE: tuple[tuple[type[AgentError], int, str, int], ...] = (
         "worker_unavailable",
         DOWN_RETRY_SECONDS,
     ),
+    (WorkerFailedError, HTTPStatus.INTERNAL_SERVER_ERROR, "model_failed", 0),
     (WorkerCrashedError, HTTPStatus.INTERNAL_SERVER_ERROR, "worker_crashed", 0),
     (AgentError, HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", 0),
 )

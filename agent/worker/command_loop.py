@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from agent.errors import ProtocolError
 from agent.worker import messages
@@ -18,6 +18,7 @@ from runtimes.base import Engine, Piece, Steps, Usage
 from runtimes.errors import (
     ContextExceededError,
     InvalidInputError,
+    ModelFaultError,
     RuntimeFault,
     UnsafeFileError,
     UnsupportedModelError,
@@ -62,6 +63,13 @@ class CommandChannel(Protocol):
         """Run on the command's tensors (agent.worker.mapped)."""
 
 
+# Conversations that every working chat template renders, one of them at least.
+PLAIN_CONVERSATIONS: Final = (
+    [{"role": "user", "content": "Hello"}],
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}],
+)
+
+
 class Outbox:
     """Collects the pieces of a text and sends them in batches."""
 
@@ -101,6 +109,8 @@ class CommandLoop:
         # By command id, in order of arrival.
         self._running: dict[int, Steps[messages.AnyEvent]] = {}
         self._working_at = clock()
+        # Unknown until a conversation fails to render.
+        self._template_works: bool | None = None
 
     def serve(self) -> None:
         """Answer commands until the process ends."""
@@ -170,7 +180,7 @@ class CommandLoop:
         """Generate and send text; flush the last batch even after an error."""
         prompt = command.prompt
         if prompt is None:
-            prompt = self._engine.render_chat(command.messages or [])
+            prompt = self._render(command.messages or [])
         outbox = Outbox(command.id, self._channel.send)
         with closing(self._engine.generate(prompt, command.sampling)) as generation:
             try:
@@ -182,6 +192,26 @@ class CommandLoop:
             finally:
                 outbox.flush()
         return generation.usage
+
+    def _render(self, messages: list[dict[str, str]]) -> str:
+        """Render a conversation; raise ModelFaultError if the template fails for every one."""
+        try:
+            return self._engine.render_chat(messages)
+        except InvalidInputError as error:
+            if self._template_works is None:
+                self._template_works = any(map(self._renders, PLAIN_CONVERSATIONS))
+            if self._template_works:
+                raise
+            raise ModelFaultError(
+                str(error), advice="Publish the model with a chat template that works."
+            ) from error
+
+    def _renders(self, messages: list[dict[str, str]]) -> bool:
+        try:
+            self._engine.render_chat(messages)
+        except InvalidInputError:
+            return False
+        return True
 
 
 def timed(steps: Steps[T], clock: Callable[[], float]) -> Steps[tuple[T, float]]:

@@ -23,6 +23,7 @@ from runtimes.errors import InvalidInputError, RuntimeFault, UnsupportedModelErr
 from runtimes.fake.model import FakeModel
 from runtimes.predictions import Predictions
 from runtimes.tensors import check_inputs
+from runtimes.text.chat import render_chat
 from runtimes.text.embedding import check_texts
 from runtimes.text.generation import Chosen, TokenGeneration, check_text
 from runtimes.text.sampling_bounds import refuse_adapter, refuse_grammar
@@ -127,6 +128,8 @@ class FakeEngine:
 
     def render_chat(self, messages: Sequence[dict[str, str]]) -> str:
         self._require(Task.TEXT_GENERATION)
+        if self._model.chat_template:
+            return render_chat(messages, self._model.chat_template)
         return "".join(f"{message['role']}: {message['content']}\n" for message in messages)
 
     def score(self, text: str) -> Steps[Score]:

@@ -52,6 +52,8 @@ class FakeModel(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
     end_after_tokens: Count = 0
     perplexity: Annotated[float, Meta(ge=1)] = 8.0
     width: Annotated[int, Meta(ge=1, le=4096)] = 4
+    # Jinja; empty renders each message as "role: content".
+    chat_template: str = ""
     faults: Faults = Faults()
     padding: str = ""
 

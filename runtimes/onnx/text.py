@@ -24,7 +24,7 @@ from runtimes.base import (
     TensorSpec,
     TensorValue,
 )
-from runtimes.errors import InvalidInputError, LoadError, UnsupportedModelError
+from runtimes.errors import LoadError, ModelFaultError, UnsupportedModelError
 from runtimes.onnx.inspect import PAST
 from runtimes.onnx.memory import BATCH_TOKENS, DEFAULT_CONTEXT, generation_bytes
 from runtimes.onnx.session import datatype, open_session
@@ -195,7 +195,7 @@ class Decoder:
     def run(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Append tokens to the cached ones; return logits, a row for each."""
         if self.vocabulary and (highest := int(tokens.max())) >= self.vocabulary:
-            raise InvalidInputError(
+            raise ModelFaultError(
                 f"the tokenizer produced token {highest}; the model's vocabulary has "
                 f"{self.vocabulary}",
                 advice="Deploy the tokenizer.json that the model was exported with.",

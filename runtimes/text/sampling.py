@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes.base import Sampling
-from runtimes.errors import InvalidInputError
+from runtimes.errors import InvalidInputError, ModelFaultError
 from runtimes.text.generation import Chosen
 
 Logits = NDArray[np.float32]
@@ -91,7 +91,12 @@ class Sampler:
     def _draw(self, scores: Logits) -> int:
         sampling = self._sampling
         if sampling.temperature == 0:
-            return int(np.argmax(scores))
+            # NaN counts as the maximum, so that looking at the chosen one finds any NaN.
+            token = int(np.argmax(scores))
+            _check_finite(scores[token])
+            return token
+        # Before top_k, which would sort NaN out.
+        _check_finite(scores.max())
         kept = self._top_k(scores)
         scaled = (scores if kept is None else scores[kept]).astype(np.float64)
         # Subtract before dividing: a tiny temperature would give infinities.
@@ -129,6 +134,15 @@ class Sampler:
         # The last index with any weight, so that rounding cannot choose one without.
         last = int(np.searchsorted(cumulative, cumulative[-1]))
         return min(int(np.searchsorted(cumulative, drawn, side="right")), last)
+
+
+def _check_finite(highest: float) -> None:
+    """Raise ModelFaultError if the highest logit is NaN or infinite."""
+    if not np.isfinite(highest):
+        raise ModelFaultError(
+            f"the model's highest logit is {highest}",
+            advice="Deploy another variant: the weights or the activations of this one overflow.",
+        )
 
 
 def log_probability(logits: Logits, token: int) -> float:

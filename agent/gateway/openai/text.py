@@ -17,7 +17,7 @@ from agent.composition import (
     try_answer,
 )
 from agent.composition.cascade import Pieces
-from agent.errors import AgentError, ModelRefusedError
+from agent.errors import AgentError, ModelRefusedError, WorkerFailedError
 from agent.gateway.http.exchange import Exchange
 from agent.gateway.openai.answers import ChatAnswer, CompletionAnswer, TextAnswer
 from agent.gateway.openai.sampling import sampling_of, wants_logprobs
@@ -148,8 +148,15 @@ class TextApi:
         with self._worker(visit, Target(slot=pipeline.embed), call) as (worker, recording):
             embeddings, recording.usage = await worker.embed([call.text])
         with self._worker(visit, Target(slot=pipeline.classify), call) as (worker, _):
-            outputs = await worker.infer([classifier_input(pipeline, embeddings)])
-        return select_target(pipeline, outputs)
+            try:
+                outputs = await worker.infer([classifier_input(pipeline, embeddings)])
+            except ModelRefusedError as error:
+                # The input is the release's choice, not the caller's.
+                raise WorkerFailedError(
+                    f"the classifier of slot {pipeline.classify!r} refuses the embedding: {error}",
+                    advice="Publish a release whose classifier takes the embedding.",
+                ) from error
+            return select_target(pipeline, outputs)
 
     @contextmanager
     def _worker(

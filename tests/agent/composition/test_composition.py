@@ -15,7 +15,7 @@ from agent.composition import (
     select_target,
     try_answer,
 )
-from agent.errors import ModelRefusedError
+from agent.errors import WorkerFailedError
 from artifact.manifest import Escalation, Pipeline, Share, Target
 from runtimes.base import Embeddings, Piece, Sampling, TensorValue, Usage
 
@@ -148,7 +148,7 @@ def test_a_pipeline_takes_the_target_of_the_highest_score() -> None:
     ],
 )
 def test_a_classifier_that_does_not_fit_is_told(output: TensorValue, reason: str) -> None:
-    with pytest.raises(ModelRefusedError, match=reason) as refused:
+    with pytest.raises(WorkerFailedError, match=reason) as refused:
         select_target(PIPELINE, [output])
     assert refused.value.advice
 

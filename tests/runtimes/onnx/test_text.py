@@ -11,7 +11,7 @@ from demo_models.weights import Shape
 from artifact.manifest import Task
 from runtimes import registry
 from runtimes.base import Engine, LoadSpec, Sampling
-from runtimes.errors import InvalidInputError
+from runtimes.errors import ModelFaultError
 from runtimes.onnx.memory import BATCH_TOKENS
 
 LONG_PROMPT = "The import statement combines two operations; it searches for the named module. " * 4
@@ -53,7 +53,7 @@ def test_a_tokenizer_of_another_model_is_refused_and_the_engine_stays_usable(
     write_folder(tmp_path / "model", shape, weights)
     files = {path.name: path for path in (tmp_path / "model").iterdir()}
     engine = registry.find("onnx").load(LoadSpec(files, Task.TEXT_GENERATION, 64, threads=1))
-    with pytest.raises(InvalidInputError, match="vocabulary has 256") as caught:
+    with pytest.raises(ModelFaultError, match="vocabulary has 256") as caught:
         list(engine.generate("the program", Sampling(max_tokens=2)))
     assert "tokenizer" in caught.value.advice
     assert list(engine.generate("a", Sampling(max_tokens=2)))

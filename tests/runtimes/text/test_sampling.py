@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from runtimes.base import Sampling
-from runtimes.errors import InvalidInputError
+from runtimes.errors import InvalidInputError, ModelFaultError
 from runtimes.text.sampling import Sampler, negative_log_likelihood
 
 PROBABILITIES = np.array([0.5, 0.3, 0.15, 0.05])
@@ -145,3 +145,17 @@ def test_likelihood_is_that_of_softmax() -> None:
     rows = np.stack([LOGITS, LOGITS + 100])
     nats = negative_log_likelihood(rows, np.array([0, 3]))
     assert nats == pytest.approx(-np.log(0.5) - np.log(0.05), rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(temperature=1.0), Sampling(temperature=1.0, top_k=2)]
+)
+def test_logits_that_are_not_finite_are_a_fault_of_the_model(
+    bad: float, sampling: Sampling
+) -> None:
+    logits = np.array([1.0, bad, 2.0, 0.5], dtype=np.float32)
+    with pytest.raises(ModelFaultError, match="logit"):
+        Sampler(sampling).choose(logits)
+    with pytest.raises(ModelFaultError, match="logit"):
+        Sampler(sampling).choose(np.full(4, -np.inf, np.float32))
