@@ -21,7 +21,9 @@ from artifact.trust.statements import Authorities
 _FetchChunks: TypeAlias = "grpc.aio.UnaryStreamMultiCallable[device_pb2.FetchChunksRequest, bytes]"
 
 UNARY_SECONDS: Final = 30.0
-MAX_METADATA_BYTES: Final = 4 << 20
+# A unary call shows no progress, so the time has to suffice for the largest metadata (2 MiB) on a
+# slow link (7 KiB/s).
+METADATA_SECONDS: Final = 300.0
 # Calls on a channel that a new certificate replaced may take this long to end.
 OLD_CHANNEL_SECONDS: Final = 600.0
 _FETCH_CHUNKS: Final = "/flotilla.v1.DeviceService/FetchChunks"
@@ -120,7 +122,7 @@ class Connection:
         """Fetch a metadata file; None if the server has no such name. SourceUnavailableError."""
         try:
             request = device_pb2.FetchMetadataRequest(name=name)
-            answer = await answered(self.stub.FetchMetadata(request, timeout=UNARY_SECONDS))
+            answer = await answered(self.stub.FetchMetadata(request, timeout=METADATA_SECONDS))
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 return None

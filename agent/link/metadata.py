@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 from agent.errors import AgentError, SourceUnavailableError
 from agent.journal import Assignment
-from agent.link.connection import UNARY_SECONDS
+from agent.link.connection import METADATA_SECONDS
 from agent.notary import Ask, expect
 from agent.notary import questions as q
 from artifact.errors import ArtifactError, UntrustedError
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 # As in artifact.trust.client, whose import (python-tuf) would cost the idle daemon 14 MiB.
 _ROOT_FLOOR: Final = "director/root"
-_FETCH_SECONDS: Final = UNARY_SECONDS + 5
+_FETCH_SECONDS: Final = METADATA_SECONDS + 5
 # python-tuf follows at most 256 roots at once; the other roles add a few files.
 MAX_FILES: Final = 300
 

@@ -107,7 +107,7 @@ class Downloader:
     async def _fetch_whole(self, file: File, progress: _FileProgress) -> None:
         """Retry until the file is in the store; every kind of failure has its bound.
 
-        An unreachable source is retried until the transfer's deadline, a corrupt chunk
+        An unreachable source is retried until the transfer stalls, a corrupt chunk
         MAX_CORRUPT_TRIES times, a refused delta once more by chunks, a full disk not at all.
         """
         transfer, backoff = progress.transfer, self._backoff()
@@ -118,7 +118,7 @@ class Downloader:
             try:
                 await self._fetch_file(file, progress, deltas=deltas)
             except SourceUnavailableError:
-                if transfer.is_past_deadline:
+                if transfer.is_stalled:
                     raise
                 # Progress was made, so the next interruption starts with a short wait again.
                 if transfer.progress.received_bytes > received:
@@ -158,6 +158,7 @@ class Downloader:
                 async with aclosing(_receive(transfer, batch)) as chunks:
                     async for chunk, data in chunks:
                         await _run_to_completion(_store_chunk, partial, chunk, data)
+                        transfer.mark_progress()
                         done += chunk.size
                         progress.report(done, file.size)
             await _run_to_completion(partial.sync)
@@ -217,6 +218,7 @@ class Downloader:
         data = await transfer.whole(bytes.fromhex(file.index), MAX_INDEX_BYTES)
         index = decode_index_of(file, data)
         self._store.save_index(index)
+        transfer.mark_progress()
         return index
 
 

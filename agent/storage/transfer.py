@@ -30,7 +30,8 @@ class ChunkSource(Protocol):
 class TransferLimits:
     """Bounds in time and rate after which a download ends with SlowDownloadError."""
 
-    total_seconds: float = 24 * 3600
+    # Without a verified chunk. A download of any length may go on as long as it progresses.
+    stalled_seconds: float = 24 * 3600
     # The least rate over each window. A slower connection is closed and tried again, since a new
     # one may take another route.
     least_bytes_per_second: float = 1024
@@ -52,7 +53,7 @@ class TransferProgress:
 
 
 class Transfer:
-    """Bytes from a source to one download; its time begins on construction."""
+    """Bytes from a source to one download; its deadline counts from the last verified chunk."""
 
     def __init__(
         self,
@@ -65,12 +66,16 @@ class Transfer:
         self.progress = progress
         self._limits = limits
         self._clock = clock
-        self._deadline = clock() + limits.total_seconds
+        self._progressed_at = clock()
+
+    def mark_progress(self) -> None:
+        """Start the deadline again: a chunk was verified and stored."""
+        self._progressed_at = self._clock()
 
     @property
-    def is_past_deadline(self) -> bool:
-        """True once ``total_seconds`` have passed."""
-        return self._clock() >= self._deadline
+    def is_stalled(self) -> bool:
+        """True once ``stalled_seconds`` have passed without progress."""
+        return self._clock() - self._progressed_at >= self._limits.stalled_seconds
 
     async def pieces(self, digests: Sequence[bytes]) -> AsyncGenerator[bytes, None]:
         """Yield the chunks' bytes in pieces of any size.
@@ -96,8 +101,9 @@ class Transfer:
                     if in_window < elapsed * self._limits.least_bytes_per_second:
                         raise _too_slow(in_window, elapsed)
                     began, in_window = self._clock(), 0
-                if self.is_past_deadline:
-                    raise _too_slow(self.progress.received_bytes, self._limits.total_seconds)
+                # Bytes alone are no progress: a server could send wrong ones without end.
+                if self.is_stalled:
+                    raise _too_slow(self.progress.received_bytes, self._limits.stalled_seconds)
                 yield piece
 
     async def whole(self, digest: bytes, most_bytes: int) -> bytes:

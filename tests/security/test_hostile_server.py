@@ -133,7 +133,7 @@ def a_file(root: Path) -> File:
 
 async def fetch(connection: Connection, store: FileStore, file: File) -> None:
     """Fetch with a real box's limits and shorter timeouts."""
-    limits = TransferLimits(total_seconds=1, least_bytes_per_second=1000, window_seconds=0.3)
+    limits = TransferLimits(stalled_seconds=1, least_bytes_per_second=1000, window_seconds=0.3)
     downloader = Downloader(store, connection, limits=limits, backoff=lambda: Backoff(0.05, 0.05))
     async with asyncio.timeout(PATIENCE_SECONDS):
         await downloader.fetch([file], TransferProgress(), lambda: None)
@@ -187,7 +187,7 @@ async def test_metadata_is_given_up_whatever_comes(
     compression: grpc.Compression,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connections, "UNARY_SECONDS", 1)
+    monkeypatch.setattr(connections, "METADATA_SECONDS", 1)
     server, connection = hostile
     server.answers["FetchMetadata"], server.compression = answer, compression
     with pytest.raises(SourceUnavailableError):

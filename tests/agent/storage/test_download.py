@@ -268,7 +268,7 @@ async def test_a_trickle_is_broken_off_and_given_up_at_the_deadline(
     slow = Downloader(
         box.store,
         box.server,
-        limits=TransferLimits(total_seconds=100, least_bytes_per_second=11, window_seconds=30),
+        limits=TransferLimits(stalled_seconds=100, least_bytes_per_second=11, window_seconds=30),
         clock=lambda: float(next(seconds)),
         backoff=no_wait,
     )
@@ -311,3 +311,52 @@ async def test_clearing_spares_what_is_named_and_takes_the_rest(box: Box, tmp_pa
     assert box.store.index(keep) is not None
     assert not box.store.has(drop)
     assert box.left() == []
+
+
+async def test_a_download_that_progresses_may_take_longer_than_its_deadline(
+    box: Box, tmp_path: Path
+) -> None:
+    """A large model over a slow link takes days; the deadline counts from the last chunk."""
+    now = 0.0
+
+    def ten_hours_later(_: float, __: float) -> float:
+        nonlocal now
+        now += 36_000
+        return 0.0
+
+    file = box.server.add(random_file(tmp_path / "a", 5 * MIB))
+    index_bytes = len(box.server.chunks[bytes.fromhex(file.index)])
+    # One chunk per connection, ten hours apart: 50 hours in all, against a deadline of 24.
+    box.server.break_after = [index_bytes + 1, *[MIB] * 5]
+    box.downloader = Downloader(
+        box.store,
+        box.server,
+        clock=lambda: now,
+        backoff=lambda: Backoff(0, 0, uniform=ten_hours_later),
+    )
+    await box.fetch(file)
+    assert box.store.has(file)
+    assert now >= 5 * 36_000
+
+
+async def test_a_download_without_progress_ends_at_its_deadline(box: Box, tmp_path: Path) -> None:
+    now = 0.0
+
+    def ten_hours_later(_: float, __: float) -> float:
+        nonlocal now
+        now += 36_000
+        return 0.0
+
+    file = box.server.add(random_file(tmp_path / "a", 5 * MIB))
+    # Every connection delivers bytes, and none a complete chunk.
+    index_bytes = len(box.server.chunks[bytes.fromhex(file.index)])
+    box.server.break_after = [index_bytes + 1] + [1000] * 10
+    box.downloader = Downloader(
+        box.store,
+        box.server,
+        clock=lambda: now,
+        backoff=lambda: Backoff(0, 0, uniform=ten_hours_later),
+    )
+    with pytest.raises(SourceUnavailableError):
+        await box.fetch(file)
+    assert now == 3 * 36_000

@@ -47,7 +47,7 @@ async def test_too_slow_is_broken_off_after_a_window_and_anything_at_the_deadlin
     piece: bytes, seconds: int
 ) -> None:
     """The clock advances one second per piece: 2 bytes per second are too few, 3 suffice."""
-    limits = TransferLimits(total_seconds=20, least_bytes_per_second=2.5, window_seconds=4)
+    limits = TransferLimits(stalled_seconds=20, least_bytes_per_second=2.5, window_seconds=4)
     server, progress, ticks = Endless(piece), TransferProgress(), itertools.count()
     with pytest.raises(SlowDownloadError):
         await Transfer(server, progress, limits, lambda: float(next(ticks))).whole(DIGEST, 10**6)
