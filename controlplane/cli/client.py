@@ -14,6 +14,7 @@ import msgspec
 
 from artifact.tls_faults import TlsFault, read_tls_fault
 from controlplane.cli.app import GlobalOptions, RefusedError
+from controlplane.cli.mutations import MutationInterceptor
 
 TIMEOUT_SECONDS = 30.0
 PROBE_SECONDS = 3.0
@@ -74,7 +75,7 @@ def connect(settings: GlobalOptions) -> Iterator[grpc.Channel]:
     ]
     with grpc.secure_channel(context.server, credentials, options) as channel:
         try:
-            yield channel
+            yield grpc.intercept_channel(channel, MutationInterceptor())
         except grpc.RpcError as error:
             raise refusal(error, context) from error
 
@@ -189,7 +190,8 @@ _ADVICE_BY_CODE = {
     grpc.StatusCode.UNAUTHENTICATED: "Get a token with `flotilla access token create`, "
     "and put it into the context file.",
     grpc.StatusCode.PERMISSION_DENIED: "Ask an admin for a token with a role that may do this.",
-    grpc.StatusCode.DEADLINE_EXCEEDED: "The server is slow or stuck; look at its log, try again.",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "The server is slow or stuck; see its log. A change may "
+    "have been made nevertheless: check with `list` or `show` before you repeat the command.",
     grpc.StatusCode.RESOURCE_EXHAUSTED: "The server is busy; try again in a moment.",
     grpc.StatusCode.UNIMPLEMENTED: "The server is older than this command; update it.",
     grpc.StatusCode.INTERNAL: "The server's log has the details.",
