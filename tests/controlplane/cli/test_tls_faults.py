@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from controlplane.cli.app import RefusedError, Settings
+from controlplane.cli.app import GlobalOptions, RefusedError
 from controlplane.cli.client import connect
 from tests.agent.tls import Authority
 
@@ -44,7 +44,7 @@ def test_a_fault_of_the_certificate_has_its_own_message(
     path.write_text(json.dumps(context))
     path.chmod(0o600)
     try:
-        with pytest.raises(RefusedError) as refused, connect(Settings(path)) as channel:
+        with pytest.raises(RefusedError) as refused, connect(GlobalOptions(path)) as channel:
             channel.unary_unary("/flotilla.v1.FleetService/ListDevices")(b"", timeout=10)
     finally:
         server.stop(None)
