@@ -183,7 +183,7 @@ def _report(settings: GlobalOptions, folder: KeyFolder, *, founded: bool) -> Non
         print_json(fields)
         return
     click.echo(
-        "The server's image repository is founded."
+        "The server's image repository is initialised."
         if founded
         else "Already done: the server trusts this root."
     )
