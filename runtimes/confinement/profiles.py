@@ -30,7 +30,7 @@ _READ_ONLY: Final[dict[str, Rule]] = {
 
 # With these, the kernel would signal another process when a file becomes readable. The first three
 # are fcntl's F_SETOWN, F_SETSIG and F_SETOWN_EX, then ioctl's FIOSETOWN and SIOCSPGRP.
-_NOBODY_TO_SIGNAL: Final[dict[str, Rule]] = {
+_NO_SIGNAL_OWNER: Final[dict[str, Rule]] = {
     "fcntl": unless_one_of(1, (8, 10, 15)),
     "ioctl": unless_one_of(1, (0x8901, 0x8902)),
 }
@@ -49,7 +49,7 @@ _NEVER_FOR_ENGINES: Final = (
     # Nor the shared memory, queues and semaphores of a user, which outlast processes.
     *("shmget", "shmat", "shmctl", "semget", "semop", "semtimedop", "semctl"),
     *("msgget", "msgsnd", "msgrcv", "msgctl", "mq_open", "mq_unlink"),
-    # No other program, no other process.
+    # No other programs or processes.
     *("execve", "execveat", "fork", "vfork", "ptrace", "process_vm_readv", "process_vm_writev"),
     *("pidfd_open", "pidfd_getfd", "pidfd_send_signal", "kill", "tkill"),
     *("rt_sigqueueinfo", "rt_tgsigqueueinfo"),
@@ -73,7 +73,7 @@ def reader() -> Filter:
     """Return the filter that allows only what reading a file takes."""
     no_code = unless_any_bit(2, mmap.PROT_EXEC)
     no_programs = {"mmap": no_code, "mprotect": no_code}
-    rules = dict.fromkeys(_READING, ALLOW) | _READ_ONLY | _NOBODY_TO_SIGNAL | no_programs
+    rules = dict.fromkeys(_READING, ALLOW) | _READ_ONLY | _NO_SIGNAL_OWNER | no_programs
     return Filter(rules, otherwise=refuse())
 
 
@@ -86,7 +86,7 @@ def engine() -> Filter:
     rules = (
         dict.fromkeys(_NEVER_FOR_ENGINES, refuse())
         | _READ_ONLY
-        | _NOBODY_TO_SIGNAL
+        | _NO_SIGNAL_OWNER
         | {
             "clone": only_with_bit(0, _CLONE_THREAD),
             "clone3": _TAKE_THE_OLDER,

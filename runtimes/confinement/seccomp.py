@@ -73,10 +73,11 @@ def only_equal(position: int, value: int) -> Rule:
 
 def unless_one_of(position: int, values: Sequence[int]) -> Rule:
     """Allow if this argument has none of these values."""
-    left = range(len(values), 0, -1)
+    # Instructions to skip from each comparison to the refusal at the end.
+    distances = range(len(values), 0, -1)
     found = (
         _instruction(_JUMP_IF_EQUAL, value, if_true=to_refusal)
-        for value, to_refusal in zip(values, left, strict=True)
+        for value, to_refusal in zip(values, distances, strict=True)
     )
     return _argument(position) + b"".join(found) + ALLOW + refuse()
 
@@ -102,7 +103,7 @@ def assemble(rules: Mapping[str, Rule], otherwise: Rule, machine: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Rules by the name of the call, and the answer for all other calls."""
+    """Rules by call name, and the rule for all other calls."""
 
     rules: Mapping[str, Rule]
     otherwise: Rule

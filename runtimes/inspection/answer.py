@@ -7,7 +7,7 @@ from msgspec import Meta, Struct
 
 from runtimes.base import Inspection
 
-# 65,536 tensors with names of some hundred bytes, twice over.
+# Twice the size of 65,536 tensors with names of some hundred bytes.
 MAX_ANSWER_BYTES: Final = 64 << 20
 MAX_WORDS: Final = 4096
 
@@ -15,7 +15,7 @@ Words = Annotated[str, Meta(max_length=MAX_WORDS)]
 
 
 class Found(Struct, frozen=True, tag=True):
-    """The file is sound."""
+    """Answer for a valid file."""
 
     inspection: Inspection
     confinement: Annotated[str, Meta(max_length=64)]

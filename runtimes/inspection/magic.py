@@ -54,7 +54,7 @@ def refuse_disguise(path: Path, *, expected: bytes = b"") -> None:
     if _ends_as_zip(tail):
         raise UnsafeFileError(
             f"{path.name} is also a zip archive, read from its end",
-            advice="Export the model again; a sound file is one thing only.",
+            advice="Export the model again.",
         )
 
 

@@ -16,7 +16,7 @@ from runtimes.endings import ending_of
 from runtimes.errors import InspectionDiedError, UnsafeFileError
 from runtimes.inspection.answer import MAX_ANSWER_BYTES, Refused, decode
 
-MAX_COMPLAINT_BYTES: Final = 64 << 10
+MAX_STDERR_BYTES: Final = 64 << 10
 # Readers do not map larger files.
 MAX_MAPPED_BYTES: Final = 1 << 31
 # The child gets no passphrase, token or proxy, only what Python needs to find itself.
@@ -57,13 +57,13 @@ def inspect_apart(location: str, path: Path, limits: Limits = DEFAULT_LIMITS) ->
     try:
         answer = decode(output)
     except msgspec.MsgspecError as error:
-        raise _died(path, f"gave an answer that is none: {error}") from error
+        raise _died(path, f"gave an invalid answer: {error}") from error
     if isinstance(answer, Refused):
         raise UnsafeFileError(_plain(answer.message), advice=_plain(answer.advice) or _ADVICE)
     for tensor in answer.inspection.tensors:
         least = min(tensor.offset, tensor.size, *tensor.shape)
         if least < 0 or (not tensor.file and tensor.offset + tensor.size > size):
-            raise _died(path, f"told of the impossible tensor {tensor.name[:64]!a}")
+            raise _died(path, f"reported the impossible tensor {tensor.name[:64]!a}")
     return Inspected(answer.inspection, answer.confinement)
 
 
@@ -83,16 +83,16 @@ def _run(location: str, path: Path, size: int, limits: Limits) -> bytes:
         start_new_session=True,
     ) as process:
         try:
-            output, complaint = _collect(process, deadline)
+            output, stderr = _collect(process, deadline)
             code = process.wait(max(0.0, deadline - time.monotonic()))
         except (TimeoutError, subprocess.TimeoutExpired):
             raise _died(path, f"took longer than {limits.seconds:g} s and was killed") from None
         except OverflowError:
-            raise _died(path, "did not stop talking and was killed") from None
+            raise _died(path, "printed too much and was killed") from None
         finally:
             process.kill()
     if code != 0:
-        raise _died(path, _ending(code, complaint))
+        raise _died(path, _ending(code, stderr))
     return output
 
 
@@ -100,8 +100,8 @@ def _collect(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, 
     """Read both pipes to their ends; raises TimeoutError, or OverflowError for too much output."""
     assert process.stdout is not None  # noqa: S101 - it is a pipe
     assert process.stderr is not None  # noqa: S101 - it is a pipe
-    limits = {process.stdout: MAX_ANSWER_BYTES, process.stderr: MAX_COMPLAINT_BYTES}
-    heard: dict[IO[bytes], bytearray] = {pipe: bytearray() for pipe in limits}
+    limits = {process.stdout: MAX_ANSWER_BYTES, process.stderr: MAX_STDERR_BYTES}
+    received: dict[IO[bytes], bytearray] = {pipe: bytearray() for pipe in limits}
     with selectors.DefaultSelector() as selector:
         for pipe in limits:
             selector.register(pipe, selectors.EVENT_READ, pipe)
@@ -112,21 +112,21 @@ def _collect(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, 
             for key, _ in ready:
                 pipe = key.data
                 data = os.read(key.fd, 1 << 16)
-                heard[pipe] += data
+                received[pipe] += data
                 if not data:
                     selector.unregister(pipe)
-                elif len(heard[pipe]) > limits[pipe]:
+                elif len(received[pipe]) > limits[pipe]:
                     raise OverflowError
-    return bytes(heard[process.stdout]), bytes(heard[process.stderr])
+    return bytes(received[process.stdout]), bytes(received[process.stderr])
 
 
-def _plain(words: str) -> str:
+def _plain(text: str) -> str:
     """Remove terminal control characters: a subverted process may print anything."""
-    return "".join(each if each.isprintable() else "?" for each in words)
+    return "".join(each if each.isprintable() else "?" for each in text)
 
 
-def _ending(code: int, complaint: bytes) -> str:
-    last_line = complaint.decode(errors="replace").strip().rpartition("\n")[2]
+def _ending(code: int, stderr: bytes) -> str:
+    last_line = stderr.decode(errors="replace").strip().rpartition("\n")[2]
     words = f" ({last_line[-300:]!a})" if last_line else ""
     return f"{ending_of(code)}{words}"
 

@@ -18,17 +18,20 @@ def check_adapter(adapter: Inspection, base: Inspection) -> None:
     kind, form = (adapter.metadata.get(key) for key in ("general.type", "adapter.type"))
     if (kind, form) != ("adapter", "lora"):
         raise _refusal(
-            f"the file is no LoRA adapter: it says general.type = {kind!a}, adapter.type = {form!a}"
+            f"the file is not a LoRA adapter: general.type is {kind!a} (expected 'adapter'), "
+            f"adapter.type is {form!a} (expected 'lora')"
         )
     if any(key.startswith("adapter.alora") for key in adapter.metadata):
-        raise _refusal("the adapter is one that its prompt activates (aLoRA)")
+        raise _refusal(
+            "the adapter is activated by its prompt (aLoRA), which this engine does not support"
+        )
     if adapter.architecture != base.architecture:
         raise _refusal(
             f"the adapter is for {adapter.architecture[:64]!a}, the base is {base.architecture!a}"
         )
     alpha = adapter.metadata.get("adapter.lora.alpha", "")
     if not _is_number(alpha):
-        raise _refusal(f"the adapter's scale is adapter.lora.alpha = {alpha[:64]!a}")
+        raise _refusal(f"adapter.lora.alpha is {alpha[:64]!a}; a finite number is expected")
     shapes = {tensor.name: tensor.shape for tensor in adapter.tensors}
     names = {name.removesuffix(_A).removesuffix(_B) for name in shapes}
     weights = {tensor.name: tensor.shape for tensor in base.tensors}
@@ -43,16 +46,16 @@ def _check_pair(
 ) -> None:
     """Check that ``up @ down`` has the weight's shape."""
     if weight is None or len(weight) != 2:  # noqa: PLR2004 - a matrix
-        raise _refusal(f"the adapter changes {name[:64]!a}, which is no matrix of the base")
+        raise _refusal(f"the adapter changes {name[:64]!a}, which is not a matrix of the base")
     if len(down) != 2 or len(up) != 2:  # noqa: PLR2004 - likewise
-        raise _refusal(f"the adapter lacks lora_a or lora_b of {name!a}, or they are no matrices")
+        raise _refusal(f"the adapter lacks lora_a or lora_b of {name!a}, or they are not matrices")
     outer = (up[0], down[1])
     inner = (up[1], down[0])
     if name == _EMBEDDING:
         outer, inner = (down[0], up[0]), (down[1], up[1])
     if outer != weight or inner[0] != inner[1] or inner[0] > MAX_RANK:
         raise _refusal(
-            f"the adapter's {name!a} is {up} times {down}, the base's has the shape {weight}"
+            f"the adapter's {name!a} is {up} times {down}; the base's has the shape {weight}"
         )
 
 

@@ -17,11 +17,11 @@ def decode_bytes(inspection: Inspection) -> dict[str, int]:
     for tensor in inspection.tensors:
         if tensor.name == _EMBEDDING and _HEAD in names:
             continue
-        read[tensor.type] = read.get(tensor.type, 0) + _read_of(tensor, inspection)
+        read[tensor.type] = read.get(tensor.type, 0) + _bytes_read(tensor, inspection)
     return read
 
 
-def _read_of(tensor: TensorInfo, inspection: Inspection) -> int:
+def _bytes_read(tensor: TensorInfo, inspection: Inspection) -> int:
     if _EXPERTS not in tensor.name:
         return tensor.size
     used, all_of_them = (

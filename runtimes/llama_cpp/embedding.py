@@ -26,11 +26,11 @@ from runtimes.text.embedding import check_length, check_number, check_texts
 # another width, so reading the model's width would exceed them.
 POOLINGS: Final = frozenset({"1", "2", "3"})
 # Length below which a vector counts as zero.
-SHORTEST: Final = float(np.finfo(np.float32).tiny)
+MIN_LENGTH: Final = float(np.finfo(np.float32).tiny)
 
 
 class LlamaCppEmbeddingEngine:
-    """An encoder; one text per pass."""
+    """An encoder that reads one text per pass."""
 
     def __init__(self, model: Model, parallel: int = 1) -> None:
         self._model = model
@@ -65,7 +65,7 @@ class LlamaCppEmbeddingEngine:
         vector = self._model.embed(tokens)
         length = float(np.linalg.norm(vector))
         check_number(length)
-        return (vector / max(length, SHORTEST)).astype("<f4").tobytes()
+        return (vector / max(length, MIN_LENGTH)).astype("<f4").tobytes()
 
     def _require_open(self) -> None:
         if self._model.closed:
@@ -96,7 +96,8 @@ class LlamaCppEmbeddingEngine:
         self._model.close()
 
 
-def _only_embeds(came: str) -> UnsupportedModelError:
+def _only_embeds(request: str) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"this model makes embeddings; {came} came", advice="Call it at /v1/embeddings."
+        f"this model computes embeddings; the request has {request}",
+        advice="Call it at /v1/embeddings.",
     )

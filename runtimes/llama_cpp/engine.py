@@ -41,7 +41,7 @@ from runtimes.text.scoring import score_of
 
 
 class LlamaCppEngine:
-    """A GGUF model with one context, which several generations share."""
+    """A GGUF language model with one context that several generations share."""
 
     def __init__(self, model: Model, parallel: int = 1) -> None:
         self._model = model
@@ -112,7 +112,8 @@ class LlamaCppEngine:
 
     def embed(self, texts: Sequence[str]) -> Steps[Embeddings]:
         raise UnsupportedModelError(
-            f"a language model makes no embeddings; {len(texts)} texts came",
+            f"this model's task is {Task.TEXT_GENERATION}; the request has {len(texts)} texts to "
+            "embed",
             advice="Deploy an encoder for them.",
         )
 
@@ -121,7 +122,7 @@ class LlamaCppEngine:
     ) -> list[TensorValue]:
         del on_cancel
         raise UnsupportedModelError(
-            f"a language model takes no tensors; {len(inputs)} came",
+            f"this model's task is {Task.TEXT_GENERATION}; the request has {len(inputs)} tensors",
             advice="Call the completions endpoint.",
         )
 
@@ -173,8 +174,8 @@ def load(spec: LoadSpec) -> LlamaCppEngine | LlamaCppEmbeddingEngine:
         pooling = base.metadata.get(f"{base.architecture}.pooling_type")
         if pooling not in POOLINGS:
             raise LoadError(
-                f"the model does not say how it pools: {base.architecture}.pooling_type is "
-                f"{pooling}",
+                f"{base.architecture}.pooling_type is {pooling}; 1 (mean), 2 (first token) or 3 "
+                "(last token) is expected",
                 advice="Convert it with llama.cpp's convert_hf_to_gguf.py, or deploy an encoder.",
             )
         context = spec.context_length or min(base.context_length, BATCH_TOKENS)

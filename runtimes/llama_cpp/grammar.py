@@ -53,7 +53,7 @@ _CANDIDATE: Final = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.
 def check_grammar(text: str) -> None:
     """Raise InvalidInputError, with the reason, for grammars that would crash llama.cpp."""
     if len(text) > MAX_GRAMMAR_CHARACTERS:
-        raise _refusal(f"has {len(text)} characters, more than {MAX_GRAMMAR_CHARACTERS}")
+        raise _refusal(f"has {len(text)} characters; the maximum is {MAX_GRAMMAR_CHARACTERS}")
     nesting = repetitions = repeated = written = 0
     rules: list[str] = []
     for match in _tokens(text):
@@ -68,7 +68,7 @@ def check_grammar(text: str) -> None:
             written = len(match["written"] or "r")
         nesting += bool(match["open"]) - bool(match["close"])
         if nesting > MAX_NESTING or nesting < 0:
-            raise _refusal(f"nests brackets deeper than {MAX_NESTING}, or closes what is not open")
+            raise _refusal(f"nests brackets deeper than {MAX_NESTING}, or has an unmatched bracket")
     too_many = repetitions > MAX_ALL_REPETITIONS or repeated > MAX_REPEATED_CHARACTERS
     if too_many or len(rules) > MAX_RULES:
         raise _refusal("has too many rules or repetitions")
@@ -81,7 +81,9 @@ def _tokens(text: str) -> Iterator[re.Match[str]]:
     while position < len(text):
         match = _TOKEN.match(text, position)
         if match is None:
-            raise _refusal(f"cannot be read at {position}: {text[position : position + 20]!a}")
+            raise _refusal(
+                f"has an error at character {position}: {text[position : position + 20]!a}"
+            )
         position = match.end()
         yield match
 
@@ -90,7 +92,9 @@ def _repetitions(match: re.Match[str]) -> int:
     least = int(match["least"])
     most = int(match["most"]) if match["most"] else least
     if not least <= most <= MAX_REPETITIONS:
-        raise _refusal(f"repeats {match[0]}: not in order, or more than {MAX_REPETITIONS}")
+        raise _refusal(
+            f"has the repetition {match[0]}; counts must ascend and be at most {MAX_REPETITIONS}"
+        )
     return most
 
 
@@ -98,12 +102,12 @@ class Grammar:
     """State of a text in a grammar; a Constraint (runtimes.text.sampling)."""
 
     def __init__(self, model: Model, text: str) -> None:
-        complaints: list[str] = []
-        with listening(complaints.append):
+        log_lines: list[str] = []
+        with listening(log_lines.append):
             sampler = llama_cpp.llama_sampler_init_grammar(model.vocab, text.encode(), b"root")
         if not sampler:
-            said = f": {complaints[0][:200]}" if complaints else ""
-            raise _refusal(f"is refused by llama.cpp{said}")
+            reason = f": {log_lines[0][:200]}" if log_lines else ""
+            raise _refusal(f"is refused by llama.cpp{reason}")
         self._sampler = sampler
         weakref.finalize(self, llama_cpp.llama_sampler_free, sampler)
         self._all = np.zeros(model.vocab_size, _CANDIDATE)

@@ -75,6 +75,7 @@ class _Collector:
         self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._on_operation)
 
     def _on_operation(self, address: int, ask: bool, _: Any) -> bool:
+        # If the struct's layout changed in a new version, ``name`` lies elsewhere: read nothing.
         if _ggml().ggml_get_name(address) != address + _Tensor.name.offset:
             self.unknown_layout = True
             return not ask
@@ -111,8 +112,8 @@ def measure_importance(
         window = min(_WINDOW_TOKENS, model.context_length)
         if len(tokens) < _MIN_TOKENS:
             raise QuantizeError(
-                f"{text} has {len(tokens)} tokens, too few to calibrate on",
-                advice=f"Give a text of at least {_MIN_TOKENS}; tens of thousands are usual.",
+                f"{text} has {len(tokens)} tokens; calibration needs at least {_MIN_TOKENS}",
+                advice="Give a longer text; tens of thousands of tokens are usual.",
             )
         for start in range(0, len(tokens), MAX_OUTPUTS):
             progress("measuring importance", start / len(tokens))
@@ -124,7 +125,7 @@ def measure_importance(
         model.close()
     if collector.unknown_layout or not collector.sums:
         raise QuantizeError(
-            f"llama.cpp did not show what {source.name}'s weights are multiplied with",
+            f"llama.cpp did not expose the activations of {source.name}",
             advice="Quantize without calibration.",
         )
     progress("measuring importance", 1.0)

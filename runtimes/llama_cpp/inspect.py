@@ -70,7 +70,7 @@ class _Header:
         magic = self._read(len(MAGIC))
         version = self._number(_U32)
         if magic != MAGIC or version not in VERSIONS:
-            raise self._unsafe(f"it has the version {version}; versions {VERSIONS} are read")
+            raise self._unsafe(f"its version is {version}; the supported versions are {VERSIONS}")
         self._tensor_count = self._count("tensors", MAX_TENSORS)
         self._key_count = self._count("metadata keys", MAX_KEYS)
 
@@ -80,7 +80,7 @@ class _Header:
         for _ in range(self._key_count):
             key = self._string("a metadata key", MAX_KEY_BYTES)
             if key in metadata or f"{key}#" in metadata or key.endswith("#"):
-                raise self._unsafe(f"the metadata key {key!a} stands there twice, or is none")
+                raise self._unsafe(f"the metadata key {key!a} is repeated or ends with '#'")
             kind = self._number(_U32)
             if kind == ARRAY:
                 metadata[f"{key}#"] = self._skip_array(key)
@@ -96,7 +96,9 @@ class _Header:
             or not 8 <= alignment <= MAX_ALIGNMENT  # noqa: PLR2004 - llama.cpp's least
             or alignment & (alignment - 1)
         ):
-            raise self._unsafe(f"its alignment is {alignment!a}")
+            raise self._unsafe(
+                f"its alignment is {alignment!a}; expected a power of two, 8 to {MAX_ALIGNMENT}"
+            )
         entries = [self._tensor() for _ in range(self._tensor_count)]
         begin = self._position + -self._position % alignment
         tensors = tuple(
@@ -137,7 +139,7 @@ class _Header:
         names = Counter(tensor.name for tensor in tensors)
         repeated = [name for name, count in names.items() if count > 1]
         if repeated:
-            raise self._unsafe(f"tensor {repeated[0]!a} stands there twice")
+            raise self._unsafe(f"tensor {repeated[0]!a} is repeated")
         end = begin if tensors else self._position
         for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
             if tensor.offset < end or tensor.offset % alignment:
@@ -145,7 +147,7 @@ class _Header:
             end = tensor.offset + tensor.size
         if end > self._size:
             raise self._unsafe(
-                f"its tensors need {end} bytes, and it has {self._size}: it is cut off"
+                f"its tensors need {end} bytes; the file has {self._size}: it is truncated"
             )
         if self._size - end >= max(alignment, DEFAULT_ALIGNMENT):
             raise self._unsafe(f"{self._size - end} bytes follow its last tensor")
@@ -164,7 +166,9 @@ class _Header:
         count = self._number(_U64)
         self._array_values += count
         if self._array_values > MAX_ARRAY_VALUES:
-            raise self._unsafe(f"the array {key!a} has {count} values")
+            raise self._unsafe(
+                f"the array {key!a} has {count} values; all arrays may have {MAX_ARRAY_VALUES}"
+            )
         if kind == STRING:
             for _ in range(count):
                 self._skip(self._length(f"a string of {key!a}", MAX_STRING_BYTES))
@@ -184,13 +188,13 @@ class _Header:
     def _length(self, what: str, limit: int) -> int:
         length = self._number(_U64)
         if length > limit:
-            raise self._unsafe(f"{what} has {length} bytes, at most {limit} are read")
+            raise self._unsafe(f"{what} has {length} bytes; the maximum is {limit}")
         return length
 
     def _count(self, what: str, limit: int) -> int:
         count = self._number(_U64)
         if count > limit:
-            raise self._unsafe(f"it announces {count} {what}, at most {limit} are read")
+            raise self._unsafe(f"it announces {count} {what}; the maximum is {limit}")
         return count
 
     def _number(self, form: struct.Struct) -> int:
@@ -211,13 +215,13 @@ class _Header:
     def _advance(self, length: int) -> None:
         self._position += length
         if self._position > self._size:
-            raise self._unsafe(f"its header reaches beyond its {self._size} bytes: it is cut off")
+            raise self._unsafe(f"its header reaches beyond its {self._size} bytes: it is truncated")
         if self._position > MAX_HEADER_BYTES:
-            raise self._unsafe(f"its header has more than {MAX_HEADER_BYTES} bytes")
+            raise self._unsafe(f"its header has more than {MAX_HEADER_BYTES} bytes, the maximum")
 
     def _unsafe(self, reason: str) -> UnsafeFileError:
         return UnsafeFileError(
-            f"{self._name} is not a sound GGUF file: {reason}",
+            f"{self._name} is not a valid GGUF file: {reason}",
             advice="Fetch or export it again; do not load it with anything else.",
         )
 

@@ -59,7 +59,7 @@ def to_grammar(text: str) -> str:
         schema = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(
-            f"the JSON schema is no JSON: {str(error)[:200]}", advice="Send a JSON object."
+            f"the JSON schema is not valid JSON: {str(error)[:200]}", advice="Send a JSON object."
         ) from error
     try:
         return _Converter(schema).grammar()
@@ -87,11 +87,11 @@ class _Converter:
         """Return an expression for the values of a schema."""
         self._schemas += 1
         if depth > MAX_DEPTH or self._schemas > MAX_SCHEMAS:
-            raise refusal(f"goes deeper than {MAX_DEPTH} or has more than {MAX_SCHEMAS} parts")
+            raise refusal(f"is nested deeper than {MAX_DEPTH} or has more than {MAX_SCHEMAS} parts")
         if schema is True or schema == {}:
             return "value"
         if not isinstance(schema, dict):
-            raise refusal(f"has {json.dumps(schema)[:100]} where a schema belongs")
+            raise refusal(f"has {json.dumps(schema)[:100]} in place of a schema")
         self._check_keywords(schema)
         if "$ref" in schema:
             return self._refer(schema["$ref"], depth)
@@ -131,7 +131,7 @@ class _Converter:
     def _check_keywords(self, schema: dict[str, Any]) -> None:
         known = _GENERAL | _NOTES | set[str]().union(*_OF_TYPE.values())
         if unknown := sorted(set(schema) - known):
-            raise refusal(f"uses {unknown[0][:64]!a}, which no grammar holds here")
+            raise refusal(f"uses {unknown[0][:64]!a}, which cannot be converted to a grammar")
         for whole, beside in _WHOLE.items():
             more = sorted(set(schema) - _NOTES - beside - {whole})
             if whole in schema and more:
@@ -155,9 +155,9 @@ class _Converter:
         properties = schema.get("properties", {})
         required = schema.get("required", [])
         if not isinstance(properties, dict) or not isinstance(required, list):
-            raise refusal("has properties that are no object, or required that is no list")
+            raise refusal("has properties that are not an object, or required that is not a list")
         if missing := [name for name in required if name not in properties]:
-            raise refusal(f"requires {str(missing[0])[:64]!a}, which is none of its properties")
+            raise refusal(f"requires {str(missing[0])[:64]!a}, which is not among its properties")
         members = [
             (f'{literal(name)} ":" ws {self._named(self._visit(part, depth + 1))}', name)
             for name, part in properties.items()

@@ -79,7 +79,7 @@ def typed(value: Any, schema: dict[str, Any]) -> Any:
     fits = {kind, "integer"} if whole else {kind}
     allowed = kinds if isinstance(kinds, list) else [kinds]
     if kinds is not None and not fits.intersection(allowed):
-        raise refusal(f"lists {json.dumps(value)[:64]}, which is no {kinds}")
+        raise refusal(f"lists {json.dumps(value)[:64]}, which is not of type {kinds}")
     return value
 
 
@@ -88,9 +88,11 @@ def bounds(schema: dict[str, Any], low: str, high: str, limit: int) -> tuple[int
     least, most = schema.get(low, 0), schema.get(high)
     for value in (least, 0 if most is None else most):
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
-            raise refusal(f"has {low} or {high} of {json.dumps(value)[:32]}, not 0 to {limit}")
+            raise refusal(
+                f"has {low} or {high} of {json.dumps(value)[:32]}; 0 to {limit} is allowed"
+            )
     if most is not None and most < least:
-        raise refusal(f"wants at least {least} and at most {most} in {low} and {high}")
+        raise refusal(f"has {low} {least} above {high} {most}")
     return least, most
 
 
@@ -98,7 +100,7 @@ def choices(schema: dict[str, Any], keyword: str) -> list[Any]:
     """Return the alternatives of a keyword, at least one."""
     values = schema[keyword]
     if not isinstance(values, list) or not 1 <= len(values) <= MAX_ITEMS:
-        raise refusal(f"has no choice in {keyword}, or more than {MAX_ITEMS}")
+        raise refusal(f"has no alternatives in {keyword}, or more than {MAX_ITEMS}")
     return values
 
 
@@ -108,7 +110,7 @@ def literal(value: Any) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise refusal("has half a character in a text") from error
+        raise refusal("has an unpaired surrogate in a string") from error
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\x7f", "\\x7F")
     return f'"{escaped}"'
 
@@ -117,5 +119,5 @@ def refusal(what: str) -> InvalidInputError:
     """Return the error for a schema that cannot be enforced."""
     return InvalidInputError(
         f"the JSON schema {what}",
-        advice="See docs/gateway.md for what schemas may say, or send a grammar.",
+        advice="See docs/gateway.md for the supported keywords, or send a grammar.",
     )

@@ -91,7 +91,7 @@ class Kernels:
         compute.restype, compute.argtypes = ctypes.c_int, (pointer, pointer, ctypes.c_int)
         self._cpu.ggml_cpu_init()
         if abs(self._known_product() - 1) > 1e-3:  # noqa: PLR2004 - float32 over 4096 terms
-            raise OSError("the library multiplies otherwise than expected")
+            raise OSError("the library's product differs from the known one")
 
     @contextmanager
     def product(
@@ -139,7 +139,7 @@ class Kernels:
                     graph = base.ggml_new_graph(context)
                     base.ggml_build_forward_expand(graph, product)
                     if self._cpu.ggml_graph_compute_with_ctx(context, graph, threads) != 0:
-                        raise OSError("the library fails to multiply")
+                        raise OSError("the library failed to multiply")
                     return ctypes.c_float.from_address(base.ggml_get_data(product)).value
                 finally:
                     base.ggml_free(context)

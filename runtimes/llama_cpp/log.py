@@ -33,23 +33,23 @@ def _log_line(level: int, text: bytes, _: ctypes.c_void_p) -> None:
 llama_cpp.llama_log_set(_log_line, ctypes.c_void_p(0))
 
 
-class Account:
+class LoadLog:
     """Log of loading a model: buffer sizes, and the first error."""
 
     def __init__(self) -> None:
-        self.complaint = ""
+        self.first_error = ""
         self._mebibytes = 0.0
 
     @property
     def bytes(self) -> int:
         return int(self._mebibytes * (1 << 20))
 
-    def hear(self, line: str) -> None:
+    def read(self, line: str) -> None:
         """Process a line of the log."""
         if found := _BUFFER_SIZE.search(line):
             self._mebibytes += float(found[1])
-        if "error" in line and not self.complaint:
-            self.complaint = f": {line[:500]!a}"
+        if "error" in line and not self.first_error:
+            self.first_error = f": {line[:500]!a}"
 
 
 @contextlib.contextmanager

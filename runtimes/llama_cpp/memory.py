@@ -46,7 +46,7 @@ def _dimension(inspection: Inspection, key: str, default: int | None = None) -> 
     if text is None and default is not None:
         return default
     raise UnsupportedModelError(
-        f"the model's memory cannot be told: its header has {full_key} = {text}",
+        f"the model's memory cannot be predicted: its header has {full_key} = {text}",
         advice="Export the model again with a current converter.",
     )
 

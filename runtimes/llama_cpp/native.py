@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from runtimes.errors import LoadError, RuntimeFault
 from runtimes.llama_cpp.batch import Batch, Part
 from runtimes.llama_cpp.limits import BATCH_TOKENS, DEFAULT_CONTEXT, MAX_OUTPUTS
-from runtimes.llama_cpp.log import Account, listening
+from runtimes.llama_cpp.log import LoadLog, listening
 from runtimes.text.generation import choose_context
 
 MAX_PIECE_BYTES: Final = 1 << 12
@@ -42,20 +42,20 @@ class Model:
         self._model: Any = None
         self._memory: Any = None
         self._adapters: dict[str, Any] = {}
-        account = Account()
-        with listening(account.hear):
+        load_log = LoadLog()
+        with listening(load_log.read):
             params = llama_cpp.llama_model_default_params()
             # With mmap, weights that the CPU repacks would be in memory twice.
             params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
             self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
             if not self._model:
                 raise LoadError(
-                    f"llama.cpp cannot load {path.name}{account.complaint}",
+                    f"llama.cpp could not load {path.name}{load_log.first_error}",
                     advice="Check it with `flotilla model inspect`; export it again.",
                 )
             try:
                 for name, file in adapters.items():
-                    self._adapters[name] = self._load_adapter(name, file, account)
+                    self._adapters[name] = self._load_adapter(name, file, load_log)
                 trained = llama_cpp.llama_model_n_ctx_train(self._model)
                 self.context_length = choose_context(context_length, trained, DEFAULT_CONTEXT)
                 # An encoder reads a whole text in one pass.
@@ -69,7 +69,7 @@ class Model:
             except LoadError:
                 self.close()
                 raise
-        self.buffer_bytes = account.bytes + sum(file.stat().st_size for file in adapters.values())
+        self.buffer_bytes = load_log.bytes + sum(file.stat().st_size for file in adapters.values())
         self.vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.vocab_size = llama_cpp.llama_vocab_n_tokens(self.vocab)
         self.cells = llama_cpp.llama_n_ctx(self._context)
@@ -96,16 +96,16 @@ class Model:
         context = llama_cpp.llama_init_from_model(self._model, params)
         if not context:
             raise LoadError(
-                f"llama.cpp has no room for a context of {self.context_length} tokens",
+                f"llama.cpp could not allocate a context of {self.context_length} tokens",
                 advice="Deploy the model with a shorter context.",
             )
         return context
 
-    def _load_adapter(self, name: str, path: Path, account: Account) -> Any:
+    def _load_adapter(self, name: str, path: Path, load_log: LoadLog) -> Any:
         adapter = llama_cpp.llama_adapter_lora_init(self._model, str(path).encode())
         if not adapter:
             raise LoadError(
-                f"llama.cpp cannot load the adapter {name!r}{account.complaint}",
+                f"llama.cpp could not load the adapter {name!r}{load_log.first_error}",
                 advice="Build it for this base with `flotilla model build-adapter`.",
             )
         return adapter
@@ -178,7 +178,7 @@ class Model:
         if status != 0:
             raise RuntimeFault(
                 f"llama.cpp could not process {self._batch.native.n_tokens} tokens: code {status}",
-                advice="Start the model again; if it comes back, deploy a shorter context.",
+                advice="Restart the model; if the error returns, deploy a shorter context.",
             )
         rows = iter(self._rows(sum(part.logits == "last" for part in parts)))
         return [next(rows) if part.logits == "last" else None for part in parts]
@@ -203,7 +203,7 @@ class Model:
         status = llama_cpp.llama_decode(self._context, self._batch.native)
         pointer = llama_cpp.llama_get_embeddings_seq(self._context, 0) if status == 0 else None
         if not pointer:
-            raise RuntimeFault(f"llama.cpp gives no embedding of {len(tokens)} tokens: {status}")
+            raise RuntimeFault(f"llama.cpp could not embed {len(tokens)} tokens: code {status}")
         width = llama_cpp.llama_model_n_embd_out(self._model)
         return np.ctypeslib.as_array(pointer, (width,))
 

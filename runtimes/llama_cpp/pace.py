@@ -31,7 +31,7 @@ class _Width:
 
 
 class Pace:
-    """Learns from every step."""
+    """Choose prefill share and batch width from the steps measured so far."""
 
     def __init__(self) -> None:
         self._prompt_seconds_per_token = 0.0

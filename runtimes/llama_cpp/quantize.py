@@ -1,4 +1,4 @@
-"""Smaller variants of a GGUF model, by llama.cpp's own quantizer."""
+"""Quantization of GGUF models by llama.cpp."""
 
 import ctypes
 import os
@@ -14,7 +14,7 @@ from runtimes.errors import QuantizeError
 from runtimes.llama_cpp.inspect import GgufInspector
 from runtimes.quantizing import atomic_output, check_scheme
 
-# Mean squares per column (arrays), by the weight's name.
+# Mean squares per column (arrays) by name of the weight.
 Importance = dict[str, Any]
 
 # llama_ftype of a scheme, and the divisor of a matrix's row length.
@@ -60,9 +60,9 @@ _ANY_IMPORTANCE: Final[Importance] = {}
 
 
 class LlamaCppQuantizer:
-    """The source is an f16, bf16 or f32 file. ``calibration`` is a text, for an importance matrix.
+    """Quantizer of GGUF files. ``calibration`` is a text for the importance matrix.
 
-    The last importance matrix is kept: a search asks for many schemes with the same one.
+    The last importance matrix is cached, because a search tries many schemes with the same one.
     """
 
     def __init__(self) -> None:
@@ -129,12 +129,12 @@ def _check_source(source: Path, scheme: Scheme, inspection: Inspection) -> None:
         )
     if inspection.task is not Task.TEXT_GENERATION and scheme.calibration is not None:
         raise QuantizeError(
-            f"{source.name} is no language model, and only those are calibrated",
+            f"{source.name} is not a language model; only those can be calibrated",
             advice="Leave the calibration out (calibrate: false in a recipe).",
         )
     if scheme.name in _NEED_CALIBRATION and scheme.calibration is None:
         raise QuantizeError(
-            f"{scheme.name} has so few bits that it needs to know which weights matter",
+            f"{scheme.name} needs an importance matrix, which is measured on a calibration text",
             advice="Give a calibration text.",
         )
     multiple = _SCHEMES[scheme.name][1]
@@ -162,19 +162,19 @@ def _check_layers(scheme: Scheme, inspection: Inspection) -> None:
     dropped = set(scheme.prune_layers)
     if dropped - set(range(count)) or len(dropped) != len(scheme.prune_layers):
         raise QuantizeError(
-            f"prune_layers is {list(scheme.prune_layers)}, and the model has the layers 0 to "
+            f"prune_layers is {list(scheme.prune_layers)}; the model has the layers 0 to "
             f"{count - 1}",
-            advice="Name each layer to leave out once.",
+            advice="Name each layer to remove once.",
         )
     if dropped and len(dropped) == count:
         raise QuantizeError(
-            f"no layer of {count} would be left", advice="Keep at least one; most keep nearly all."
+            f"prune_layers removes all {count} layers", advice="Keep at least one layer."
         )
     lists = [key for key, length in inspection.metadata.items() if length == layers and "#" in key]
     if dropped and any(key.startswith(prefix) for key in lists):
         raise QuantizeError(
-            f"{inspection.architecture} sets something per layer: {lists[0].rstrip('#')}",
-            advice="Its layers cannot be left out; prune it in its training framework.",
+            f"{inspection.architecture} has per-layer settings: {lists[0].rstrip('#')}",
+            advice="Its layers cannot be removed here; prune it in its training framework.",
         )
 
 
@@ -226,17 +226,17 @@ def _run(
 
     last_line = ""
 
-    def listen_too(line: str) -> None:
+    def listen_and_keep(line: str) -> None:
         nonlocal last_line
         last_line = line
         listen(line)
 
-    with listening(listen_too):
+    with listening(listen_and_keep):
         status = llama_cpp.llama_model_quantize(
             str(source).encode(), str(destination).encode(), ctypes.byref(params)
         )
     if status != 0:
         raise QuantizeError(
-            f"llama.cpp could not make {scheme.name} of {source.name}: {last_line!a:.400}",
-            advice="Check the source with `flotilla model inspect`, and the room on the disk.",
+            f"llama.cpp could not quantize {source.name} to {scheme.name}: {last_line!a:.400}",
+            advice="Check the source with `flotilla model inspect`, and the free disk space.",
         )

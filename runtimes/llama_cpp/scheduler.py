@@ -109,7 +109,7 @@ class Scheduler:
             self._context.use_adapter("")
             self.lent = True
             while self._live:
-                self._give_up(self._live[-1])
+                self._preempt(self._live[-1])
             for slot in self._slots:
                 self._empty(slot)
         try:
@@ -242,15 +242,15 @@ class Scheduler:
         if idle:
             self._empty(min(idle, key=lambda slot: slot.used))
         elif len(self._live) > 1:
-            self._give_up(self._live[-1])
+            self._preempt(self._live[-1])
         else:
             error = RuntimeFault(
-                f"the context's {self._context.cells} cells do not hold one text",
-                advice="Start the model again; if it comes back, deploy a shorter context.",
+                f"one text does not fit into the context's {self._context.cells} cells",
+                advice="Restart the model; if the error returns, deploy a shorter context.",
             )
             self._fail(list(self._live), error)
 
-    def _give_up(self, stream: Stream) -> None:
+    def _preempt(self, stream: Stream) -> None:
         """Return a text to the head of the queue."""
         self._waiting.insert(0, self._yield_place(stream))
 
@@ -281,7 +281,7 @@ class Scheduler:
 
 def _common(held: Sequence[int], wanted: Sequence[int]) -> int:
     """Return the length of the common prefix of two texts."""
-    for position, (left, right) in enumerate(zip(held, wanted, strict=False)):
-        if left != right:
+    for position, (one, other) in enumerate(zip(held, wanted, strict=False)):
+        if one != other:
             return position
     return min(len(held), len(wanted))

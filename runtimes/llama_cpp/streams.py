@@ -22,7 +22,7 @@ class Owner(Protocol):
 
 @dataclass(slots=True)
 class Slot:
-    """A sequence of the context, and the tokens whose keys and values it holds."""
+    """A sequence of the context, and the tokens whose keys and values are cached in it."""
 
     number: int
     tokens: list[int] = field(default_factory=list)
@@ -79,14 +79,14 @@ class Stream:
 
     @property
     def missing(self) -> int:
-        """Tokens to process before the next one can be chosen."""
+        """Number of tokens to process before the next one can be chosen."""
         return len(self.tokens) - self.held
 
     def choose(self, logits: Any, is_end: Callable[[int], bool]) -> None:
         """Choose the next token from the logits after the last."""
         try:
             chosen = self._sampler.choose(logits)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is this text's alone
+        except Exception as error:  # noqa: BLE001 - any error concerns this text only
             self.fail(error)
             return
         self._begun = True

@@ -71,7 +71,7 @@ def _bounded(pieces: Any) -> str:
         text.append(piece)
         length += len(piece)
         if length > MAX_PROMPT_CHARACTERS:
-            raise ValueError(f"it writes more than {MAX_PROMPT_CHARACTERS} characters")
+            raise ValueError(f"its output has more than {MAX_PROMPT_CHARACTERS} characters")
     return "".join(text)
 
 

@@ -16,7 +16,7 @@ def check_texts(texts: Sequence[str]) -> None:
     """Raise InvalidInputError unless there are 1 to ``MAX_TEXTS`` whole, non-empty texts."""
     if not 1 <= len(texts) <= MAX_TEXTS:
         raise InvalidInputError(
-            f"{len(texts)} texts came", advice=f"Send 1 to {MAX_TEXTS} at once."
+            f"the request has {len(texts)} texts", advice=f"Send 1 to {MAX_TEXTS}."
         )
     for text in texts:
         check_text(text)
@@ -29,7 +29,7 @@ def check_texts(texts: Sequence[str]) -> None:
 def check_length(tokens: int, context_length: int) -> None:
     """Raise InvalidInputError for a text without tokens, ContextExceededError for one too long."""
     if not tokens:
-        raise InvalidInputError("a text has no tokens", advice="Send more than that.")
+        raise InvalidInputError("a text has no tokens", advice="Send a longer text.")
     if tokens > context_length:
         raise ContextExceededError(
             f"the text has {tokens} tokens, and the context holds {context_length}",
@@ -41,6 +41,6 @@ def check_number(length: float) -> None:
     """Raise RuntimeFault for a vector with a non-finite length, which JSON could not represent."""
     if not math.isfinite(length):
         raise RuntimeFault(
-            f"the model gives a vector of the length {length}",
-            advice="Its values overflow, most likely: deploy another variant.",
+            f"the model returned a vector of the length {length}",
+            advice="Its values probably overflow: deploy another variant.",
         )

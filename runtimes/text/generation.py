@@ -250,12 +250,12 @@ def choose_context(wanted: int, trained: int, default: int) -> int:
     """
     if trained and wanted > trained:
         raise LoadError(
-            f"a context of {wanted} tokens is more than the {trained} that the model was made for",
+            f"a context of {wanted} tokens is more than the {trained} of the model's training",
             advice="Build the variant with a shorter --context-length.",
         )
     if not wanted and not trained:
         raise LoadError(
-            "neither the release nor the model says how long the context is",
+            "neither the release nor the model gives a context length",
             advice="Build the variant with --context-length.",
         )
     return wanted or min(trained, default)
@@ -265,12 +265,12 @@ def check_prompt(tokens: Sequence[int], context_length: int) -> None:
     """Raise InvalidInputError without a prompt, ContextExceededError without room for a token."""
     if not tokens:
         raise InvalidInputError(
-            "the prompt is empty, and this model does not begin texts by itself",
+            "the prompt is empty, and this model adds no begin token",
             advice="Send at least one character.",
         )
     if len(tokens) >= context_length:
         raise ContextExceededError(
-            f"the prompt has {len(tokens)} tokens, and the context holds {context_length} "
+            f"the prompt has {len(tokens)} tokens; the context holds {context_length} "
             "together with the answer",
             advice="Shorten the prompt, or deploy the model with a longer context.",
         )
@@ -285,14 +285,15 @@ def check_text(text: str) -> None:
     """Raise InvalidInputError for text that no tokenizer accepts."""
     if len(text) > MAX_TEXT_CHARACTERS:
         raise InvalidInputError(
-            f"the text has {len(text)} characters", advice=f"Send at most {MAX_TEXT_CHARACTERS}."
+            f"the text has {len(text)} characters; the maximum is {MAX_TEXT_CHARACTERS}",
+            advice="Send a shorter text.",
         )
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise InvalidInputError(
-            f"the text has half a character at {error.start}: {text[error.start]!a}",
-            advice="Send whole Unicode characters; JSON spells some of them as two escapes.",
+            f"the text has an unpaired surrogate at {error.start}: {text[error.start]!a}",
+            advice="Send whole Unicode characters; JSON escapes some of them as a pair.",
         ) from error
 
 
@@ -300,6 +301,6 @@ def check_scorable(tokens: Sized) -> None:
     """Raise InvalidInputError unless the text has a token to predict from another."""
     if len(tokens) < 2:  # noqa: PLR2004 - one to start from, one to predict
         raise InvalidInputError(
-            f"the text has {len(tokens)} tokens, which leaves none to predict",
+            f"the text has {len(tokens)} tokens; at least 2 are needed to predict one from another",
             advice="Send a longer text.",
         )

@@ -70,7 +70,7 @@ class Sampler:
         constraint.mask(scores)
         if not np.isfinite(scores.max()):
             raise InvalidInputError(
-                "no token of the model continues the text as the grammar wants it",
+                "no token of the model continues the text within the grammar",
                 advice="Check the grammar: it may ask for characters that the model cannot write.",
             )
         return self._draw(scores)
@@ -106,7 +106,7 @@ class Sampler:
         weights = np.exp(scaled, out=scaled)
         if sampling.min_p > 0:
             weights[weights < sampling.min_p] = 0
-        drawn = self._nucleus(weights) if sampling.top_p < 1 else self._of(weights)
+        drawn = self._nucleus(weights) if sampling.top_p < 1 else self._draw_index(weights)
         return int(drawn if kept is None else kept[drawn])
 
     def _top_k(self, scores: Logits) -> NDArray[np.int64] | None:
@@ -125,9 +125,9 @@ class Sampler:
         order = likely[np.argsort(-probabilities[likely], kind="stable")]
         cumulative = np.cumsum(probabilities[order])
         kept = int(np.searchsorted(cumulative, top_p * (1 - 1e-12))) + 1
-        return int(order[self._of(probabilities[order[:kept]])])
+        return int(order[self._draw_index(probabilities[order[:kept]])])
 
-    def _of(self, weights: Wide) -> int:
+    def _draw_index(self, weights: Wide) -> int:
         """Draw an index with probability proportional to its weight."""
         cumulative = np.cumsum(weights)
         drawn = self._random.random() * cumulative[-1]

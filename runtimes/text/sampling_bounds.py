@@ -32,7 +32,7 @@ def check_sampling(sampling: Sampling) -> None:
         _check(f"the length of the {what}", len(text), fits, f"at most {MAX_GRAMMAR_CHARACTERS}")
     if sampling.grammar and sampling.json_schema:
         raise InvalidInputError(
-            "both a grammar and a JSON schema came", advice="Send one of the two."
+            "the request has both a grammar and a JSON schema", advice="Send one of the two."
         )
 
 
@@ -40,8 +40,8 @@ def refuse_grammar(sampling: Sampling) -> None:
     """Raise InvalidInputError if an engine without grammars is asked to use one."""
     if sampling.grammar or sampling.json_schema:
         raise InvalidInputError(
-            "this model's runtime cannot hold its text to a grammar or a JSON schema",
-            advice="Deploy a GGUF variant, or leave response_format and grammar out.",
+            "this model's runtime does not support grammars and JSON schemas",
+            advice="Deploy a GGUF variant, or remove response_format and grammar.",
         )
 
 
@@ -49,8 +49,8 @@ def refuse_adapter(name: str, known: tuple[str, ...]) -> None:
     """Raise InvalidInputError unless a name is empty or that of a loaded adapter."""
     if name and name not in known:
         raise InvalidInputError(
-            f"there is no adapter {name[:64]!a} on this model",
-            advice=f"Use one of: {', '.join(known)}." if known else "It has none.",
+            f"this model has no adapter {name[:64]!a}",
+            advice=f"Use one of: {', '.join(known)}." if known else "It has no adapters.",
         )
 
 
@@ -72,4 +72,4 @@ def _check_numbers(sampling: Sampling) -> None:
 
 def _check(what: str, value: float, holds: bool, bounds: str) -> None:
     if not holds:
-        raise InvalidInputError(f"{what} is {value}", advice=f"It has to be {bounds}.")
+        raise InvalidInputError(f"{what} is {value}", advice=f"It must be {bounds}.")

@@ -55,11 +55,11 @@ def test_force_replaces_nothing_else(request_: AdapterRequest) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"source": "finetune.gguf"}, "fits no variant of acme/tiny-llama.*no LoRA"),
+        ({"source": "finetune.gguf"}, "fits no variant of acme/tiny-llama.*not a LoRA"),
         ({"source": "digits.onnx"}, "fits no variant.*ONNX models"),
         ({"base": "nowhere"}, "no readable model.json"),
         ({"label": "Not A Label"}, "adapter's description is invalid"),
-        ({"source": "cut.gguf"}, "cut off"),
+        ({"source": "cut.gguf"}, "truncated"),
     ],
 )
 def test_what_cannot_be_one_is_refused_and_leaves_nothing(

@@ -27,7 +27,7 @@ def refused(name, attempt):
         raise SystemExit(f"{name} was done")
 
 def newer_call(number, *arguments):
-    # EPERM, whether the kernel knows the call or not: the filter is asked first.
+    # EPERM even for calls that the kernel lacks, because the filter runs first.
     if ctypes.CDLL(None, use_errno=True).syscall(number, *arguments) < 0:
         raise OSError(ctypes.get_errno(), "refused")
 
@@ -105,7 +105,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 print("confined")
 os.abort()
 """
-# A sandbox that knows the older call alone.
+# An outer sandbox that allows only prctl(2).
 OLDER: Final = """
 import errno, socket, threading
 from runtimes.confinement import confine_calls, granted, profiles, seccomp
@@ -147,7 +147,7 @@ def test_an_engine_keeps_its_sockets_and_files_and_gets_no_others(tmp_path: Path
         check=False,
     )
     assert done.stdout == "confined\n", done.stderr
-    # It may still end itself loudly.
+    # abort() still works.
     assert done.returncode < 0
     assert sorted(tmp_path.iterdir()) == [file, other]
     assert file.read_bytes() == b"content"
@@ -163,7 +163,7 @@ def test_a_filter_of_one_thread_is_told_as_that() -> None:
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 @pytest.mark.parametrize("profile", [profiles.reader, profiles.engine])
 def test_a_filter_answers_every_call_on_either_machine(machine: str, profile: object) -> None:
-    """Run by a small interpreter of BPF: every path ends in an answer, the right one."""
+    """Run filters in a small BPF interpreter; every path must end in the expected answer."""
     assert callable(profile)
     wanted = profile()
     code = seccomp.assemble(wanted.rules, wanted.otherwise, machine)
@@ -196,7 +196,7 @@ def test_a_filter_answers_every_call_on_either_machine(machine: str, profile: ob
 
 
 def answer(code: bytes, architecture: int, number: int, *arguments: int) -> int:
-    """What a filter says to a call."""
+    """Return a filter's answer to a call."""
     data = struct.pack("<iIQ6Q", number, architecture, 0, *arguments, *[0] * (6 - len(arguments)))
     program = list(INSTRUCTION.iter_unpack(code))
     loaded = position = 0

@@ -1,4 +1,4 @@
-"""A file is inspected in a process of its own, which may hang, grow, crash or lie."""
+"""Inspection in a separate process that may hang, grow, crash or give false answers."""
 
 import os
 import time
@@ -11,7 +11,7 @@ from runtimes import registry
 from runtimes.errors import InspectionDiedError, UnsafeFileError
 from runtimes.inspection.process import Limits, inspect_apart
 
-# A runtime whose inspector does what its file says, as a subverted one might.
+# A runtime whose inspector does what its file contains, like a subverted one.
 SUBVERTED: Final = """
 import ctypes, os, socket, subprocess, sys, threading
 from pathlib import Path
@@ -136,11 +136,11 @@ def test_a_reader_that_does_not_end_is_killed_at_its_deadline(
     [
         ("segfault", "SIGSEGV"),
         ("abort", "ended by SIG"),
-        ("leave", "gave an answer that is none"),
+        ("leave", "gave an invalid answer"),
         ("stumble", "IndexError: out of range"),
-        ("flood", "did not stop talking"),
-        ("complain", "did not stop talking"),
-        ("nonsense", "gave an answer that is none"),
+        ("flood", "printed too much"),
+        ("complain", "printed too much"),
+        ("nonsense", "gave an invalid answer"),
         ("beyond_the_end", "impossible tensor 't'"),
         ("negative", "impossible tensor 't'"),
         ("huge_number", "OverflowError"),

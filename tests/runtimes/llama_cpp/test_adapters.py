@@ -1,4 +1,4 @@
-"""LoRA adapters: which files are one for a base, and what they do to its texts."""
+"""LoRA adapters: checks against the base, and effects on its texts."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -116,7 +116,7 @@ def test_an_unknown_adapter_is_refused_with_those_that_there_are(engine: Any) ->
 
 
 def test_an_adapter_for_another_base_does_not_load(demo_models: Path, tmp_path: Path) -> None:
-    with pytest.raises(LoadError, match="adapter 'polite': the file is no LoRA"):
+    with pytest.raises(LoadError, match="adapter 'polite': the file is not a LoRA"):
         load(demo_models / "base.gguf", polite=demo_models / "finetune.gguf")
 
 
@@ -147,19 +147,22 @@ def test_a_fitting_adapter_passes(pair: tuple[Inspection, Inspection]) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda a: metadata(a, general_type="model"), "no LoRA adapter"),
-        (lambda a: metadata(a, adapter_type="dora"), "no LoRA adapter"),
-        (lambda a: metadata(a, adapter_lora_alpha="nan"), "scale"),
-        (lambda a: metadata(a, adapter_lora_alpha=""), "scale"),
+        (lambda a: metadata(a, general_type="model"), "not a LoRA adapter"),
+        (lambda a: metadata(a, adapter_type="dora"), "not a LoRA adapter"),
+        (lambda a: metadata(a, adapter_lora_alpha="nan"), "adapter.lora.alpha"),
+        (lambda a: metadata(a, adapter_lora_alpha=""), "adapter.lora.alpha"),
         (lambda a: metadata(a, adapter_alora_tokens="1"), "aLoRA"),
         (lambda a: replace(a, architecture="qwen3"), "for 'qwen3'"),
         (lambda a: replace(a, tensors=()), "no tensors"),
         (lambda a: replace(a, tensors=a.tensors[:-1]), "lacks lora_a or lora_b"),
-        (lambda a: with_tensor(a, "blk.9.attn_q.weight.lora_a", 4, 256), "no matrix of the base"),
-        (lambda a: with_tensor(a, "output_norm.weight.lora_a", 4, 256), "no matrix of the base"),
+        (
+            lambda a: with_tensor(a, "blk.9.attn_q.weight.lora_a", 4, 256),
+            "not a matrix of the base",
+        ),
+        (lambda a: with_tensor(a, "output_norm.weight.lora_a", 4, 256), "not a matrix of the base"),
         (lambda a: with_tensor(a, "blk.1.attn_q.weight.lora_a", 16, 512), "times"),
         (lambda a: with_tensor(a, "blk.1.attn_q.weight.lora_a", 8, 256), "times"),
-        (lambda a: with_tensor(a, "blk.1.attn_q.weight.lora_a", 16), "no matrices"),
+        (lambda a: with_tensor(a, "blk.1.attn_q.weight.lora_a", 16), "not matrices"),
     ],
 )
 def test_what_is_no_adapter_for_this_base_is_refused_with_the_reason(

@@ -1,4 +1,4 @@
-"""Which weights one generated token reads."""
+"""Bytes of weights read per generated token."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What is llama.cpp's own; the rest is in tests/contract."""
+"""Behaviour specific to llama.cpp; the shared contract is in tests/contract."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -63,7 +63,7 @@ def test_nothing_of_it_reaches_stderr(demo_models: Path, capfd: pytest.CaptureFi
 def test_an_encoder_reads_a_text_per_step(demo_models: Path) -> None:
     spec = LoadSpec({"m": demo_models / "embed.gguf"}, Task.EMBEDDING, 64, threads=1, parallel=2)
     encoder = registry.find("llama_cpp").load(spec)
-    # Each is read twice, to count its tokens and to embed it; one alone waits for nobody.
+    # Each text takes two steps, to count its tokens and to embed it, except a single one.
     assert sum(1 for _ in encoder.embed(["one", "two", "three"])) == 4
     assert sum(1 for _ in encoder.embed(["one"])) == 0
     assert encoder.parallel == 2
@@ -95,7 +95,7 @@ def test_a_prompt_that_was_read_before_is_not_read_again(engine: Engine) -> None
 
 
 def test_texts_that_do_not_fit_at_once_all_come(engine: Engine) -> None:
-    """Four of 60 tokens and 100 more each want 640 cells of 256."""
+    """Need 640 cells of 256: four prompts of 60 tokens with 100 generated tokens each."""
     prompts = [f"{n} {LONG_PROMPT}" for n in range(4)]
     alone = [tokens(engine, prompt, 100) for prompt in prompts]
     running = [engine.generate(prompt, Sampling(max_tokens=100)) for prompt in prompts]

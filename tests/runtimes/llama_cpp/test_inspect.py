@@ -1,4 +1,4 @@
-"""Hostile and broken GGUF files; every refusal is quick and says why."""
+"""Hostile and broken GGUF files: every refusal is quick and gives the reason."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Schemas that become grammars, and those that are refused by what is wrong with them."""
+"""Conversion of schemas to grammars, and refusals with their reason."""
 
 import json
 from collections.abc import Iterator
@@ -122,15 +122,15 @@ def test_schemas_of_every_kind(engine: Engine, schema: Any, kinds: Any) -> None:
 @pytest.mark.parametrize(
     ("schema", "reason"),
     [
-        ("{", "is no JSON"),
+        ("{", "is not valid JSON"),
         ('{"type": "nope"}', "type .nope."),
         ('{"not": {}}', "'not'"),
         ('{"properties": {"a": {"pattern": "x"}}}', "'pattern'"),
-        ('{"enum": []}', "no choice in enum"),
-        ('{"minItems": 5, "maxItems": 2, "type": "array"}', "at least 5 and at most 2"),
+        ('{"enum": []}', "no alternatives in enum"),
+        ('{"minItems": 5, "maxItems": 2, "type": "array"}', "minItems 5 above maxItems 2"),
         ('{"minLength": 100000, "type": "string"}', "minLength"),
         ('{"minimum": 5, "type": "integer"}', "bounds a number by 5"),
-        ('{"required": ["a"], "properties": {}}', "none of its properties"),
+        ('{"required": ["a"], "properties": {}}', "not among its properties"),
         ('{"required": [[1]], "properties": {}}', "malformed"),
         ('{"$ref": "#"}', "by itself"),
         ('{"$ref": "https://example.org/schema"}', "outside itself"),
@@ -142,14 +142,14 @@ def test_schemas_of_every_kind(engine: Engine, schema: Any, kinds: Any) -> None:
         ('{"allOf": [{}, {}]}', "several schemas"),
         ('{"anyOf": [{}], "properties": {}}', "'properties' beside 'anyOf'"),
         ('{"$ref": "#/$defs/a", "maxItems": 1, "$defs": {"a": {}}}', "'maxItems' beside"),
-        ('{"enum": ["a", 3], "type": "string"}', "lists 3, which is no string"),
+        ('{"enum": ["a", 3], "type": "string"}', "lists 3, which is not of type string"),
         ('{"const": true, "type": "integer"}', "lists true"),
         ('{"type": "string", "format": "date", "maxLength": 3}', "length of a date"),
         ('{"enum": [NaN]}', "malformed"),
         ('{"const": 1e999, "type": "number"}', "malformed"),
-        ("[1]", "where a schema belongs"),
-        ('{"items":' * 40 + "{}" + "}" * 40, "goes deeper than 32"),
-        ('{"items":' * 5000 + "{}" + "}" * 5000, "is no JSON"),
+        ("[1]", "in place of a schema"),
+        ('{"items":' * 40 + "{}" + "}" * 40, "nested deeper than 32"),
+        ('{"items":' * 5000 + "{}" + "}" * 5000, "is not valid JSON"),
         (json.dumps({"anyOf": [{"anyOf": [{}] * 999}] * 2}), "more than 1000 parts"),
     ],
 )

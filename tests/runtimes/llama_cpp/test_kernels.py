@@ -1,4 +1,4 @@
-"""Measuring the engine's kernels, in processes of their own, as the micro-benchmark does."""
+"""Benchmark of the engine's kernels in separate processes, like the micro-benchmark."""
 
 import os
 import re
@@ -10,7 +10,7 @@ import pytest
 
 from runtimes.environment import LARGE_PAGES
 
-# More than this machine has cores: what each takes of memory is what a larger box would see.
+# More threads than cores, to measure the memory per thread of a larger device.
 MANY_THREADS = 16
 MANY_RUNS = 40
 PROGRAM = """
@@ -61,7 +61,7 @@ def test_kernels_are_measured_in_pages_as_the_engines_weights_have_them(*, large
         check=True,
         timeout=60,
     ).stdout
-    # The kernel may lay mappings together; ``hg``: asked for.
+    # The kernel may merge mappings; the flag ``hg`` marks requested huge pages.
     sizes_and_flags = re.findall(r"^Size: +(\d+) kB$.*?^VmFlags: ([^\n]*)$", smaps, re.M | re.S)
     asked = [int(size) for size, flags in sizes_and_flags if "hg" in flags.split()]
     assert (max(asked, default=0) >= 8 << 10) is large

@@ -1,4 +1,4 @@
-"""How much one step should do, from what steps took."""
+"""Batch widths and prefill shares chosen from measured steps."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from runtimes.llama_cpp.pace import (
 
 
 def after(pace: Pace, texts: int, cost: Callable[[int], float], steps: int) -> list[int]:
-    """The widths of so many steps, each of which takes what ``cost`` says."""
+    """Return the widths of ``steps`` steps, each of which takes ``cost(width)`` seconds."""
     widths = []
     for _ in range(steps):
         width = pace.width("", texts)
@@ -31,12 +31,12 @@ def after(pace: Pace, texts: int, cost: Callable[[int], float], steps: int) -> l
         (4, {1: 1.0, 2: 1.2, 4: 1.5}, 4),
         (4, {1: 1.0, 2: 3.0, 4: 4.9}, 1),
         (4, {1: 1.0, 2: 1.1, 4: 3.0}, 2),
-        # Not enough better than all at once.
+        # The gain over all at once is too small.
         (4, {1: 1.0, 2: 2.1, 4: 4.2}, 4),
         (5, {1: 1.0, 2: 1.1, 4: 1.2, 5: 4.0}, 4),
         (2, {1: 1.0, 2: 2.5}, 1),
         (1, {1: 1.0}, 1),
-        # Too short for the clock.
+        # Shorter than the clock's resolution.
         (4, {1: 0.0, 2: 0.0, 4: 0.0}, 4),
     ],
 )
@@ -52,7 +52,7 @@ def test_after_some_of_each_the_fastest_is_taken(
 def test_what_has_become_faster_is_found_though_it_was_not_taken() -> None:
     pace = Pace()
     assert after(pace, 4, {1: 1.0, 2: 3.0, 4: 6.0}.__getitem__, 100)[-1] == 1
-    # As after the text has grown, or when other programs leave the machine.
+    # For example after the text has grown, or after other programs have ended.
     widths = after(pace, 4, {1: 1.0, 2: 1.2, 4: 1.5}.__getitem__, 12 * STALE_STEPS)
     assert widths[-1] == 4
     assert widths.count(4) > STALE_STEPS
@@ -86,6 +86,6 @@ def test_steps_that_read_prompts_say_how_much_of_them_to_read() -> None:
     assert pace.prompt_share() == FIRST_PROMPT_TOKENS
     pace.read(200, 0.5)
     assert pace.prompt_share() == STALL_SECONDS / 0.0025
-    # Too few to judge by.
+    # Too few steps to judge a width.
     pace.read(FEWEST_PROMPT_TOKENS - 1, 10.0)
     assert pace.prompt_share() == STALL_SECONDS / 0.0025

@@ -63,7 +63,7 @@ def test_a_scheme_makes_the_file_smaller(
 
 def test_so_few_bits_need_a_calibration_text(demo_models: Path, tmp_path: Path) -> None:
     source, made = demo_models / "base.gguf", tmp_path / "made.gguf"
-    with pytest.raises(QuantizeError, match="which weights matter") as caught:
+    with pytest.raises(QuantizeError, match="importance matrix") as caught:
         quantize(source, "iq2_xs", made)
     assert "calibration" in caught.value.advice
     quantize(source, Scheme("iq2_xs", calibration=calibration(tmp_path)), made)
@@ -72,7 +72,7 @@ def test_so_few_bits_need_a_calibration_text(demo_models: Path, tmp_path: Path) 
 
 
 def calibration(folder: Path) -> Path:
-    """Other words than those that the tests measure on."""
+    """Return a calibration text without the sentences that the tests measure on."""
     path = folder / "calibration.txt"
     path.write_text(HELDOUT.read_text(encoding="utf-8")[10_000:16_000], encoding="utf-8")
     return path
@@ -132,13 +132,17 @@ def test_only_a_language_model_is_calibrated(demo_models: Path, tmp_path: Path) 
     source = demo_models / "base.gguf"
     encoder = replace(GgufInspector().inspect(source), task=Task.EMBEDDING)
     _check_source(source, Scheme("q4_0"), encoder)
-    with pytest.raises(QuantizeError, match="no language model"):
+    with pytest.raises(QuantizeError, match="not a language model"):
         _check_source(source, Scheme("q4_0", calibration=calibration(tmp_path)), encoder)
 
 
 def test_a_text_too_short_to_calibrate_on_is_refused(demo_models: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
-    for content, reason in ((b"a few words", "too few"), (b"\xff" * 999, "UTF-8"), (b"", "1 to")):
+    for content, reason in (
+        (b"a few words", "at least 64"),
+        (b"\xff" * 999, "UTF-8"),
+        (b"", "1 to"),
+    ):
         short.write_bytes(content)
         with pytest.raises(QuantizeError, match=reason):
             quantize(
@@ -157,7 +161,7 @@ def test_layers_are_left_out(scheme: str, demo_models: Path, tmp_path: Path) -> 
     assert kept
     assert all(name.startswith("blk.0.") for name in kept)
     if scheme == "f16":
-        # What was layer 1 is layer 0 now.
+        # The former layer 1 is now layer 0.
         assert stored(made, "blk.0.attn_q.weight") == stored(source, "blk.1.attn_q.weight")
     assert math.isfinite(nats_per_token(made))
 

@@ -1,4 +1,4 @@
-"""Who gets processed when, on a context that only counts."""
+"""Order of processing, on a simulated context."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +21,7 @@ END = 999
 
 
 class Cells:
-    """A context whose next token is the last one plus one; it holds what a real one would."""
+    """A simulated context with cells, whose next token is the last one plus one."""
 
     keeps_prefixes = True
 
@@ -91,7 +91,7 @@ def opened(
 
 
 def run(*streams: Stream, turns: int = 1000) -> list[list[int]]:
-    """Polls them in turn until all have ended, as a worker does."""
+    """Poll streams in turn until all have ended, like a worker."""
     said: list[list[int]] = [[] for _ in streams]
     for _ in range(turns):
         for stream, tokens in zip(streams, said, strict=True):
@@ -115,7 +115,7 @@ def test_texts_that_run_at_once_are_those_that_run_alone() -> None:
 
 
 class Slow(Cells):
-    """One whose batches take the square of their tokens' number: a batch never pays."""
+    """A context whose batches take time quadratic in their tokens, so batching never pays."""
 
     now = 0.0
 
@@ -135,12 +135,12 @@ def test_texts_take_turns_evenly_where_a_batch_is_no_faster() -> None:
         for stream in streams:
             stream.poll()
     last = cells.batches[-100:]
-    # All but those that try out how fast three at once are.
+    # All except the steps that measure three at once.
     alone = [parts[0].sequence for parts in last if len(parts) == 1]
     assert len(alone) >= 100 - SAMPLES
     turns = [alone.count(number) for number in range(4)]
     assert max(turns) - min(turns) <= SAMPLES
-    # What each is told to have cost is what its caller waited, but for what he had not yet read.
+    # The reported time is what the caller waited, except for tokens not yet read.
     assert all(0.8 * cells.now < stream.decode_seconds < cells.now for stream in streams)
 
 
@@ -197,7 +197,7 @@ def test_a_long_prompt_is_read_in_shares_while_others_generate() -> None:
         assert len(cells.batches) < 100
     shares = [max(batch) for batch in sizes(cells)[1:-1]]
     assert shares[0] == FIRST_PROMPT_TOKENS
-    # Half a second is too long a step: the least that is read at once.
+    # A step of half a second is too long: the minimum share is read.
     assert set(shares[1:]) == {FEWEST_PROMPT_TOKENS}
     assert said >= len(shares) - 2
 
@@ -372,7 +372,7 @@ def test_another_use_of_the_context_only_costs_reading_again() -> None:
 
 
 def test_whoever_polls_beside_another_use_is_not_held_up() -> None:
-    """Another use takes many steps, and closing it may fall to another thread."""
+    """Lend the context for many steps, closed by another thread."""
     cells = Cells()
     owner = scheduler(cells)
     stream = opened(owner, range(50), room=20)

@@ -11,7 +11,7 @@ from runtimes.text.generation import Chosen, StreamedText, TokenGeneration
 
 
 class Bytes:
-    """A token model that says the bytes of a text, one per token, then ends."""
+    """A token model that generates the bytes of a text, one per token, then ends."""
 
     context_length = 100
 
@@ -91,7 +91,7 @@ def test_streaming_says_what_cutting_the_whole_text_would(text: str, stops: list
         if stream.stopped:
             break
     said += stream.rest()
-    # The stop string that is complete first, not the one that begins first.
+    # The stop string that ends first wins, not the one that begins first.
     ends = [text.index(stop) + len(stop) for stop in stops if stop in text]
     expected = text
     if ends:
@@ -101,7 +101,7 @@ def test_streaming_says_what_cutting_the_whole_text_would(text: str, stops: list
 
 
 def test_seconds_are_those_spent_inside() -> None:
-    """Whoever reads slowly does not make the model slow."""
+    """Exclude the time of a slow reader from decode time."""
     ticks = count()
     generation = TokenGeneration(
         Bytes(b"abcdef"), [1, 2, 3], Sampling(max_tokens=4), clock=lambda: next(ticks) * 1.0

@@ -87,7 +87,7 @@ def test_log_probabilities_are_those_of_the_model() -> None:
 
 
 class Only:
-    """Allows some tokens."""
+    """A constraint that allows some tokens."""
 
     def __init__(self, *tokens: int) -> None:
         self._tokens = tokens
