@@ -1,6 +1,8 @@
 """Paths of the agent's data directory, and the configuration that enrolment writes."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
@@ -8,7 +10,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta, Struct
 
-from agent.errors import InvalidConfigError, NotEnrolledError
+from agent.errors import DataDirectoryError, InvalidConfigError, NotEnrolledError
 from agent.storage.atomic_file import write_file
 from artifact.manifest import Label
 
@@ -124,16 +126,38 @@ class DataDir:
         return self.root / "lock"
 
 
-def load_config(data_dir: DataDir) -> AgentConfig:
-    """Load the configuration of an enrolled box; NotEnrolledError, InvalidConfigError."""
+def create_data_dir(data_dir: DataDir) -> None:
+    """Create the data directory and its parents if they are missing; DataDirectoryError."""
+    with data_dir_errors(data_dir):
+        data_dir.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+@contextmanager
+def data_dir_errors(data_dir: DataDir) -> Iterator[None]:
+    """Raise an OSError of the block as DataDirectoryError."""
     try:
-        with data_dir.config.open("rb") as source:
-            data = source.read(MAX_CONFIG_BYTES)
-    except FileNotFoundError:
-        raise NotEnrolledError(
-            f"{data_dir.root} is not the data directory of an enrolled agent",
-            advice="Run `flotilla-agent enroll` with this --data-dir first.",
-        ) from None
+        yield
+    except OSError as error:
+        raise DataDirectoryError(
+            f"{data_dir.root} cannot be used: {error}",
+            advice="Name a --data-dir on a writable disk with free space, owned by the agent's user.",
+        ) from error
+
+
+def load_config(data_dir: DataDir) -> AgentConfig:
+    """Load the configuration of an enrolled box.
+
+    Raises NotEnrolledError, InvalidConfigError or DataDirectoryError.
+    """
+    with data_dir_errors(data_dir):
+        try:
+            with data_dir.config.open("rb") as source:
+                data = source.read(MAX_CONFIG_BYTES)
+        except FileNotFoundError:
+            raise NotEnrolledError(
+                f"{data_dir.root} is not the data directory of an enrolled agent",
+                advice="Run `flotilla-agent enroll` with this --data-dir first.",
+            ) from None
     try:
         return msgspec.json.decode(data, type=AgentConfig)
     except msgspec.MsgspecError as error:

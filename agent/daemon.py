@@ -39,6 +39,7 @@ from agent.serving import Serving
 from agent.storage.atomic_file import write_file
 from agent.storage.download import Downloader
 from agent.storage.file_store import FileStore
+from agent.storage.permissions import make_private
 from agent.supervisor import Supervisor
 from agent.telemetry import Collector, TelemetryQueue, WorkerGauge
 from agent.update.engine import UpdateEngine
@@ -259,6 +260,7 @@ async def run(data_dir: DataDir) -> None:
     """Run the agent until SIGTERM or SIGINT; AgentError if it cannot start."""
     config = load_config(data_dir)
     with exclusive(data_dir):
+        await asyncio.to_thread(make_private, data_dir.root)
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

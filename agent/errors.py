@@ -83,6 +83,10 @@ class NotEnrolledError(AgentError):
     """The data directory is not of an enrolled agent."""
 
 
+class DataDirectoryError(AgentError):
+    """The data directory cannot be created, read or written."""
+
+
 class InvalidConfigError(AgentError):
     """A setting has the wrong form."""
 

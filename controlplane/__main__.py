@@ -3,6 +3,7 @@
 import os
 import sys
 
+from artifact.extras import installation_advice
 from controlplane.cli.command import cli
 
 
@@ -10,7 +11,13 @@ def main() -> None:
     # Whatever ends a call is told by us, once. Only to a server are handshakes that fail news.
     if "serve" not in sys.argv:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    cli(prog_name="flotilla")
+    try:
+        cli(prog_name="flotilla")
+    except ModuleNotFoundError as error:
+        advice = installation_advice(error, "server")
+        if not advice:
+            raise
+        sys.exit(f"Error: {error}\n  {advice}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,15 @@ import click
 
 from agent.cli.parameters import Checked, LabelPair, Size
 from agent.cli.status import format_status, read_status
-from agent.config import DEFAULT_GATEWAY, DataDir, DeviceName, Endpoint, load_config
+from agent.config import (
+    DEFAULT_GATEWAY,
+    DataDir,
+    DeviceName,
+    Endpoint,
+    create_data_dir,
+    data_dir_errors,
+    load_config,
+)
 from agent.errors import AgentError
 from artifact.errors import ArtifactError
 
@@ -179,11 +187,12 @@ def bench(data_dir: Path, as_json: bool) -> None:
     from agent.hardware.report import report
 
     paths = DataDir(data_dir.absolute())
-    paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    create_data_dir(paths)
     budget = load_config(paths).model_memory_bytes if paths.config.exists() else 0
     facts = read_facts(budget)
     began = time.monotonic()
-    measured = asyncio.run(benchmark(paths.facts, facts, force=True))
+    with data_dir_errors(paths):
+        measured = asyncio.run(benchmark(paths.facts, facts, force=True))
     seconds = time.monotonic() - began
     facts = replace(facts, benchmark=measured)
     if as_json:

@@ -15,7 +15,14 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
 from flotilla.v1 import enrollment_pb2, enrollment_pb2_grpc
 
-from agent.config import AgentConfig, DataDir, load_config, save_config
+from agent.config import (
+    AgentConfig,
+    DataDir,
+    create_data_dir,
+    data_dir_errors,
+    load_config,
+    save_config,
+)
 from agent.errors import EnrollmentError, IdentityError, ServerUnreachableError
 from agent.identity.keys import (
     TrustBundle,
@@ -66,8 +73,9 @@ class Application:
 async def enroll(data_dir: DataDir, application: Application) -> AgentConfig:
     """Make this box a device of the fleet; EnrollmentError, IdentityError or InvalidJoinTokenError.
 
-    If the answer to the request was lost, the server may have enrolled the box under its new key:
-    the key is kept, so that the same command can run again. Any other failure leaves no files.
+    DataDirectoryError if its files cannot be written. If the answer to the request was lost, the
+    server may have enrolled the box under its new key: the key is kept, so that the same command
+    can run again. A refusal leaves no files.
     """
     if data_dir.config.exists():
         raise EnrollmentError(
@@ -98,12 +106,13 @@ async def enroll(data_dir: DataDir, application: Application) -> AgentConfig:
         disk_budget_bytes=application.disk_budget_bytes,
         metered=application.metered,
     )
-    # The configuration comes last: with it the box counts as enrolled.
-    write_file(data_dir.ca, ca_pem)
-    write_file(data_dir.image_root, bundle.image_root)
-    write_file(data_dir.director_root, bundle.director_root)
-    write_file(data_dir.certificate, answer.certificate_pem)
-    save_config(data_dir, config)
+    with data_dir_errors(data_dir):
+        write_file(data_dir.ca, ca_pem)
+        write_file(data_dir.image_root, bundle.image_root)
+        write_file(data_dir.director_root, bundle.director_root)
+        write_file(data_dir.certificate, answer.certificate_pem)
+        # The configuration comes last: with it the box counts as enrolled.
+        save_config(data_dir, config)
     return config
 
 
@@ -111,9 +120,11 @@ async def enroll(data_dir: DataDir, application: Application) -> AgentConfig:
 def _new_key(data_dir: DataDir) -> Iterator[ec.EllipticCurvePrivateKey]:
     """Yield the box's key; a key made now is deleted if the server refuses the box."""
     is_new_key, is_new_root = not data_dir.key.exists(), not data_dir.root.exists()
-    data_dir.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    create_data_dir(data_dir)
     try:
-        yield make_or_load_key(data_dir)
+        with data_dir_errors(data_dir):
+            key = make_or_load_key(data_dir)
+        yield key
     except ServerUnreachableError:
         raise
     except EnrollmentError:
@@ -159,11 +170,12 @@ async def recover(
             f"the server answered for device {answer.device_id!a}, this box is {config.device_id}",
             advice="Update the server, or enrol the box again into an empty --data-dir.",
         )
-    save_certificate(data_dir, answer.certificate_pem, ca_pem)
     config = msgspec.structs.replace(
         config, server=application.server, device_endpoint=answer.device_endpoint
     )
-    save_config(data_dir, config)
+    with data_dir_errors(data_dir):
+        save_certificate(data_dir, answer.certificate_pem, ca_pem)
+        save_config(data_dir, config)
     return config
 
 

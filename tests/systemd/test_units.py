@@ -60,3 +60,8 @@ def test_systemd_reads_every_line_of_a_unit_but_those_that_are_too_new_for_it(
 def test_no_number_of_restarts_leaves_a_unit_dead(unit: str) -> None:
     lines = (PACKAGING / unit).read_text().splitlines()
     assert {"StartLimitIntervalSec=0", "Restart=always", "RestartMaxDelaySec=60"} <= set(lines)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_crash_leaves_no_core_with_keys_or_texts(unit: str) -> None:
+    assert "LimitCORE=0" in (PACKAGING / unit).read_text().splitlines()

@@ -163,6 +163,34 @@ def test_a_killed_daemon_gives_its_data_directory_free(enrolled: DataDir) -> Non
         _wait_until_up(process)
 
 
+def test_no_file_of_a_box_is_readable_by_others(enrolled: DataDir) -> None:
+    """In a folder of mode 755, with a shell's umask of 022 and files of an earlier start."""
+    enrolled.root.chmod(0o755)
+    enrolled.facts.write_bytes(b"{}")
+    enrolled.facts.chmod(0o644)
+    before = os.umask(0o022)
+    try:
+        with daemon(enrolled) as process:
+            _wait_until_up(process)
+            found = {path.name: path.stat().st_mode & 0o077 for path in enrolled.root.rglob("*")}
+    finally:
+        os.umask(before)
+    assert {"telemetry.db", "telemetry.db-wal", "journal.db-wal", "store"} <= found.keys()
+    assert [name for name, open_to_others in found.items() if open_to_others] == []
+
+
+@pytest.mark.parametrize("command", ["bench", "run", "status"])
+@pytest.mark.parametrize("place", ["/proc/x", f"{__file__}/box"])
+def test_a_data_directory_that_cannot_be_used_is_refused_with_advice(
+    place: str, command: str
+) -> None:
+    result = agent(command, "--data-dir", place)
+    assert result.returncode == 1, result.stderr
+    assert result.stderr.startswith("error: ")
+    assert place in result.stderr
+    assert len(result.stderr.splitlines()) == 2
+
+
 def test_a_daemon_with_a_damaged_journal_runs_and_says_so(enrolled: DataDir) -> None:
     journal = Journal(enrolled.journal)
     journal.record(

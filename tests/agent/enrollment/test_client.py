@@ -1,5 +1,6 @@
 """Enrolment over real TLS: trust comes from the token's digests; failures leave no files."""
 
+import errno
 import stat
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from cryptography import x509
 from agent.config import DataDir, load_config
 from agent.enrollment.client import Application, enroll, recover
 from agent.errors import (
+    DataDirectoryError,
     EnrollmentError,
     IdentityError,
     NotEnrolledError,
@@ -255,3 +257,30 @@ async def test_a_box_recovers_under_another_authority_of_the_same_fleet(site: Si
     await server.stop(None)
     assert config.server == moved == load_config(site.data_dir).server
     assert load_identity(site.data_dir).ca_pem == second.pem
+
+
+@pytest.mark.parametrize("place", ["/proc/x", f"{__file__}/box"])
+async def test_a_data_directory_that_cannot_be_made_is_told_before_the_token_is_used(
+    site: Site, place: str
+) -> None:
+    with pytest.raises(DataDirectoryError, match=f"{place} cannot be used") as refused:
+        await enroll(DataDir(Path(place)), site.application)
+    assert "--data-dir" in refused.value.advice
+    assert site.servicer.requests == []
+
+
+async def test_a_full_disk_ends_an_enrolment_with_advice(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("agent.enrollment.client.write_file", full)
+    with pytest.raises(DataDirectoryError, match="No space left"):
+        await enroll(site.data_dir, site.application)
+    monkeypatch.undo()
+    # The key is kept, so that the same token enrols the same device.
+    await enroll(site.data_dir, site.application)
+    first, second = site.servicer.requests
+    keys = [x509.load_pem_x509_csr(request.csr_pem).public_key() for request in (first, second)]
+    assert keys[0] == keys[1]
