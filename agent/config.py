@@ -140,7 +140,7 @@ def data_dir_errors(data_dir: DataDir) -> Iterator[None]:
     except OSError as error:
         raise DataDirectoryError(
             f"{data_dir.root} cannot be used: {error}",
-            advice="Name a --data-dir on a writable disk with free space, owned by the agent's user.",
+            advice="Name a --data-dir on a disk with free space that the agent's user may write.",
         ) from error
 
 
