@@ -39,6 +39,10 @@ class VariantFailedError(BuildError):
     """A variant was made, but does not run as its source does."""
 
 
+class EvaluationKilledError(BuildError):
+    """An evaluating process was killed, most likely because memory ran out."""
+
+
 class NotANumberError(BuildError):
     """A model predicts NaN or infinity, from which no quality can be computed."""
 

@@ -146,6 +146,7 @@ class Search:
         missed = miss_of_size(goals, variant.size_bytes, variant.memory_bytes)
         if not missed:
             try:
+                variant = maker.tried(candidate.request, variant, candidate.source)
                 variant, missed = self._measured(variant, candidate.source)
             except VariantFailedError as error:
                 maker.drop(variant.name)

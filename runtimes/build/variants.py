@@ -14,7 +14,11 @@ from runtimes.build.description import context_bytes, described_files, recipe_of
 from runtimes.build.published import RECIPE, SOURCE, contents, copy_source, source_bytes
 from runtimes.build.request import BuildRequest, Report, VariantRequest
 from runtimes.build.source import Source
-from runtimes.errors import BuildError, QuantizeError
+from runtimes.build.trials import Trials
+from runtimes.errors import (
+    BuildError,
+    QuantizeError,
+)
 from runtimes.evaluation.comparison import Comparison
 from runtimes.evaluation.quality import Evaluation, measure
 from runtimes.predictions import Predictions
@@ -64,6 +68,7 @@ class VariantMaker:
         self._report = report
         self._quantizers: dict[Path, Quantizer] = {}
         self._tapes: dict[Path, Tape] = {}
+        self._trials = Trials(task, evaluation, scratch)
 
     def quantizer(self, source: Source) -> Quantizer:
         if source.path not in self._quantizers:
@@ -131,6 +136,18 @@ class VariantMaker:
     def drop(self, name: str) -> None:
         """Delete a variant's folder."""
         shutil.rmtree(self._folder / name, ignore_errors=True)
+
+    def tried(self, request: VariantRequest, variant: Variant, source: Source) -> Variant:
+        """Run a variant and its source on a few inputs; return the variant with the findings."""
+        progress = self._progress(variant.name)
+        progress("trying", 0.0)
+        files = self._files(variant)
+        if request.how.name == SOURCE:
+            found = self._trials.of_published(variant, source)
+        else:
+            found = self._trials.of_variant(variant, files, source)
+        progress("trying", 1.0)
+        return found
 
     def measured(self, variant: Variant, source: Source) -> Variant:
         """Return the variant with its quality, if there are evaluation data."""

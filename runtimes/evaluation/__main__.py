@@ -12,7 +12,7 @@ import msgspec
 from artifact.manifest import Task
 from runtimes import registry
 from runtimes.base import LoadSpec
-from runtimes.errors import RuntimeFault
+from runtimes.errors import BuildError, RuntimeFault
 from runtimes.evaluation.frames import (
     MAX_WORDS,
     Ended,
@@ -22,6 +22,7 @@ from runtimes.evaluation.frames import (
     write_rows,
 )
 from runtimes.evaluation.quality import predict, read_evaluation
+from runtimes.evaluation.trial import Trial
 
 
 def main() -> int:
@@ -40,7 +41,7 @@ def main() -> int:
 
 def _evaluate(job: EvaluationJob, pipe: BinaryIO) -> None:
     runtime = registry.find(job.runtime)
-    evaluation = read_evaluation(Path(job.evaluation), job.task)
+    evaluation = read_evaluation(Path(job.evaluation), job.task) if job.evaluation else None
     runtime.prepare()
     # Imported before counting, so that NumPy does not count as the model's memory.
     importlib.import_module("runtimes.arrays")
@@ -52,9 +53,17 @@ def _evaluate(job: EvaluationJob, pipe: BinaryIO) -> None:
     )
     engine = runtime.load(spec)
     try:
-        for some in predict(engine, evaluation):
+        trial = Trial()
+        if job.trial:
+            predictions = trial.outputs(engine, job.task, evaluation, job.shapes)
+        elif evaluation is not None:
+            predictions = predict(engine, evaluation)
+        else:
+            raise BuildError("there are no evaluation data", advice="Give evaluation data.")
+        for some in predictions:
             write_rows(pipe, some)
-        write_end(pipe, Ended(max(0, _status("VmHWM") - before) if before else 0))
+        memory_bytes = max(0, _status("VmHWM") - before) if before else 0
+        write_end(pipe, Ended(memory_bytes, trial.shapes, trial.unmeasured[:MAX_WORDS]))
     finally:
         engine.close()
 

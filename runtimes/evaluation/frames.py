@@ -19,20 +19,34 @@ _ROWS: Final = b"R"
 _END: Final = b"E"
 
 
+Shapes = dict[str, tuple[int, ...]]
+
+
 class EvaluationJob(Struct, frozen=True):
-    """Work for an evaluating process: files of a variant by name, and the data to evaluate on."""
+    """Work for an evaluating process: files of a variant by name, and the data to evaluate on.
+
+    A ``trial`` runs the model on a few inputs only, without ``evaluation`` on generated ones.
+    ``shapes`` are the sizes that the source's trial found.
+    """
 
     runtime: str
     files: dict[str, str]
     task: Task
     context_length: int
-    evaluation: str
+    evaluation: str = ""
+    trial: bool = False
+    shapes: Shapes = {}
 
 
 class Ended(Struct, frozen=True, tag=True):
-    """Evaluation is complete. ``memory_bytes`` is the peak of it, 0 if unknown."""
+    """Evaluation is complete. ``memory_bytes`` is the peak of it, 0 if unknown.
+
+    ``shapes`` and ``unmeasured`` are the outcome of a trial (runtimes.evaluation.trial).
+    """
 
     memory_bytes: Annotated[int, Meta(ge=0)]
+    shapes: Shapes = {}
+    unmeasured: str = ""
 
 
 class Failed(Struct, frozen=True, tag=True):

@@ -1,6 +1,7 @@
 """Start evaluating processes and read their predictions."""
 
 import contextlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -11,7 +12,7 @@ import msgspec
 
 from runtimes.endings import ending_of
 from runtimes.environment import engine_environment
-from runtimes.errors import BuildError
+from runtimes.errors import BuildError, EvaluationKilledError
 from runtimes.evaluation.frames import Ended, EvaluationJob, Failed, read
 from runtimes.predictions import Predictions
 
@@ -19,13 +20,18 @@ _MAX_COMPLAINT_BYTES: Final = 4096
 
 
 class Evaluating:
-    """Predictions of a running process; ``memory_bytes`` is set once they are exhausted."""
+    """Predictions of a running process; ``ended`` is set once they are exhausted."""
 
     def __init__(self, process: subprocess.Popen[bytes], complaints: IO[bytes], what: str) -> None:
         self._process = process
         self._complaints = complaints
         self._what = what
-        self.memory_bytes = 0
+        self.ended = Ended(0)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Peak memory of loading and evaluating; 0 if unknown."""
+        return self.ended.memory_bytes
 
     def __iter__(self) -> Iterator[Predictions]:
         pipe = cast("BinaryIO", self._process.stdout)
@@ -37,7 +43,7 @@ class Evaluating:
             if isinstance(frame, Failed):
                 raise BuildError(f"{self._what}: {frame.message}", advice=frame.advice)
             if isinstance(frame, Ended):
-                self.memory_bytes = frame.memory_bytes
+                self.ended = frame
                 return
             yield frame
 
@@ -46,7 +52,8 @@ class Evaluating:
         self._complaints.seek(0)
         last = self._complaints.read()[-_MAX_COMPLAINT_BYTES:].decode(errors="replace").strip()
         how = ending_of(code)
-        return BuildError(
+        kind = EvaluationKilledError if code == -signal.SIGKILL else BuildError
+        return kind(
             f"{self._what}: the process that evaluated it {how}: {last[-500:]!a} {error}",
             advice="Check whether memory ran out; evaluate with less context or a smaller model.",
         )

@@ -19,6 +19,8 @@ from runtimes.text.steps import whole
 
 MAX_EVALUATION_BYTES: Final = 64 << 20
 LABELS: Final = "labels"
+# The name of generated inputs, in the place of a data set's.
+GENERATED: Final = "generated"
 _BATCH_ROWS: Final = 256
 _BATCH_TEXTS: Final = 32
 # Above it, math.exp overflows.

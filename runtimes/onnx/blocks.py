@@ -12,6 +12,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from runtimes.onnx.graph import is_finite
+
 # Values that share one scale; 32 is what llama.cpp's 4-bit formats use too.
 BLOCK_VALUES: Final = 32
 # The sizes that the operator allows.
@@ -30,7 +32,9 @@ def quantize_matrices(
     matrices = {
         tensor.name: tensor
         for tensor in graph.initializer
-        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 2  # noqa: PLR2004
+        if tensor.data_type == onnx.TensorProto.FLOAT
+        and len(tensor.dims) == 2  # noqa: PLR2004
+        and is_finite(tensor)
     }
     replaced: set[str] = set()
     for node in graph.node:

@@ -16,6 +16,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from runtimes.arrays import read_arrays
 from runtimes.base import Progress
 from runtimes.errors import QuantizeError, RuntimeFault
+from runtimes.onnx.graph import non_finite_nodes
 from runtimes.onnx.inspect import PAST
 from runtimes.onnx.tokens import TextTokenizer
 from runtimes.quantizing import JSON_LINES, read_calibration, read_lines, read_text
@@ -44,6 +45,7 @@ def quantize_calibrated(
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
             op_types_to_quantize=["MatMul", "Gemm", "Conv"],
+            nodes_to_exclude=non_finite_nodes(model),
             # Products of two activations, as in attention, stay in float32.
             extra_options={"MatMulConstBOnly": True},
         )

@@ -10,7 +10,7 @@ from runtimes.base import Progress, Scheme
 from runtimes.errors import QuantizeError
 from runtimes.onnx.inspect import OnnxInspector
 from runtimes.onnx.model_file import MAX_MODEL_BYTES, read_model
-from runtimes.quantizing import atomic_output, check_scheme
+from runtimes.quantizing import UNQUANTIZED, atomic_output, check_scheme
 
 COPY: Final = "fp32"
 CALIBRATED: Final = "int8_static"
@@ -18,7 +18,7 @@ _WEIGHT_BITS: Final = {"int8_weights": 8, "int4": 4}
 
 
 class OnnxQuantizer:
-    """Quantizer of float32 files; ``fp32`` copies the file and its external weights.
+    """Quantizer of float files; ``fp32`` copies a float32 file and its external weights.
 
     ``calibration`` (for int8_static) is a text for a language model in Optimum's layout, and an
     .npz of inputs by name for other models.
@@ -32,14 +32,19 @@ class OnnxQuantizer:
         return scheme == CALIBRATED
 
     def quantize(self, source: Path, scheme: Scheme, destination: Path, progress: Progress) -> None:
-        _check(source, scheme)
+        found = _check(source, scheme)
         with atomic_output(scheme, destination, progress) as half_made:
-            if scheme.name == COPY and not scheme.sparsity:
+            if scheme.name == found and not scheme.sparsity:
                 _copy(source, half_made)
                 return
             import onnx
 
+            from runtimes.onnx.graph import normalize, widen_halves
+
             model = onnx.load(source)
+            normalize(model)
+            if found == "fp16" and scheme.name != found:
+                widen_halves(model)
             if scheme.sparsity:
                 from runtimes.onnx.sparsify import drop_smallest
 
@@ -49,10 +54,10 @@ class OnnxQuantizer:
 
     def predict_size(self, source: Path, scheme: Scheme) -> int:
         """Return the bytes of a copy; 0 for other schemes, whose result depends on the graph."""
-        _check(source, scheme)
-        beside = sorted(read_model(source).external) if scheme.name == COPY else []
-        paths = [source, *(source.with_name(name) for name in beside)]
-        return sum(path.stat().st_size for path in paths) if scheme.name == COPY else 0
+        if scheme.name != _check(source, scheme):
+            return 0
+        paths = [source, *(source.with_name(name) for name in read_model(source).external)]
+        return sum(path.stat().st_size for path in paths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,24 +70,26 @@ class _Conversion:
     progress: Progress
 
 
-def _check(source: Path, scheme: Scheme) -> None:
+def _check(source: Path, scheme: Scheme) -> str:
+    """Return the source's quantization; raise QuantizeError for options that do not apply."""
     options = {"sparsity"}
     if scheme.name == CALIBRATED:
         options.add("calibration")
     if scheme.name in _WEIGHT_BITS:
         options.add("block_size")
     check_scheme("onnx", scheme, tuple(_SCHEMES), options)
-    found = OnnxInspector().inspect(source).quantization
-    if found != COPY:
-        raise QuantizeError(
-            f"{source.name} is {found}; {scheme.name} needs fp32",
-            advice="Start from the float32 export.",
-        )
     if scheme.name == CALIBRATED and scheme.calibration is None:
         raise QuantizeError(
             "int8_static needs data to measure the ranges of activations",
             advice="Give calibration data, or use int8, which measures them at run time.",
         )
+    found = OnnxInspector().inspect(source).quantization
+    if scheme.name == COPY and found not in UNQUANTIZED:
+        raise QuantizeError(
+            f"{source.name} is {found}, which cannot be converted back to fp32",
+            advice="Start from the float32 export, or deploy the file as published (source).",
+        )
+    return found
 
 
 def _copy(source: Path, destination: Path) -> None:
@@ -117,8 +124,16 @@ def _to_int8(model: Any, conversion: _Conversion) -> None:
     """Quantize dynamically: int8 weights per channel; activations are scaled at run time."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    from runtimes.onnx.graph import non_finite_nodes
+
     _mark_prepared(model)
-    quantize_dynamic(model, conversion.destination, weight_type=QuantType.QInt8, per_channel=True)
+    quantize_dynamic(
+        model,
+        conversion.destination,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        nodes_to_exclude=non_finite_nodes(model),
+    )
     if not any("Integer" in kind for kind in read_model(conversion.destination).operators):
         raise _nothing_to_do(conversion.source, "int8")
 

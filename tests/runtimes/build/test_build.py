@@ -234,8 +234,10 @@ def test_progress_names_each_variant_and_step(request_of: Any) -> None:
     build(request_of(), lambda *each: seen.append(each))
     assert [(name, what) for name, what, done in seen if done == 1] == [
         ("full", "quantizing to full"),
+        ("full", "trying"),
         ("full", "measuring"),
         ("small", "quantizing to half"),
+        ("small", "trying"),
         ("small", "measuring"),
     ]
 
