@@ -19,6 +19,7 @@ from agent.config import AgentConfig, DataDir, load_config
 from agent.errors import AlreadyRunningError
 from agent.gateway import Gateway
 from agent.gateway.recording import labels_of
+from agent.gateway.release_health import release_health
 from agent.hardware import HardwareMonitor, read_facts
 from agent.health import daemon_fault, feed_watchdog
 from agent.host.allocator import IdleTrim
@@ -80,7 +81,7 @@ class Daemon:
         self._idle_trim = IdleTrim()
         # There were requests in the last window; memory is returned after the first without any.
         self._had_requests = False
-        self._supervisor = Supervisor(room=_free_memory_bytes)
+        self._supervisor = Supervisor(room=_free_memory_bytes, changed=self._health_changed)
         self._serving = Serving(self._supervisor)
         self._connection = Connection(config.device_endpoint, identity)
         self._renewal = Renewal(
@@ -105,6 +106,7 @@ class Daemon:
             directed=verifier.follow_roots,
             class_measured=self._measurements.set_priors,
             agent_version=version("flotilla"),
+            health=lambda: release_health(self._serving, self._collector),
             pace=METERED if config.metered else STANDARD,
         )
         self._gateway = Gateway(self._serving, self._collector, self.status)
@@ -137,6 +139,9 @@ class Daemon:
 
     def _reconnect(self) -> None:
         self._stream.reconnect()
+
+    def _health_changed(self) -> None:
+        self._stream.wake()
 
     def _changed(self) -> None:
         self._stream.wake()

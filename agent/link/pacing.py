@@ -23,6 +23,8 @@ class Pace:
     refresh_seconds: float = 300.0
     # A status in which only the bytes of a download differ.
     progress_seconds: float = 2.0
+    # A status in which the requests that failed differ.
+    errors_seconds: float = 15.0
     # The length of a telemetry window.
     window_seconds: float = 0.0
 
@@ -30,7 +32,9 @@ class Pace:
 STANDARD: Final = Pace()
 # For links that are paid by volume: at most one message an hour while the box is idle, four
 # telemetry windows an hour and route while it serves.
-METERED: Final = Pace(refresh_seconds=3600.0, progress_seconds=60.0, window_seconds=900.0)
+METERED: Final = Pace(
+    refresh_seconds=3600.0, progress_seconds=60.0, errors_seconds=900.0, window_seconds=900.0
+)
 
 
 def seconds_until_due(
@@ -43,10 +47,12 @@ def seconds_until_due(
 
     ``last`` was sent ``since_last`` seconds ago on the same stream; None before the first.
     """
-    if last is None or _without_progress(status) != _without_progress(last):
+    if last is None or _without_counts(status) != _without_counts(last):
         return 0.0
-    if status != last:
+    if (status.bytes_done, status.bytes_total) != (last.bytes_done, last.bytes_total):
         interval = pace.progress_seconds
+    elif _errors(status) != _errors(last):
+        interval = pace.errors_seconds
     elif status.state in _SETTLED:
         interval = pace.refresh_seconds
     else:
@@ -54,9 +60,17 @@ def seconds_until_due(
     return max(0.0, interval - since_last)
 
 
-def _without_progress(status: device_pb2.UpdateStatus) -> device_pb2.UpdateStatus:
+def _without_counts(status: device_pb2.UpdateStatus) -> device_pb2.UpdateStatus:
+    """Return the status without the counts that rise all the time: bytes and requests."""
     rest = device_pb2.UpdateStatus()
     rest.CopyFrom(status)
     rest.ClearField("bytes_done")
     rest.ClearField("bytes_total")
+    for slot in rest.health.slots:
+        slot.ClearField("requests")
+        slot.ClearField("errors")
     return rest
+
+
+def _errors(status: device_pb2.UpdateStatus) -> list[int]:
+    return [slot.errors for slot in status.health.slots]

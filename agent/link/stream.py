@@ -39,6 +39,7 @@ from agent.selection import Prior
 from agent.telemetry import TelemetryQueue
 from agent.update.engine import UpdateEngine
 from artifact.device_facts import DeviceFacts
+from artifact.health import ReleaseHealth
 from artifact.trust.statements import Authorities
 
 log = logging.getLogger(__name__)
@@ -102,6 +103,7 @@ class ControlPlaneStream:
         identity: Callable[[], Credentials],
         sign: Callable[[bytes], Awaitable[bytes]],
         agent_version: str,
+        health: Callable[[], ReleaseHealth] = ReleaseHealth,
         offered: Callable[[Authorities], Awaitable[None]] = _ignored,
         directed: Callable[[Assignment], Awaitable[None]] = _ignored,
         class_measured: Callable[[Sequence[tuple[str, str, Prior]]], None] = lambda _: None,
@@ -118,6 +120,7 @@ class ControlPlaneStream:
         self._identity = identity
         self._sign = sign
         self._agent_version = agent_version
+        self._health = health
         self._offered = offered
         self._directed = directed
         self._class_measured = class_measured
@@ -300,13 +303,13 @@ class ControlPlaneStream:
     async def _send_status(self, call: _Call, sent: _Sent, now: float) -> None:
         if self._seconds_until_status(sent, now) > 0:
             return
-        status = status_to_wire(self._engine.status())
+        status = status_to_wire(self._engine.status(), self._health())
         await call.write(device_pb2.ConnectRequest(status=status))
         sent.status, sent.status_at = status, now
 
     def _seconds_until_status(self, sent: _Sent, now: float) -> float:
         pace = replace(self._pace, refresh_seconds=self.settings.refresh_seconds)
-        status = status_to_wire(self._engine.status())
+        status = status_to_wire(self._engine.status(), self._health())
         return seconds_until_due(status, sent.status, now - sent.status_at, pace)
 
     async def _send_receipts(self, call: _Call, sent: _Sent) -> None:

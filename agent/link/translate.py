@@ -1,6 +1,7 @@
 """Conversion between the agent's records and protobuf messages."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from agent.telemetry import QueuedWindow
 from agent.update.engine import Status
 from agent.update.measurements import MAX_PRIORS
 from artifact.device_facts import CpuTopology, DeviceFacts
+from artifact.health import ReleaseHealth
 from artifact.sketch import Sketch
 from artifact.trust.statements import MAX_ROOTS, Authorities, DirectorMetadata
 from artifact.window import FIGURES, LABELS, SKETCHES, Energy, Window
@@ -129,8 +131,8 @@ def state_to_wire(state: str) -> device_pb2.UpdateState.ValueType:
     return device_pb2.UpdateState.Value(f"UPDATE_STATE_{state.upper()}")
 
 
-def status_to_wire(status: Status) -> device_pb2.UpdateStatus:
-    """Convert the state of the update."""
+def status_to_wire(status: Status, health: ReleaseHealth) -> device_pb2.UpdateStatus:
+    """Convert the state of the update and the health of the live release."""
     return device_pb2.UpdateStatus(
         generation=status.generation,
         state=state_to_wire(status.state),
@@ -139,6 +141,10 @@ def status_to_wire(status: Status) -> device_pb2.UpdateStatus:
         bytes_total=status.bytes_total,
         current_release=status.current_release,
         last_good_release=status.last_good_release,
+        health=device_pb2.ReleaseHealth(
+            release=health.release,
+            slots=[device_pb2.SlotHealth(**asdict(slot)) for slot in health.slots],
+        ),
     )
 
 

@@ -27,12 +27,15 @@ class Lifecycle:
         timeouts: WorkerTimeouts,
         threads: int,
         room: Callable[[], int],
+        *,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
         self.process = process
         self._spec = spec
         self._timeouts = timeouts
         self._threads = threads
         self._room = room
+        self._changed = changed
         self._restarts = 0
         self._loads = 1
         self._past_peak_bytes = 0
@@ -119,6 +122,7 @@ class Lifecycle:
                 await self._load_when_wanted()
             else:
                 self._note_death()
+                self._changed()
                 # A crash during a request belongs to the request: it must not delay the restart
                 # for all others. A process that dies by itself backs off, unless it ran well.
                 ran_seconds = time.monotonic() - started
@@ -126,6 +130,7 @@ class Lifecycle:
                     backoff.reset()
                 await self._restart(backoff)
             self._live.set()
+            self._changed()
             self._woken(None)
 
     def _note_death(self) -> None:

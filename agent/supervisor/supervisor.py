@@ -17,6 +17,7 @@ class Supervisor:
     """Owns every worker of this daemon. ``threads`` is per worker; 0 lets the engine decide.
 
     ``room`` returns the free memory in bytes, checked before an unloaded model is loaded again.
+    ``changed`` is called after a worker died and after it runs again.
     """
 
     def __init__(
@@ -25,7 +26,9 @@ class Supervisor:
         timeouts: WorkerTimeouts | None = None,
         threads: int = 0,
         room: Callable[[], int] = lambda: sys.maxsize,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
+        self._changed = changed
         self._room = room
         self._timeouts = timeouts or WorkerTimeouts()
         self._threads = threads
@@ -35,7 +38,9 @@ class Supervisor:
         """Start a worker and load its model; LoadFailedError with the reason."""
         process = WorkerProcess(spec)
         await process.start(self._timeouts, self._threads)
-        lifecycle = Lifecycle(spec, process, self._timeouts, self._threads, self._room)
+        lifecycle = Lifecycle(
+            spec, process, self._timeouts, self._threads, self._room, changed=self._changed
+        )
         worker = Worker(spec, lifecycle)
         self._workers.add(worker)
         log.info(

@@ -8,6 +8,7 @@ from typing import Final
 from flotilla.v1 import device_pb2 as wire
 
 from artifact.device_facts import hardware_class
+from artifact.health import ReleaseHealth, SlotHealth
 from controlplane.api.assignment import assignment_to_wire
 from controlplane.api.interceptor import Context, current_certificate, current_device
 from controlplane.api.receipts import detail, receipt_from_wire
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 HELLO_SECONDS: Final = 30.0
 MAX_WINDOWS: Final = 4096
+MAX_SLOTS: Final = 32
 MAX_BOOT_ID_CHARACTERS: Final = 64
 OUTGOING: Final = 64
 
@@ -238,4 +240,21 @@ def _progress(status: wire.UpdateStatus) -> Progress:
         bytes_total=count(status.bytes_total, "bytes_total"),
         current_release=word(status.current_release),
         last_good_release=word(status.last_good_release),
+        health=_health(status.health) if status.HasField("health") else None,
+    )
+
+
+def _health(health: wire.ReleaseHealth) -> ReleaseHealth:
+    return ReleaseHealth(
+        word(health.release),
+        tuple(
+            SlotHealth(
+                slot=word(each.slot),
+                ready=each.ready,
+                worker_restarts=count(each.worker_restarts, "worker_restarts"),
+                requests=count(each.requests, "requests"),
+                errors=count(each.errors, "errors"),
+            )
+            for each in health.slots[:MAX_SLOTS]
+        ),
     )

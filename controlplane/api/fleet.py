@@ -5,7 +5,12 @@ from flotilla.v1 import fleet_pb2_grpc
 
 from controlplane.api.interceptor import Context, current_caller
 from controlplane.api.receipts import check_to_wire, decision_to_wire, receipt_to_wire
-from controlplane.api.translate import facts_to_wire, timestamp, update_state_to_wire
+from controlplane.api.translate import (
+    facts_to_wire,
+    health_to_wire,
+    timestamp,
+    update_state_to_wire,
+)
 from controlplane.services.devices.inventory import DeviceView, InventoryService
 from controlplane.services.devices.join_tokens import JoinTokenService
 from controlplane.services.devices.states import DeviceStateService
@@ -126,6 +131,8 @@ def _device(view: DeviceView) -> wire.Device:
         last_good_release=device.last_good_release,
         certificate_expires_at=timestamp(device.certificate_expires_at),
         variants=view.variants,
+        health=None if device.health is None else health_to_wire(device.health),
+        health_at=timestamp(device.health_at),
     )
 
 

@@ -5,6 +5,7 @@ Every incoming value is bounded here or by the pure check that receives it.
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Final
 
@@ -12,6 +13,7 @@ from flotilla.v1 import device_pb2, hardware_pb2, server_keys_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from artifact.device_facts import CoreCluster, CpuTopology, DeviceFacts, MicroBenchmark
+from artifact.health import ReleaseHealth
 from artifact.trust.statements import Authorities
 from controlplane.errors import InvalidInputError
 from controlplane.fleet import (
@@ -103,6 +105,13 @@ def finite(value: float, what: str) -> float:
     if not 0 <= value < math.inf:
         raise InvalidInputError(f"{what} {value!r} is out of bounds", advice="Update the sender.")
     return value
+
+
+def health_to_wire(health: ReleaseHealth) -> device_pb2.ReleaseHealth:
+    return device_pb2.ReleaseHealth(
+        release=health.release,
+        slots=[device_pb2.SlotHealth(**asdict(slot)) for slot in health.slots],
+    )
 
 
 def facts_to_wire(facts: DeviceFacts) -> hardware_pb2.HardwareFacts:

@@ -23,6 +23,7 @@ from sqlalchemy import (
 )
 
 from artifact.device_facts import DeviceFacts
+from artifact.health import ReleaseHealth
 from controlplane.errors import NameTakenError, NotFoundError
 from controlplane.fleet import UpdateState
 from controlplane.store.assignments import ASSIGNMENTS
@@ -64,6 +65,9 @@ DEVICES: Final = Table(
     Column("bytes_total", BigInteger, nullable=False),
     Column("current_release", String(256), nullable=False),
     Column("last_good_release", String(256), nullable=False),
+    # The newest health report and its time; null before the first.
+    Column("health", Json),
+    Column("health_at", UtcDateTime),
     Index("ix_devices_public_key", "public_key"),
 )
 
@@ -106,6 +110,8 @@ class Device:
     bytes_total: int = 0
     current_release: str = ""
     last_good_release: str = ""
+    health: ReleaseHealth | None = None
+    health_at: datetime | None = None
     assigned_generation: int = 0
     assigned_release: str = ""
     assigned_manifest_sha256: str = ""
@@ -128,6 +134,7 @@ def _device(row: AnyRow) -> Device:
     fields["state"] = DeviceState(fields["state"])
     fields["update_state"] = UpdateState(fields["update_state"])
     fields["facts"] = msgspec.convert(fields["facts"], DeviceFacts)
+    fields["health"] = msgspec.convert(fields["health"], ReleaseHealth | None)
     fields["assigned_generation"] = fields["assigned_generation"] or 0
     fields["assigned_release"] = fields["assigned_release"] or ""
     fields["assigned_manifest_sha256"] = fields["assigned_manifest_sha256"] or ""
@@ -143,6 +150,7 @@ async def add(tx: Transaction, device: Device) -> None:
         )
     row = {column.name: getattr(device, column.name) for column in DEVICES.columns}
     row["facts"] = msgspec.to_builtins(device.facts)
+    row["health"] = msgspec.to_builtins(device.health)
     await tx.execute(insert(DEVICES), row)
 
 

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import msgspec
 from sqlalchemy import update
 
 from artifact.device_facts import DeviceFacts
+from artifact.health import ReleaseHealth
 from controlplane.fleet import UpdateState
 from controlplane.store.database import BATCH_IDS, Transaction, batches
 from controlplane.store.devices import DEVICES
@@ -36,6 +38,8 @@ class Progress:
     bytes_total: int
     current_release: str
     last_good_release: str
+    # None if not reported.
+    health: ReleaseHealth | None = None
 
 
 async def greet(
@@ -62,6 +66,9 @@ async def report_progress(
     tx: Transaction, device_id: str, progress: Progress, now: datetime
 ) -> None:
     """Record progress. Reports of a stream are ordered; one of an older generation is ignored."""
+    health: dict[str, Any] = {}
+    if progress.health is not None:
+        health = {"health": msgspec.to_builtins(progress.health), "health_at": now}
     await tx.execute(
         update(DEVICES)
         .where(DEVICES.c.id == device_id, DEVICES.c.update_generation <= progress.generation)
@@ -74,6 +81,7 @@ async def report_progress(
             bytes_total=progress.bytes_total,
             current_release=progress.current_release,
             last_good_release=progress.last_good_release,
+            **health,
         )
     )
 

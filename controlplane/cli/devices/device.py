@@ -206,6 +206,21 @@ def _set_state(settings: GlobalOptions, name: str, state: str, reason: str) -> N
     click.echo(f"{changed.device.name} is {changed.device.state}")
 
 
+def _health(one: fleet_pb2.Device, now: datetime) -> str:
+    """Describe the newest health report; empty if there is none."""
+    if not one.HasField("health"):
+        return ""
+    slots = []
+    for slot in one.health.slots:
+        parts = ["ready" if slot.ready else "not ready"]
+        if slot.worker_restarts:
+            parts.append(f"{slot.worker_restarts} worker restarts")
+        if slot.requests:
+            parts.append(f"{slot.errors} of {slot.requests} requests failed")
+        slots.append(f"{slot.slot} {', '.join(parts)}")
+    return f"{'; '.join(slots) or 'serves nothing'} ({ago(one.health_at, now)})"
+
+
 def _print_device(one: fleet_pb2.Device, now: datetime) -> None:
     facts = one.facts
     seen = "connected" if one.connected else f"last seen {ago(one.last_seen_at, now)}"
@@ -218,6 +233,7 @@ def _print_device(one: fleet_pb2.Device, now: datetime) -> None:
             "because": one.state_reason,
             "labels": _pairs(one.labels.items()),
             "runs": one.current_release or "nothing",
+            "health": _health(one, now),
             "variants": _pairs(one.variants.items()),
             "falls back to": one.last_good_release,
             "assigned": f"{one.assigned_release or 'nothing'} (generation "

@@ -368,6 +368,7 @@ class UpdateStatus(_message.Message):
     BYTES_TOTAL_FIELD_NUMBER: _builtins.int
     CURRENT_RELEASE_FIELD_NUMBER: _builtins.int
     LAST_GOOD_RELEASE_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     state: Global___UpdateState.ValueType
     detail: _builtins.str
@@ -376,6 +377,10 @@ class UpdateStatus(_message.Message):
     current_release: _builtins.str
     """References of what serves now and what the box would fall back to."""
     last_good_release: _builtins.str
+    @_builtins.property
+    def health(self) -> Global___ReleaseHealth:
+        """Agents before 0.2 leave it unset."""
+
     def __init__(
         self,
         *,
@@ -386,14 +391,76 @@ class UpdateStatus(_message.Message):
         bytes_total: _builtins.int = ...,
         current_release: _builtins.str = ...,
         last_good_release: _builtins.str = ...,
+        health: Global___ReleaseHealth | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["health", b"health"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "current_release", b"current_release", "detail", b"detail", "generation", b"generation", "last_good_release", b"last_good_release", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "current_release", b"current_release", "detail", b"detail", "generation", b"generation", "health", b"health", "last_good_release", b"last_good_release", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdateStatus: _TypeAlias = UpdateStatus  # noqa: Y015
+
+@_typing.final
+class ReleaseHealth(_message.Message):
+    """Health of the release that the device serves; empty while it serves none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RELEASE_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    release: _builtins.str
+    """publisher/name@version."""
+    @_builtins.property
+    def slots(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotHealth]: ...
+    def __init__(
+        self,
+        *,
+        release: _builtins.str = ...,
+        slots: _abc.Iterable[Global___SlotHealth] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["release", b"release", "slots", b"slots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseHealth: _TypeAlias = ReleaseHealth  # noqa: Y015
+
+@_typing.final
+class SlotHealth(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SLOT_FIELD_NUMBER: _builtins.int
+    READY_FIELD_NUMBER: _builtins.int
+    WORKER_RESTARTS_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
+    slot: _builtins.str
+    ready: _builtins.bool
+    """The worker answers requests, after loading its model if need be."""
+    worker_restarts: _builtins.int
+    """Since the release went live."""
+    requests: _builtins.int
+    """Requests of programs to this slot of this release since the agent started, by any route."""
+    errors: _builtins.int
+    """Of the requests, those that failed through no fault of the caller."""
+    def __init__(
+        self,
+        *,
+        slot: _builtins.str = ...,
+        ready: _builtins.bool = ...,
+        worker_restarts: _builtins.int = ...,
+        requests: _builtins.int = ...,
+        errors: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "ready", b"ready", "requests", b"requests", "slot", b"slot", "worker_restarts", b"worker_restarts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SlotHealth: _TypeAlias = SlotHealth  # noqa: Y015
 
 @_typing.final
 class SignedReceipt(_message.Message):

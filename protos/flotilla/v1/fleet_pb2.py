@@ -28,7 +28,7 @@ from flotilla.v1 import selection_pb2 as flotilla_dot_v1_dot_selection__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66lotilla/v1/fleet.proto\x12\x0b\x66lotilla.v1\x1a\x18\x66lotilla/v1/device.proto\x1a\x1a\x66lotilla/v1/hardware.proto\x1a\x1b\x66lotilla/v1/selection.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcb\x05\n\x06\x44\x65vice\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12/\n\x06labels\x18\x03 \x03(\x0b\x32\x1f.flotilla.v1.Device.LabelsEntry\x12\r\n\x05state\x18\x04 \x01(\t\x12\x11\n\tconnected\x18\x05 \x01(\x08\x12\x30\n\x0clast_seen_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65nrolled_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0ehardware_class\x18\x08 \x01(\t\x12)\n\x05\x66\x61\x63ts\x18\t \x01(\x0b\x32\x1a.flotilla.v1.HardwareFacts\x12\x15\n\ragent_version\x18\n \x01(\t\x12\x1b\n\x13\x61ssigned_generation\x18\x0b \x01(\x04\x12\x18\n\x10\x61ssigned_release\x18\x0c \x01(\t\x12.\n\x0cupdate_state\x18\r \x01(\x0e\x32\x18.flotilla.v1.UpdateState\x12\x15\n\rupdate_detail\x18\x0e \x01(\t\x12\x17\n\x0f\x63urrent_release\x18\x0f \x01(\t\x12\x19\n\x11last_good_release\x18\x10 \x01(\t\x12:\n\x16\x63\x65rtificate_expires_at\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x08variants\x18\x12 \x03(\x0b\x32!.flotilla.v1.Device.VariantsEntry\x12\x14\n\x0cstate_reason\x18\x13 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a/\n\rVariantsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"M\n\x12ListDevicesRequest\x12\x10\n\x08selector\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"T\n\x13ListDevicesResponse\x12$\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x13.flotilla.v1.Device\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x10GetDeviceRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\"`\n\x11GetDeviceResponse\x12#\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x13.flotilla.v1.Device\x12&\n\x08receipts\x18\x02 \x03(\x0b\x32\x14.flotilla.v1.Receipt\"&\n\x14\x45xplainDeviceRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\"\xad\x01\n\x15\x45xplainDeviceResponse\x12#\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x13.flotilla.v1.Device\x12\x0f\n\x07release\x18\x02 \x01(\t\x12\x31\n\tdecisions\x18\x03 \x03(\x0b\x32\x1e.flotilla.v1.SelectionDecision\x12+\n\x06\x63hecks\x18\x04 \x03(\x0b\x32\x1b.flotilla.v1.ProbationCheck\"\xb9\x01\n\x19UpdateDeviceLabelsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12<\n\x03set\x18\x03 \x03(\x0b\x32/.flotilla.v1.UpdateDeviceLabelsRequest.SetEntry\x12\x0e\n\x06remove\x18\x04 \x03(\t\x1a*\n\x08SetEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"A\n\x1aUpdateDeviceLabelsResponse\x12#\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x13.flotilla.v1.Device\"Z\n\x15SetDeviceStateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"=\n\x16SetDeviceStateResponse\x12#\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x13.flotilla.v1.Device\"\xfe\x01\n\tJoinToken\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tuses_left\x18\x02 \x01(\r\x12.\n\nexpires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07revoked\x18\x05 \x01(\x08\x12\x32\n\x06labels\x18\x06 \x03(\x0b\x32\".flotilla.v1.JoinToken.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xc4\x01\n\x16\x43reateJoinTokenRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04uses\x18\x02 \x01(\r\x12\x18\n\x10lifetime_seconds\x18\x03 \x01(\x01\x12?\n\x06labels\x18\x04 \x03(\x0b\x32/.flotilla.v1.CreateJoinTokenRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"P\n\x17\x43reateJoinTokenResponse\x12%\n\x05token\x18\x01 \x01(\x0b\x32\x16.flotilla.v1.JoinToken\x12\x0e\n\x06secret\x18\x02 \x01(\t\">\n\x15ListJoinTokensRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Y\n\x16ListJoinTokensResponse\x12&\n\x06tokens\x18\x01 \x03(\x0b\x32\x16.flotilla.v1.JoinToken\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"8\n\x16RevokeJoinTokenRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"@\n\x17RevokeJoinTokenResponse\x12%\n\x05token\x18\x01 \x01(\x0b\x32\x16.flotilla.v1.JoinToken2\xdd\x05\n\x0c\x46leetService\x12P\n\x0bListDevices\x12\x1f.flotilla.v1.ListDevicesRequest\x1a .flotilla.v1.ListDevicesResponse\x12J\n\tGetDevice\x12\x1d.flotilla.v1.GetDeviceRequest\x1a\x1e.flotilla.v1.GetDeviceResponse\x12V\n\rExplainDevice\x12!.flotilla.v1.ExplainDeviceRequest\x1a\".flotilla.v1.ExplainDeviceResponse\x12\x65\n\x12UpdateDeviceLabels\x12&.flotilla.v1.UpdateDeviceLabelsRequest\x1a\'.flotilla.v1.UpdateDeviceLabelsResponse\x12Y\n\x0eSetDeviceState\x12\".flotilla.v1.SetDeviceStateRequest\x1a#.flotilla.v1.SetDeviceStateResponse\x12\\\n\x0f\x43reateJoinToken\x12#.flotilla.v1.CreateJoinTokenRequest\x1a$.flotilla.v1.CreateJoinTokenResponse\x12Y\n\x0eListJoinTokens\x12\".flotilla.v1.ListJoinTokensRequest\x1a#.flotilla.v1.ListJoinTokensResponse\x12\\\n\x0fRevokeJoinToken\x12#.flotilla.v1.RevokeJoinTokenRequest\x1a$.flotilla.v1.RevokeJoinTokenResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66lotilla/v1/fleet.proto\x12\x0b\x66lotilla.v1\x1a\x18\x66lotilla/v1/device.proto\x1a\x1a\x66lotilla/v1/hardware.proto\x1a\x1b\x66lotilla/v1/selection.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa6\x06\n\x06\x44\x65vice\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12/\n\x06labels\x18\x03 \x03(\x0b\x32\x1f.flotilla.v1.Device.LabelsEntry\x12\r\n\x05state\x18\x04 \x01(\t\x12\x11\n\tconnected\x18\x05 \x01(\x08\x12\x30\n\x0clast_seen_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65nrolled_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0ehardware_class\x18\x08 \x01(\t\x12)\n\x05\x66\x61\x63ts\x18\t \x01(\x0b\x32\x1a.flotilla.v1.HardwareFacts\x12\x15\n\ragent_version\x18\n \x01(\t\x12\x1b\n\x13\x61ssigned_generation\x18\x0b \x01(\x04\x12\x18\n\x10\x61ssigned_release\x18\x0c \x01(\t\x12.\n\x0cupdate_state\x18\r \x01(\x0e\x32\x18.flotilla.v1.UpdateState\x12\x15\n\rupdate_detail\x18\x0e \x01(\t\x12\x17\n\x0f\x63urrent_release\x18\x0f \x01(\t\x12\x19\n\x11last_good_release\x18\x10 \x01(\t\x12:\n\x16\x63\x65rtificate_expires_at\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x08variants\x18\x12 \x03(\x0b\x32!.flotilla.v1.Device.VariantsEntry\x12\x14\n\x0cstate_reason\x18\x13 \x01(\t\x12*\n\x06health\x18\x14 \x01(\x0b\x32\x1a.flotilla.v1.ReleaseHealth\x12-\n\thealth_at\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a/\n\rVariantsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"M\n\x12ListDevicesRequest\x12\x10\n\x08selector\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"T\n\x13ListDevicesResponse\x12$\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x13.flotilla.v1.Device\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x10GetDeviceRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\"`\n\x11GetDeviceResponse\x12#\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x13.flotilla.v1.Device\x12&\n\x08receipts\x18\x02 \x03(\x0b\x32\x14.flotilla.v1.Receipt\"&\n\x14\x45xplainDeviceRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\"\xad\x01\n\x15\x45xplainDeviceResponse\x12#\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x13.flotilla.v1.Device\x12\x0f\n\x07release\x18\x02 \x01(\t\x12\x31\n\tdecisions\x18\x03 \x03(\x0b\x32\x1e.flotilla.v1.SelectionDecision\x12+\n\x06\x63hecks\x18\x04 \x03(\x0b\x32\x1b.flotilla.v1.ProbationCheck\"\xb9\x01\n\x19UpdateDeviceLabelsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12<\n\x03set\x18\x03 \x03(\x0b\x32/.flotilla.v1.UpdateDeviceLabelsRequest.SetEntry\x12\x0e\n\x06remove\x18\x04 \x03(\t\x1a*\n\x08SetEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"A\n\x1aUpdateDeviceLabelsResponse\x12#\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x13.flotilla.v1.Device\"Z\n\x15SetDeviceStateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"=\n\x16SetDeviceStateResponse\x12#\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x13.flotilla.v1.Device\"\xfe\x01\n\tJoinToken\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tuses_left\x18\x02 \x01(\r\x12.\n\nexpires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07revoked\x18\x05 \x01(\x08\x12\x32\n\x06labels\x18\x06 \x03(\x0b\x32\".flotilla.v1.JoinToken.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xc4\x01\n\x16\x43reateJoinTokenRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04uses\x18\x02 \x01(\r\x12\x18\n\x10lifetime_seconds\x18\x03 \x01(\x01\x12?\n\x06labels\x18\x04 \x03(\x0b\x32/.flotilla.v1.CreateJoinTokenRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"P\n\x17\x43reateJoinTokenResponse\x12%\n\x05token\x18\x01 \x01(\x0b\x32\x16.flotilla.v1.JoinToken\x12\x0e\n\x06secret\x18\x02 \x01(\t\">\n\x15ListJoinTokensRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Y\n\x16ListJoinTokensResponse\x12&\n\x06tokens\x18\x01 \x03(\x0b\x32\x16.flotilla.v1.JoinToken\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"8\n\x16RevokeJoinTokenRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"@\n\x17RevokeJoinTokenResponse\x12%\n\x05token\x18\x01 \x01(\x0b\x32\x16.flotilla.v1.JoinToken2\xdd\x05\n\x0c\x46leetService\x12P\n\x0bListDevices\x12\x1f.flotilla.v1.ListDevicesRequest\x1a .flotilla.v1.ListDevicesResponse\x12J\n\tGetDevice\x12\x1d.flotilla.v1.GetDeviceRequest\x1a\x1e.flotilla.v1.GetDeviceResponse\x12V\n\rExplainDevice\x12!.flotilla.v1.ExplainDeviceRequest\x1a\".flotilla.v1.ExplainDeviceResponse\x12\x65\n\x12UpdateDeviceLabels\x12&.flotilla.v1.UpdateDeviceLabelsRequest\x1a\'.flotilla.v1.UpdateDeviceLabelsResponse\x12Y\n\x0eSetDeviceState\x12\".flotilla.v1.SetDeviceStateRequest\x1a#.flotilla.v1.SetDeviceStateResponse\x12\\\n\x0f\x43reateJoinToken\x12#.flotilla.v1.CreateJoinTokenRequest\x1a$.flotilla.v1.CreateJoinTokenResponse\x12Y\n\x0eListJoinTokens\x12\".flotilla.v1.ListJoinTokensRequest\x1a#.flotilla.v1.ListJoinTokensResponse\x12\\\n\x0fRevokeJoinToken\x12#.flotilla.v1.RevokeJoinTokenRequest\x1a$.flotilla.v1.RevokeJoinTokenResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,51 +46,51 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEJOINTOKENREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_CREATEJOINTOKENREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_DEVICE']._serialized_start=157
-  _globals['_DEVICE']._serialized_end=872
-  _globals['_DEVICE_LABELSENTRY']._serialized_start=778
-  _globals['_DEVICE_LABELSENTRY']._serialized_end=823
-  _globals['_DEVICE_VARIANTSENTRY']._serialized_start=825
-  _globals['_DEVICE_VARIANTSENTRY']._serialized_end=872
-  _globals['_LISTDEVICESREQUEST']._serialized_start=874
-  _globals['_LISTDEVICESREQUEST']._serialized_end=951
-  _globals['_LISTDEVICESRESPONSE']._serialized_start=953
-  _globals['_LISTDEVICESRESPONSE']._serialized_end=1037
-  _globals['_GETDEVICEREQUEST']._serialized_start=1039
-  _globals['_GETDEVICEREQUEST']._serialized_end=1073
-  _globals['_GETDEVICERESPONSE']._serialized_start=1075
-  _globals['_GETDEVICERESPONSE']._serialized_end=1171
-  _globals['_EXPLAINDEVICEREQUEST']._serialized_start=1173
-  _globals['_EXPLAINDEVICEREQUEST']._serialized_end=1211
-  _globals['_EXPLAINDEVICERESPONSE']._serialized_start=1214
-  _globals['_EXPLAINDEVICERESPONSE']._serialized_end=1387
-  _globals['_UPDATEDEVICELABELSREQUEST']._serialized_start=1390
-  _globals['_UPDATEDEVICELABELSREQUEST']._serialized_end=1575
-  _globals['_UPDATEDEVICELABELSREQUEST_SETENTRY']._serialized_start=1533
-  _globals['_UPDATEDEVICELABELSREQUEST_SETENTRY']._serialized_end=1575
-  _globals['_UPDATEDEVICELABELSRESPONSE']._serialized_start=1577
-  _globals['_UPDATEDEVICELABELSRESPONSE']._serialized_end=1642
-  _globals['_SETDEVICESTATEREQUEST']._serialized_start=1644
-  _globals['_SETDEVICESTATEREQUEST']._serialized_end=1734
-  _globals['_SETDEVICESTATERESPONSE']._serialized_start=1736
-  _globals['_SETDEVICESTATERESPONSE']._serialized_end=1797
-  _globals['_JOINTOKEN']._serialized_start=1800
-  _globals['_JOINTOKEN']._serialized_end=2054
-  _globals['_JOINTOKEN_LABELSENTRY']._serialized_start=778
-  _globals['_JOINTOKEN_LABELSENTRY']._serialized_end=823
-  _globals['_CREATEJOINTOKENREQUEST']._serialized_start=2057
-  _globals['_CREATEJOINTOKENREQUEST']._serialized_end=2253
-  _globals['_CREATEJOINTOKENREQUEST_LABELSENTRY']._serialized_start=778
-  _globals['_CREATEJOINTOKENREQUEST_LABELSENTRY']._serialized_end=823
-  _globals['_CREATEJOINTOKENRESPONSE']._serialized_start=2255
-  _globals['_CREATEJOINTOKENRESPONSE']._serialized_end=2335
-  _globals['_LISTJOINTOKENSREQUEST']._serialized_start=2337
-  _globals['_LISTJOINTOKENSREQUEST']._serialized_end=2399
-  _globals['_LISTJOINTOKENSRESPONSE']._serialized_start=2401
-  _globals['_LISTJOINTOKENSRESPONSE']._serialized_end=2490
-  _globals['_REVOKEJOINTOKENREQUEST']._serialized_start=2492
-  _globals['_REVOKEJOINTOKENREQUEST']._serialized_end=2548
-  _globals['_REVOKEJOINTOKENRESPONSE']._serialized_start=2550
-  _globals['_REVOKEJOINTOKENRESPONSE']._serialized_end=2614
-  _globals['_FLEETSERVICE']._serialized_start=2617
-  _globals['_FLEETSERVICE']._serialized_end=3350
+  _globals['_DEVICE']._serialized_end=963
+  _globals['_DEVICE_LABELSENTRY']._serialized_start=869
+  _globals['_DEVICE_LABELSENTRY']._serialized_end=914
+  _globals['_DEVICE_VARIANTSENTRY']._serialized_start=916
+  _globals['_DEVICE_VARIANTSENTRY']._serialized_end=963
+  _globals['_LISTDEVICESREQUEST']._serialized_start=965
+  _globals['_LISTDEVICESREQUEST']._serialized_end=1042
+  _globals['_LISTDEVICESRESPONSE']._serialized_start=1044
+  _globals['_LISTDEVICESRESPONSE']._serialized_end=1128
+  _globals['_GETDEVICEREQUEST']._serialized_start=1130
+  _globals['_GETDEVICEREQUEST']._serialized_end=1164
+  _globals['_GETDEVICERESPONSE']._serialized_start=1166
+  _globals['_GETDEVICERESPONSE']._serialized_end=1262
+  _globals['_EXPLAINDEVICEREQUEST']._serialized_start=1264
+  _globals['_EXPLAINDEVICEREQUEST']._serialized_end=1302
+  _globals['_EXPLAINDEVICERESPONSE']._serialized_start=1305
+  _globals['_EXPLAINDEVICERESPONSE']._serialized_end=1478
+  _globals['_UPDATEDEVICELABELSREQUEST']._serialized_start=1481
+  _globals['_UPDATEDEVICELABELSREQUEST']._serialized_end=1666
+  _globals['_UPDATEDEVICELABELSREQUEST_SETENTRY']._serialized_start=1624
+  _globals['_UPDATEDEVICELABELSREQUEST_SETENTRY']._serialized_end=1666
+  _globals['_UPDATEDEVICELABELSRESPONSE']._serialized_start=1668
+  _globals['_UPDATEDEVICELABELSRESPONSE']._serialized_end=1733
+  _globals['_SETDEVICESTATEREQUEST']._serialized_start=1735
+  _globals['_SETDEVICESTATEREQUEST']._serialized_end=1825
+  _globals['_SETDEVICESTATERESPONSE']._serialized_start=1827
+  _globals['_SETDEVICESTATERESPONSE']._serialized_end=1888
+  _globals['_JOINTOKEN']._serialized_start=1891
+  _globals['_JOINTOKEN']._serialized_end=2145
+  _globals['_JOINTOKEN_LABELSENTRY']._serialized_start=869
+  _globals['_JOINTOKEN_LABELSENTRY']._serialized_end=914
+  _globals['_CREATEJOINTOKENREQUEST']._serialized_start=2148
+  _globals['_CREATEJOINTOKENREQUEST']._serialized_end=2344
+  _globals['_CREATEJOINTOKENREQUEST_LABELSENTRY']._serialized_start=869
+  _globals['_CREATEJOINTOKENREQUEST_LABELSENTRY']._serialized_end=914
+  _globals['_CREATEJOINTOKENRESPONSE']._serialized_start=2346
+  _globals['_CREATEJOINTOKENRESPONSE']._serialized_end=2426
+  _globals['_LISTJOINTOKENSREQUEST']._serialized_start=2428
+  _globals['_LISTJOINTOKENSREQUEST']._serialized_end=2490
+  _globals['_LISTJOINTOKENSRESPONSE']._serialized_start=2492
+  _globals['_LISTJOINTOKENSRESPONSE']._serialized_end=2581
+  _globals['_REVOKEJOINTOKENREQUEST']._serialized_start=2583
+  _globals['_REVOKEJOINTOKENREQUEST']._serialized_end=2639
+  _globals['_REVOKEJOINTOKENRESPONSE']._serialized_start=2641
+  _globals['_REVOKEJOINTOKENRESPONSE']._serialized_end=2705
+  _globals['_FLEETSERVICE']._serialized_start=2708
+  _globals['_FLEETSERVICE']._serialized_end=3441
 # @@protoc_insertion_point(module_scope)

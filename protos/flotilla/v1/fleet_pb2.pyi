@@ -85,6 +85,8 @@ class Device(_message.Message):
     CERTIFICATE_EXPIRES_AT_FIELD_NUMBER: _builtins.int
     VARIANTS_FIELD_NUMBER: _builtins.int
     STATE_REASON_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
+    HEALTH_AT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     state: _builtins.str
@@ -114,6 +116,12 @@ class Device(_message.Message):
     def variants(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Variant chosen per slot, in the release that serves now."""
 
+    @_builtins.property
+    def health(self) -> _device_pb2.ReleaseHealth:
+        """The newest report and its time; unset before the first."""
+
+    @_builtins.property
+    def health_at(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
         self,
         *,
@@ -136,10 +144,12 @@ class Device(_message.Message):
         certificate_expires_at: _timestamp_pb2.Timestamp | None = ...,
         variants: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         state_reason: _builtins.str = ...,
+        health: _device_pb2.ReleaseHealth | None = ...,
+        health_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate_expires_at", b"certificate_expires_at", "enrolled_at", b"enrolled_at", "facts", b"facts", "last_seen_at", b"last_seen_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate_expires_at", b"certificate_expires_at", "enrolled_at", b"enrolled_at", "facts", b"facts", "health", b"health", "health_at", b"health_at", "last_seen_at", b"last_seen_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "assigned_generation", b"assigned_generation", "assigned_release", b"assigned_release", "certificate_expires_at", b"certificate_expires_at", "connected", b"connected", "current_release", b"current_release", "enrolled_at", b"enrolled_at", "facts", b"facts", "hardware_class", b"hardware_class", "id", b"id", "labels", b"labels", "last_good_release", b"last_good_release", "last_seen_at", b"last_seen_at", "name", b"name", "state", b"state", "state_reason", b"state_reason", "update_detail", b"update_detail", "update_state", b"update_state", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "assigned_generation", b"assigned_generation", "assigned_release", b"assigned_release", "certificate_expires_at", b"certificate_expires_at", "connected", b"connected", "current_release", b"current_release", "enrolled_at", b"enrolled_at", "facts", b"facts", "hardware_class", b"hardware_class", "health", b"health", "health_at", b"health_at", "id", b"id", "labels", b"labels", "last_good_release", b"last_good_release", "last_seen_at", b"last_seen_at", "name", b"name", "state", b"state", "state_reason", b"state_reason", "update_detail", b"update_detail", "update_state", b"update_state", "variants", b"variants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

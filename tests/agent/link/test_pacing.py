@@ -60,3 +60,32 @@ def test_an_idle_day_has_at_most_288_statuses() -> None:
             continue
         last, last_at, sent = status(), now, sent + 1
     assert sent == 288
+
+
+def healthy(
+    *, ready: bool = True, restarts: int = 0, requests: int = 0, errors: int = 0
+) -> wire.UpdateStatus:
+    slot = wire.SlotHealth(
+        slot="chat", ready=ready, worker_restarts=restarts, requests=requests, errors=errors
+    )
+    return wire.UpdateStatus(
+        state=wire.UPDATE_STATE_IDLE, health=wire.ReleaseHealth(release="a/b@1", slots=[slot])
+    )
+
+
+@pytest.mark.parametrize("pace", [STANDARD, METERED])
+def test_a_worker_that_is_down_or_restarted_is_reported_at_once(pace: Pace) -> None:
+    for changed in (healthy(ready=False), healthy(restarts=1)):
+        assert seconds_until_due(changed, healthy(), 0.1, pace) == 0
+
+
+@pytest.mark.parametrize(("pace", "interval"), [(STANDARD, 15), (METERED, 900)])
+def test_failed_requests_are_reported_at_a_limited_rate(pace: Pace, interval: float) -> None:
+    failed = healthy(requests=5, errors=1)
+    assert seconds_until_due(failed, healthy(), 1, pace) == interval - 1
+    assert seconds_until_due(failed, healthy(), interval, pace) == 0
+
+
+def test_requests_alone_cause_no_status() -> None:
+    busy = healthy(requests=1000)
+    assert seconds_until_due(busy, healthy(), 0, STANDARD) == STANDARD.refresh_seconds

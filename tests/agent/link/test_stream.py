@@ -6,6 +6,7 @@ import math
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ from agent.selection import Prior
 from agent.storage.atomic_file import write_file
 from agent.telemetry import TelemetryQueue
 from agent.update.machine import State
+from artifact.health import ReleaseHealth, SlotHealth
 from artifact.window import Window
 from tests.agent.box import Life, World, eventually
 from tests.agent.link.control_plane import ControlPlane
@@ -70,6 +72,7 @@ class Box:
         self.identity = identity
         self.telemetry = TelemetryQueue(root / "telemetry.db", "boot-1")
         self.connection = Connection(f"127.0.0.1:{plane.port}", identity)
+        self.health = ReleaseHealth()
         self.waits: list[float] = []
         self.class_measurements: list[tuple[str, str, Prior]] = []
         self.directed: list[int] = []
@@ -82,6 +85,7 @@ class Box:
             identity=lambda: self.identity,
             sign=partial(signed, DataDir(root)),
             agent_version="1.2.3",
+            health=lambda: self.health,
             class_measured=self.class_measurements.extend,
             directed=self._directed,
             pace=pace,
@@ -163,6 +167,24 @@ async def test_a_stream_opens_with_hello_then_the_whole_state(
         assert hello.facts.cpu_model == "test"
         assert statuses(plane.received)[0].state == wire.UPDATE_STATE_IDLE
         assert box.link.connected
+
+
+async def test_every_status_has_the_health_of_what_serves(
+    world: World, plane: ControlPlane
+) -> None:
+    async with connected(world, plane) as box:
+        await plane.until(statuses)
+        for slot in (
+            SlotHealth("chat", ready=False, worker_restarts=1, requests=5, errors=2),
+            SlotHealth("chat", ready=True, worker_restarts=1, requests=6, errors=2),
+        ):
+            box.health = ReleaseHealth("acme/a@1", (slot,))
+            seen = len(statuses(plane.received))
+            box.link.wake()
+            await plane.until(lambda received, seen=seen: len(statuses(received)) > seen)
+            health = statuses(plane.received)[-1].health
+            assert health.release == "acme/a@1"
+            assert health.slots == [wire.SlotHealth(**asdict(slot))]
 
 
 async def test_an_assignment_is_carried_out_and_its_signed_receipt_acknowledged(

@@ -246,6 +246,34 @@ async def test_an_impossible_window_is_dropped_and_acknowledged(plane: Plane, bo
     assert row.requests == 1
 
 
+async def test_the_newest_health_is_shown_and_stays_until_the_next(plane: Plane, box: Box) -> None:
+    life = await box.connect()
+    assert not (await device(plane)).HasField("health")
+
+    async def report(**change: Any) -> Any:
+        status = device_pb2.UpdateStatus(state=device_pb2.UPDATE_STATE_IDLE, **change)
+        await life.send(status=status)
+        await life.send(telemetry=device_pb2.TelemetryBatch(boot_id="boot-1"))
+        await life.read_ack()
+        return await device(plane)
+
+    chat = device_pb2.SlotHealth(slot="chat", ready=False, worker_restarts=2, requests=27, errors=9)
+    health = device_pb2.ReleaseHealth(release="acme/chat@1", slots=[chat])
+    shown = await report(health=health)
+    assert shown.health == health
+    assert shown.HasField("health_at")
+    # An agent of an earlier version reports none.
+    assert (await report()).health == health
+    many = device_pb2.ReleaseHealth(
+        release="x" * 5000, slots=[device_pb2.SlotHealth(slot=f"s{n}" * 200) for n in range(99)]
+    )
+    shown = await report(health=many)
+    assert len(shown.health.slots) == 32
+    assert len(shown.health.release) <= 256
+    assert len(shown.health.slots[0].slot) <= 256
+    assert (await report(health=device_pb2.ReleaseHealth())).health == device_pb2.ReleaseHealth()
+
+
 async def test_progress_is_shown(plane: Plane, box: Box) -> None:
     life = await box.connect()
     status = device_pb2.UpdateStatus(

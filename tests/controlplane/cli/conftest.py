@@ -18,6 +18,7 @@ from model_service import FakeModelService, self_signed, serving
 from operator_cli import Operator, document
 
 from artifact.device_facts import DeviceFacts
+from artifact.health import ReleaseHealth, SlotHealth
 from artifact.manifest import (
     Component,
     File,
@@ -121,6 +122,10 @@ def device(name: str, **labels: str) -> Device:
         facts=DeviceFacts(cpu_model="Tiny CPU", cores=4, memory_bytes=4 << 30),
         last_seen_at=NOW,
         current_release=RELEASE,
+        health=ReleaseHealth(
+            RELEASE, (SlotHealth("chat", ready=True, worker_restarts=1, requests=9, errors=2),)
+        ),
+        health_at=NOW,
     )
 
 

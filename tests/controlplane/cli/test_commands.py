@@ -33,10 +33,20 @@ def test_a_device_is_shown_with_its_receipts(server: Server) -> None:
     document = server.json("device", "show", "box-1")
     assert document["device"]["id"] == "id-box-1"
     assert document["receipts"][0]["outcome"] == "committed"
+    (slot,) = document["device"]["health"]["slots"]
+    assert slot == {
+        "slot": "chat",
+        "ready": True,
+        "worker_restarts": 1,
+        "requests": 9,
+        "errors": 2,
+    }
+    assert document["device"]["health"]["release"] == RELEASE
     text = server.run("device", "show", "id-box-1").stdout
     assert "tiny cpu" in text.lower()
     assert "12 ms" in text
     assert "1.0 MiB" in text
+    assert "chat ready, 1 worker restarts, 2 of 9 requests failed" in text
 
 
 def test_a_device_is_explained(server: Server) -> None:
