@@ -299,6 +299,12 @@ class Runtime(Protocol):
     def load(self, spec: LoadSpec) -> Engine:
         """Load a model; raise LoadError, or UnsafeFileError before native code reads the files."""
 
+    def write_servable(self, source: Path, destination: Path) -> str:
+        """Write a copy whose inputs and outputs devices can serve, if ``source`` needs one.
+
+        Returns a description of the changes, or "" if nothing was written. Raises BuildError.
+        """
+
     def check_adapter(self, adapter: Inspection, base: Inspection) -> None:
         """Raise UnsupportedModelError unless the adapter fits the base."""
 

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -31,7 +32,7 @@ from runtimes.build.request import (
     VariantRequest,
 )
 from runtimes.build.search import Search, VariantCandidate, all_schemes, check_search
-from runtimes.build.source import Source, open_source
+from runtimes.build.source import Source, open_source, servable
 from runtimes.build.variants import VariantMaker
 from runtimes.errors import BuildError
 from runtimes.evaluation.quality import read_evaluation
@@ -73,7 +74,7 @@ def build(request: BuildRequest, report: Report) -> BuildResult:
                 report=report,
             )
             search = Search(maker, request, compares=by_recipe)
-            kept = search.run(candidates)
+            kept = search.run(_servable(candidates, Path(scratch)))
             if compares and evaluation is not None and task is Task.EMBEDDING:
                 write_expected(folder / EXPECTED_FILE, evaluation, maker.source_predictions())
         if not kept:
@@ -116,6 +117,17 @@ def _candidates(request: BuildRequest, sources: Sequence[Source]) -> list[Varian
         VariantCandidate(one, source)
         for one, source in zip(default_variants(sources), sources, strict=True)
     ]
+
+
+def _servable(candidates: Sequence[VariantCandidate], scratch: Path) -> list[VariantCandidate]:
+    """Replace sources that devices cannot serve by rewritten copies, one for each source."""
+    copies: dict[Path, Source] = {}
+    for number, source in enumerate(one.source for one in candidates):
+        if source.path not in copies:
+            folder = scratch / f"source-{number}"
+            folder.mkdir()
+            copies[source.path] = servable(source, folder)
+    return [replace(one, source=copies[one.source.path]) for one in candidates]
 
 
 def _choose_source(variant: VariantRequest, sources: Sequence[Source]) -> Source:

@@ -1,6 +1,7 @@
 """Sources of a build: a file or a folder, and the runtime that reads it."""
 
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runtimes import registry
@@ -13,7 +14,8 @@ from runtimes.inspection.process import inspect_apart
 class Source:
     """A model's main file, the small files that belong to it, and its inspection.
 
-    ``confinement`` describes how the inspecting process was confined (runtimes.confinement).
+    ``confinement`` describes how the inspecting process was confined (runtimes.confinement);
+    ``changes`` what ``servable`` changed.
     """
 
     runtime: Runtime
@@ -21,6 +23,7 @@ class Source:
     side_files: tuple[Path, ...]
     inspection: Inspection
     confinement: str
+    changes: str = ""
 
     @property
     def files(self) -> dict[str, Path]:
@@ -53,6 +56,20 @@ def open_source(path: Path) -> Source:
     return Source(
         runtime, main, tuple(beside.values()), found.inspection, confinement=found.confinement
     )
+
+
+def servable(source: Source, scratch: Path) -> Source:
+    """Return the source, or a copy in ``scratch`` whose outputs devices can serve."""
+    main = scratch / source.path.name
+    changes = source.runtime.write_servable(source.path, main)
+    if not changes:
+        return source
+    for tensor in source.inspection.tensors:
+        beside = scratch / tensor.file
+        if tensor.file and not beside.exists():
+            shutil.copyfile(source.path.with_name(tensor.file), beside)
+    found = inspect_apart(registry.location(source.runtime.name), main)
+    return replace(source, path=main, inspection=found.inspection, changes=changes)
 
 
 def _main_file(folder: Path) -> Path:

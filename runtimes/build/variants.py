@@ -113,7 +113,9 @@ class VariantMaker:
             parameters=inspection.parameters,
             decode_bytes=runtime.decode_bytes(inspection),
             matrices=sum(len(tensor.shape) > 1 for tensor in inspection.tensors),
-            recipe=RECIPE if published else recipe_of(request.how),
+            recipe="; ".join(
+                filter(None, (RECIPE if published else recipe_of(request.how), source.changes))
+            ),
             warnings=() if published else _warnings(source.inspection, request.how),
             **(contents(inspection) if published else {}),
         )

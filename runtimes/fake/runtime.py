@@ -11,6 +11,7 @@ it by mistake matches no fleet. Loading a file with it is always possible.
 
 import os
 import time
+from pathlib import Path
 
 from runtimes.base import Inspection, LoadSpec
 from runtimes.errors import LoadError, UnsupportedModelError
@@ -57,6 +58,10 @@ class FakeRuntime:
         )
         adapters = {name: read_model(path) for name, path in spec.adapters.items()}
         return FakeEngine(model, context_length, adapters=adapters, parallel=spec.parallel)
+
+    def write_servable(self, source: Path, destination: Path) -> str:
+        del source, destination
+        return ""
 
     def check_adapter(self, adapter: Inspection, base: Inspection) -> None:
         if adapter.context_length != base.context_length:

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+from pathlib import Path
 
 from runtimes.base import Engine, Inspection, Inspector, LoadSpec, Quantizer
 
@@ -41,6 +42,10 @@ class LlamaCppRuntime:
         from runtimes.llama_cpp.engine import load
 
         return load(spec)
+
+    def write_servable(self, source: Path, destination: Path) -> str:
+        del source, destination
+        return ""
 
     def check_adapter(self, adapter: Inspection, base: Inspection) -> None:
         from runtimes.llama_cpp.adapters import check_adapter

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+from pathlib import Path
 
 from runtimes.base import Engine, Inspection, Inspector, LoadSpec, Quantizer
 
@@ -50,6 +51,11 @@ class OnnxRuntime:
         from runtimes.onnx.engine import load
 
         return load(spec)
+
+    def write_servable(self, source: Path, destination: Path) -> str:
+        from runtimes.onnx.servable import write_servable
+
+        return write_servable(source, destination)
 
     def check_adapter(self, adapter: Inspection, base: Inspection) -> None:
         from runtimes.errors import UnsupportedModelError

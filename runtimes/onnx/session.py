@@ -14,7 +14,7 @@ from runtimes.errors import LoadError
 from runtimes.onnx.allocator import returning_freed
 from runtimes.onnx.inspect import check_external
 from runtimes.onnx.memory import Loaded, measured
-from runtimes.onnx.model_file import DATA_TYPES, read_model
+from runtimes.onnx.model_file import read_model
 
 # A model of one MatMul of a 1 x 1 matrix with itself, as onnx.helper serializes it.
 _SMALLEST_MODEL = bytes.fromhex(
@@ -122,10 +122,11 @@ def datatype(onnx_type: str) -> str:
     """Translate a type, as tensor(float) to FP32; raise LoadError if the protocol lacks it."""
     name = onnx_type.removeprefix("tensor(").removesuffix(")")
     if name not in _DATATYPES:
-        known = sorted({known for _, _, known in DATA_TYPES.values() if known})
         raise LoadError(
-            f"the model has an input or output of type {onnx_type[:64]}",
-            advice=f"Export it with tensors of {', '.join(known)}.",
+            f"the model has an input or output of type {onnx_type[:64]}, which devices cannot "
+            "serve",
+            advice="Move text, sequences and maps outside the model: export it with tensors of "
+            f"{', '.join(sorted(_DATATYPES.values()))}.",
         )
     return _DATATYPES[name]
 
