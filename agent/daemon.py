@@ -27,6 +27,7 @@ from agent.host.systemd import notify
 from agent.identity.credentials import Credentials
 from agent.journal import Journal
 from agent.link.connection import Connection
+from agent.link.device_warnings import DeviceWarnings
 from agent.link.metadata import StreamedVerifier
 from agent.link.pacing import METERED, STANDARD
 from agent.link.renewal import Renewal
@@ -84,6 +85,7 @@ class Daemon:
         self._supervisor = Supervisor(room=_free_memory_bytes, changed=self._health_changed)
         self._serving = Serving(self._supervisor)
         self._connection = Connection(config.device_endpoint, identity)
+        self._warnings = DeviceWarnings(self._changed)
         self._renewal = Renewal(
             data_dir,
             identity,
@@ -108,6 +110,7 @@ class Daemon:
             agent_version=version("flotilla"),
             health=lambda: release_health(self._serving, self._collector),
             pace=METERED if config.metered else STANDARD,
+            warnings=self._warnings,
         )
         self._gateway = Gateway(self._serving, self._collector, self.status)
 
@@ -160,6 +163,7 @@ class Daemon:
             "running": True,
             "connected": self._stream.connected,
             "problem": self._stream.problem,
+            "warnings": self._warnings.texts,
             "update": asdict(self._engine.status()),
             "serves": deployment.release.reference if deployment else "",
             "slots": {

@@ -88,6 +88,7 @@ def format_status(found: dict[str, Any]) -> str:
     ]
     if found.get("problem"):
         lines.insert(2, f"problem    {found['problem']}")
+    lines[2:2] = [f"warning    {text}" for text in found.get("warnings", ())]
     if update.get("detail"):
         lines.append(f"           {update['detail']}")
     if found["running"]:

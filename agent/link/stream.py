@@ -23,12 +23,14 @@ from agent.errors import IdentityError, JournalError, NotaryLostError
 from agent.identity.credentials import Credentials
 from agent.journal import Assignment, Journal
 from agent.link.connection import Connection
+from agent.link.device_warnings import DeviceWarnings
 from agent.link.pacing import STANDARD, Pace, seconds_until_due
 from agent.link.problems import explain
 from agent.link.translate import (
     assignment_from_wire,
     authorities_from_wire,
     facts_to_wire,
+    metadata_versions,
     priors_from_wire,
     queued_to_wire,
     receipt_to_wire,
@@ -110,6 +112,7 @@ class ControlPlaneStream:
         backoff: Backoff | None = None,
         refused_backoff: Backoff | None = None,
         pace: Pace = STANDARD,
+        warnings: DeviceWarnings | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._connection = connection
@@ -130,6 +133,7 @@ class ControlPlaneStream:
         self._news = asyncio.Event()
         self._reconnecting = asyncio.Event()
         self._pace = pace
+        self._warnings = warnings or DeviceWarnings()
         self.settings = StreamSettings(
             pace.refresh_seconds, max(pace.window_seconds, DEFAULT_WINDOW_SECONDS)
         )
@@ -229,6 +233,7 @@ class ControlPlaneStream:
             generation=status.generation,
             current_release=status.current_release,
             last_good_release=status.last_good_release,
+            metadata_versions=metadata_versions(self._journal.floors()),
         )
 
     async def _take(self, message: device_pb2.ConnectResponse, sent: _Sent) -> None:
@@ -246,6 +251,7 @@ class ControlPlaneStream:
                 )
                 # Before the assignment: choosing variants uses them.
                 self._class_measured(priors_from_wire(message.assignment.class_measurements))
+                self._warn_if_outdated(assignment)
                 self._engine.assign(assignment)
                 await self._directed(assignment)
             case "ack":
@@ -260,6 +266,18 @@ class ControlPlaneStream:
                 await self._offered(authorities_from_wire(message.authorities))
             case None:
                 log.info("message_unknown advice='update the agent'")
+
+    def _warn_if_outdated(self, assignment: Assignment) -> None:
+        """Report an assignment that the engine will ignore: without it the fleet stands still."""
+        text = ""
+        if self._engine.is_outdated(assignment):
+            text = (
+                f"the server assigned generation {assignment.generation} "
+                f"({ascii(assignment.release)[1:-1] or 'no release'}), and this device has taken "
+                f"on {self._engine.status().generation}: it was probably restored from a backup. "
+                "The device keeps what it runs until the server assigns a higher generation."
+            )
+        self._warnings.set("assignment", text)
 
     async def _acknowledged(self, ack: device_pb2.Ack, sent: _Sent) -> None:
         if ack.receipt_generations:
@@ -303,13 +321,13 @@ class ControlPlaneStream:
     async def _send_status(self, call: _Call, sent: _Sent, now: float) -> None:
         if self._seconds_until_status(sent, now) > 0:
             return
-        status = status_to_wire(self._engine.status(), self._health())
+        status = status_to_wire(self._engine.status(), self._health(), self._warnings.texts)
         await call.write(device_pb2.ConnectRequest(status=status))
         sent.status, sent.status_at = status, now
 
     def _seconds_until_status(self, sent: _Sent, now: float) -> float:
         pace = replace(self._pace, refresh_seconds=self.settings.refresh_seconds)
-        status = status_to_wire(self._engine.status(), self._health())
+        status = status_to_wire(self._engine.status(), self._health(), self._warnings.texts)
         return seconds_until_due(status, sent.status, now - sent.status_at, pace)
 
     async def _send_receipts(self, call: _Call, sent: _Sent) -> None:

@@ -1,6 +1,6 @@
 """Conversion between the agent's records and protobuf messages."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any, Final
@@ -29,6 +29,10 @@ from artifact.window import FIGURES, LABELS, SKETCHES, Energy, Window
 
 MAX_DETAIL_CHARACTERS: Final = 1000
 MAX_NAME_CHARACTERS: Final = 256
+MAX_METADATA_VERSIONS: Final = 64
+# As in artifact.trust, whose import (python-tuf) would cost the idle daemon 14 MiB.
+IMAGE_FLOORS: Final = "image/"
+SIGNED_AT: Final = "signed_at"
 # Above any real figure, in tokens per second as in joules per token.
 MAX_FIGURE: Final = 1e9
 MAX_RETRY_AFTER_SECONDS: Final = 600.0
@@ -131,8 +135,22 @@ def state_to_wire(state: str) -> device_pb2.UpdateState.ValueType:
     return device_pb2.UpdateState.Value(f"UPDATE_STATE_{state.upper()}")
 
 
-def status_to_wire(status: Status, health: ReleaseHealth) -> device_pb2.UpdateStatus:
-    """Convert the state of the update and the health of the live release."""
+def metadata_versions(floors: Mapping[str, int]) -> dict[str, int]:
+    """Select the versions of the image repository's roles from the journal's floors."""
+    versions = {
+        name.removeprefix(IMAGE_FLOORS): version
+        for name, version in sorted(floors.items())
+        if name.startswith(IMAGE_FLOORS)
+    }
+    # Other floors of the repository: the lowest releases by name, and the time of signatures.
+    roles = [name for name in versions if "/" not in name and not name.startswith(SIGNED_AT)]
+    return {name: versions[name] for name in roles[:MAX_METADATA_VERSIONS]}
+
+
+def status_to_wire(
+    status: Status, health: ReleaseHealth, warnings: Sequence[str] = ()
+) -> device_pb2.UpdateStatus:
+    """Convert the state of the update, the live release's health and the device's warnings."""
     return device_pb2.UpdateStatus(
         generation=status.generation,
         state=state_to_wire(status.state),
@@ -145,6 +163,7 @@ def status_to_wire(status: Status, health: ReleaseHealth) -> device_pb2.UpdateSt
             release=health.release,
             slots=[device_pb2.SlotHealth(**asdict(slot)) for slot in health.slots],
         ),
+        warnings=[text[:MAX_DETAIL_CHARACTERS] for text in warnings],
     )
 
 

@@ -89,6 +89,16 @@ class UpdateEngine:
         self._wanted = assignment
         self._arrived.set()
 
+    def is_outdated(self, assignment: Assignment) -> bool:
+        """Check for an assignment from before one that the device took on.
+
+        An older generation, or the same one with another release: the server has lost assignments.
+        """
+        newest = self._wanted or self._update.assignment
+        if assignment.generation == newest.generation:
+            return assignment.release != newest.release
+        return assignment.generation < newest.generation
+
     def status(self) -> Status:
         """Return the present progress."""
         update, progress, pointers = self._update, self._job.progress, self._journal.pointers()

@@ -160,12 +160,33 @@ Global___ConnectResponse: _TypeAlias = ConnectResponse  # noqa: Y015
 class Hello(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MetadataVersionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     BOOT_ID_FIELD_NUMBER: _builtins.int
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
     FACTS_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     CURRENT_RELEASE_FIELD_NUMBER: _builtins.int
     LAST_GOOD_RELEASE_FIELD_NUMBER: _builtins.int
+    METADATA_VERSIONS_FIELD_NUMBER: _builtins.int
     boot_id: _builtins.str
     agent_version: _builtins.str
     generation: _builtins.int
@@ -175,6 +196,13 @@ class Hello(_message.Message):
     last_good_release: _builtins.str
     @_builtins.property
     def facts(self) -> _hardware_pb2.HardwareFacts: ...
+    @_builtins.property
+    def metadata_versions(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Highest versions of the image repository's metadata that the device has verified, by role and,
+        except for root, by the keys that signed it: "root", "timestamp@0123456789abcdef". It refuses
+        lower ones, so a server restored from a backup has to sign above them. At most 64.
+        """
+
     def __init__(
         self,
         *,
@@ -184,10 +212,11 @@ class Hello(_message.Message):
         generation: _builtins.int = ...,
         current_release: _builtins.str = ...,
         last_good_release: _builtins.str = ...,
+        metadata_versions: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["facts", b"facts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "current_release", b"current_release", "facts", b"facts", "generation", b"generation", "last_good_release", b"last_good_release"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "current_release", b"current_release", "facts", b"facts", "generation", b"generation", "last_good_release", b"last_good_release", "metadata_versions", b"metadata_versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -369,6 +398,7 @@ class UpdateStatus(_message.Message):
     CURRENT_RELEASE_FIELD_NUMBER: _builtins.int
     LAST_GOOD_RELEASE_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     state: Global___UpdateState.ValueType
     detail: _builtins.str
@@ -381,6 +411,12 @@ class UpdateStatus(_message.Message):
     def health(self) -> Global___ReleaseHealth:
         """Agents before 0.2 leave it unset."""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Conditions that need an operator although the device serves, one sentence each, at most 16: an
+        assignment older than the device's own, metadata or a certificate that expires soon.
+        """
+
     def __init__(
         self,
         *,
@@ -392,10 +428,11 @@ class UpdateStatus(_message.Message):
         current_release: _builtins.str = ...,
         last_good_release: _builtins.str = ...,
         health: Global___ReleaseHealth | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["health", b"health"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "current_release", b"current_release", "detail", b"detail", "generation", b"generation", "health", b"health", "last_good_release", b"last_good_release", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "current_release", b"current_release", "detail", b"detail", "generation", b"generation", "health", b"health", "last_good_release", b"last_good_release", "state", b"state", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -649,6 +649,79 @@ async def test_a_wait_for_the_next_try_ends_when_the_certificate_is_replaced(
         await plane.until(statuses)
 
 
+@pytest.mark.parametrize(("generation", "release"), [(3, "2"), (5, "2"), (3, "1")])
+async def test_an_assignment_older_than_the_boxs_is_warned_about_until_a_newer_one_comes(
+    world: World,
+    plane: ControlPlane,
+    caplog: pytest.LogCaptureFixture,
+    generation: int,
+    release: str,
+) -> None:
+    """A server restored from a backup assigns what the box has passed already."""
+    releases = {version: world.publish(version) for version in ("1", "2")}
+
+    def assign(generation: int, version: str) -> None:
+        wanted = releases[version]
+        plane.assignment = wire.Assignment(
+            generation=generation,
+            release=wanted.release,
+            manifest_sha256=wanted.manifest_sha256,
+        )
+        plane.drop_stream()
+
+    assign(5, "1")
+    async with connected(world, plane) as box:
+        await plane.until(receipts)
+        await box.life.until(State.IDLE, 5)
+        assign(generation, release)
+        (warning,) = await plane.until(lambda received: list(statuses(received)[-1].warnings))
+        assert f"generation {generation}" in warning
+        assert "has taken on 5" in warning
+        assert "restored from a backup" in warning
+        assert "device_warning name=assignment" in caplog.text
+        assert hellos(plane.received)[-1].generation == 5
+        assert box.life.serves == releases["1"].release
+        # The server continues above the generation in Hello.
+        assign(6, "2")
+        await box.life.until(State.IDLE, 6)
+        await plane.until(lambda received: not statuses(received)[-1].warnings)
+        assert box.life.serves == releases["2"].release
+
+
+async def test_the_same_assignment_again_is_no_reason_to_warn(
+    world: World, plane: ControlPlane
+) -> None:
+    wanted = world.publish("1")
+    plane.assignment = wire.Assignment(
+        generation=1, release=wanted.release, manifest_sha256=wanted.manifest_sha256
+    )
+    async with connected(world, plane) as box:
+        await box.life.until(State.IDLE, 1)
+        plane.received.clear()
+        plane.drop_stream()
+        await plane.until(statuses)
+        await eventually(lambda: box.directed.count(1) == 2)
+        assert not any(status.warnings for status in statuses(plane.received))
+
+
+async def test_hello_has_the_metadata_versions_that_the_box_will_not_go_below(
+    world: World, plane: ControlPlane
+) -> None:
+    async with connected(world, plane) as box:
+        await plane.until(hellos)
+        floors = {"image/root": 3, "image/timestamp@ab": 7, "image/acme@cd": 2}
+        others = {"image/min_release/acme/chat": 2, "image/signed_at@ab": 99, "director/root": 1}
+        box.life.journal.raise_floors(floors | others)
+        plane.received.clear()
+        plane.drop_stream()
+        await plane.until(hellos)
+        assert dict(plane.received[0].hello.metadata_versions) == {
+            "root": 3,
+            "timestamp@ab": 7,
+            "acme@cd": 2,
+        }
+
+
 def config_of(port: int) -> AgentConfig:
     return AgentConfig(
         device_id="device-1",
