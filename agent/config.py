@@ -48,7 +48,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     device_endpoint: Endpoint
     # Where local programs call: host:port (port 0: any free one), or unix:PATH.
     gateway: str = DEFAULT_GATEWAY
-    # The most memory of one model; 0: half of the box's memory.
+    # The most memory of all model processes together; 0: half of the box's memory.
     model_memory_bytes: Annotated[int, Meta(ge=0)] = 0
     # The most disk space of all model files; 0: all free space except a reserve.
     disk_budget_bytes: Annotated[int, Meta(ge=0)] = 0

@@ -82,7 +82,11 @@ class Daemon:
         self._idle_trim = IdleTrim()
         # There were requests in the last window; memory is returned after the first without any.
         self._had_requests = False
-        self._supervisor = Supervisor(room=_free_memory_bytes, changed=self._health_changed)
+        self._supervisor = Supervisor(
+            free_bytes=_free_memory_bytes,
+            budget_bytes=lambda: self._hardware.facts.model_memory_bytes,
+            changed=self._health_changed,
+        )
         self._serving = Serving(self._supervisor)
         self._connection = Connection(config.device_endpoint, identity)
         self._warnings = DeviceWarnings(self._changed)
@@ -116,7 +120,7 @@ class Daemon:
 
     def _steps(self, verifier: StreamedVerifier) -> Steps:
         store = FileStore(self._data_dir.files, budget_bytes=self._config.disk_budget_bytes)
-        loader = Loader(store, self._supervisor, self._serving, _free_memory_bytes)
+        loader = Loader(store, self._supervisor, self._serving)
         return Steps(
             journal=self._journal,
             store=store,

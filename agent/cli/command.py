@@ -71,7 +71,12 @@ def cli(log_level: str) -> None:
 )
 @click.option("--name", type=Checked("device name", DeviceName))
 @click.option("--label", "labels", type=LabelPair(), multiple=True, help="key=value; repeatable.")
-@click.option("--model-memory", type=Size(), default=0, help="Most memory for one model.")
+@click.option(
+    "--model-memory",
+    type=Size(),
+    default=0,
+    help="Most memory of all model processes together; 0, the default: half of the box's memory.",
+)
 @click.option(
     "--disk-budget",
     type=Size(),

@@ -7,6 +7,7 @@ import socket
 from typing import Any, Final
 
 from agent.config import AgentConfig, DataDir, load_config
+from artifact.sizes import in_bytes
 
 STATUS_SECONDS: Final = 5.0
 MAX_STATUS_BYTES: Final = 1 << 20
@@ -96,7 +97,8 @@ def format_status(found: dict[str, Any]) -> str:
     if found.get("throttled"):
         lines.append(f"throttled  {', '.join(found['throttled'])}")
     for slot, worker in found["slots"].items():
-        memory = f"{worker['memory_bytes'] / 2**20:.0f} MiB"
+        now, peak = (in_bytes(worker[name], 0) for name in ("memory_bytes", "peak_memory_bytes"))
+        memory = f"{now} (peak {peak})"
         lines.append(
             f"{slot:10} {worker['model']} {worker['variant']} on {worker['runtime']},"
             f" {memory if worker['loaded'] else 'not loaded because it is not in use'},"

@@ -3,6 +3,7 @@
 from typing import Final
 
 from artifact.device_facts import DeviceFacts
+from artifact.sizes import in_bytes
 
 # Spread of repeated runs on an otherwise idle box; a larger one shows that other work was running.
 QUIET_SPREAD: Final = 0.1
@@ -36,8 +37,8 @@ def _box(facts: DeviceFacts) -> list[str]:
     if facts.cpu_quota:
         usable += f", limited to {facts.cpu_quota:g} by its cgroup"
     runtimes = (f"{name} {version}" for name, version in sorted(facts.runtimes.items()))
-    memory = f"{facts.memory_bytes / GIB:.1f} GiB usable"
-    memory += f", of which one model may take {facts.model_memory_bytes / GIB:.1f}"
+    memory = f"{in_bytes(facts.memory_bytes)} usable"
+    memory += f", of which all models together may take {in_bytes(facts.model_memory_bytes)}"
     rows = (
         ("processor", f"{facts.cpu_model} ({facts.architecture})"),
         ("cores", f"{machine}; {usable}" if topology.sockets else usable),

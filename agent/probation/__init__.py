@@ -63,7 +63,7 @@ async def prove(
         meter.provenance if meter is not None and metered else None,
         stats.peak_memory_bytes,
     )
-    return Proof(tuple(results), speed, stats.model_memory_bytes, cost)
+    return Proof(tuple(results), speed, cost)
 
 
 async def _within(deadline: float, step: Awaitable[tuple[Outcome, str]]) -> tuple[Outcome, str]:

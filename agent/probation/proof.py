@@ -56,13 +56,11 @@ class Cost:
 class Proof:
     """The results of probation for one variant.
 
-    ``model_memory_bytes`` is the engine's own count, comparable with the manifest's
-    ``memory_bytes``, which selection uses. The cost's peak covers the whole worker process.
+    The cost's peak memory is the figure that selection uses.
     """
 
     checks: tuple[CheckResult, ...]
     speed: Speed | None
-    model_memory_bytes: int
     cost: Cost
 
     @property

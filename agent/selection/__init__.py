@@ -5,6 +5,7 @@ from agent.selection.figures import Figures
 from agent.selection.measurement import Measurement, Prior
 from agent.selection.prediction import Source
 from agent.selection.ranking import Knowledge, rank, rate_unit
+from agent.selection.shares import rank_all
 
 __all__ = [
     "Candidate",
@@ -15,5 +16,6 @@ __all__ = [
     "Prior",
     "Source",
     "rank",
+    "rank_all",
     "rate_unit",
 ]

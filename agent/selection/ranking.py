@@ -1,12 +1,12 @@
 """Rank the variants of a component by a policy and the knowledge about a box."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from agent.selection.decision import Candidate, Decision
 from agent.selection.figures import missed_limits
 from agent.selection.measurement import Measurement, Prior
-from agent.selection.memory import MemoryModel, memory_model
+from agent.selection.memory import PROCESS_BYTES, MemoryModel, memory_model
 from agent.selection.prediction import Prediction, Predictor, Source
 from artifact.device_facts import DeviceFacts
 from artifact.manifest import Component, Objective, Quality, SelectionPolicy, Task, Variant
@@ -19,13 +19,16 @@ class Knowledge:
 
     ``measured`` are probation's measurements on this box, of any model; ``priors`` are medians of
     the hardware class, by variant of the component's model. Without a power meter (``metered``
-    False) the objective tokens_per_joule is replaced by tokens_per_second.
+    False) the objective tokens_per_joule is replaced by tokens_per_second. ``share_bytes`` is the
+    part of the box's budget for models that other slots leave; None if it has only one slot.
     """
 
     facts: DeviceFacts
     measured: Sequence[Measurement] = ()
     priors: Mapping[str, Prior] | None = None
     metered: bool = False
+    share_bytes: int | None = None
+    process_bytes: Mapping[str, int] = field(default_factory=lambda: PROCESS_BYTES)
 
 
 def rank(component: Component, policy: SelectionPolicy, known: Knowledge) -> Decision:
@@ -61,15 +64,16 @@ def rate_unit(task: Task) -> str:
     return "tokens/s" if task is Task.TEXT_GENERATION else "inferences/s"
 
 
-def memory_budget(component: Component, policy: SelectionPolicy, facts: DeviceFacts) -> int:
-    """Return the bytes that this component's model may use on this box."""
-    bounds = (
-        facts.model_memory_bytes,
-        facts.memory_bytes,
-        component.max_memory_bytes,
-        policy.max_memory_bytes,
-    )
-    return min((bound for bound in bounds if bound), default=0)
+def box_budget(facts: DeviceFacts) -> int:
+    """Return the bytes that all worker processes together may use on this box; 0 if unknown."""
+    return min((each for each in (facts.model_memory_bytes, facts.memory_bytes) if each), default=0)
+
+
+def memory_budget(component: Component, policy: SelectionPolicy, known: Knowledge) -> int:
+    """Return the bytes that this component's worker process may use on this box."""
+    bounds = (box_budget(known.facts), component.max_memory_bytes, policy.max_memory_bytes)
+    budget = min((bound for bound in bounds if bound), default=0)
+    return budget if known.share_bytes is None else min(budget, known.share_bytes)
 
 
 class _Judge:
@@ -77,7 +81,7 @@ class _Judge:
 
     def __init__(self, component: Component, policy: SelectionPolicy, known: Knowledge) -> None:
         model = component.model
-        self.budget = memory_budget(component, policy, known.facts)
+        self.budget = memory_budget(component, policy, known)
         self._component = component
         self._policy = policy
         self._known = known
@@ -88,9 +92,9 @@ class _Judge:
     def candidate(self, variant: Variant) -> Candidate:
         """Return a variant's bucket, figures and reason."""
         model = self._component.model
-        memory = memory_model(variant, model.reference, self._known.measured).with_more(
-            self._component.adapter_bytes
-        )
+        memory = memory_model(
+            variant, model.reference, self._known.measured, self._known.process_bytes
+        ).with_more(self._component.adapter_bytes)
         context = self._context(memory)
         prediction = self._predictor.predict(variant)
         figures = replace(
@@ -170,6 +174,8 @@ class _Judge:
         if needed <= self.budget:
             return ""
         reason = f"needs {in_bytes(needed)}, budget {in_bytes(self.budget)}"
+        if self._known.share_bytes == self.budget:
+            reason += f" of {in_bytes(box_budget(self._known.facts))} for all slots"
         if memory.why:
             reason += f" ({memory.why})"
         longest = memory.longest_context(self.budget)

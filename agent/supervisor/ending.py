@@ -39,7 +39,7 @@ class Ending:
     def __str__(self) -> str:
         if self.over_limit_bytes:
             held, limit = self.over_limit_bytes / (1 << 20), self.limit_bytes / (1 << 20)
-            return f"was killed: it held {held:.1f} MiB beside its code, limit {limit:.1f} MiB"
+            return f"was killed: it held {held:.1f} MiB, limit {limit:.1f} MiB"
         if self.fell_silent:
             return "stopped responding and was killed"
         if self.return_code is None:

@@ -72,7 +72,6 @@ class Lifecycle:
         return WorkerStats(
             memory_bytes=memory,
             peak_memory_bytes=max(self._past_peak_bytes, peak),
-            model_memory_bytes=self.process.model_memory_bytes,
             restarts=self._restarts,
             waiting=waiting,
             live=loaded or (self._unloaded and not self._stopped),
@@ -210,7 +209,7 @@ class Lifecycle:
                 return
 
     def _check_room(self) -> None:
-        wanted, room = self.process.model_memory_bytes, self._room()
+        wanted, room = self._past_peak_bytes, self._room()
         if wanted > room:
             raise LoadFailedError(
                 f"the model needs {wanted >> 20} MiB; {room >> 20} MiB are free",

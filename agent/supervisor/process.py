@@ -56,7 +56,7 @@ class WorkerProcess(asyncio.Protocol):
 
     def __init__(self, spec: WorkerSpec) -> None:
         self.spec = spec
-        self.model_memory_bytes = 0
+
         self.tensors: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]] = (), ()
         self.parallel = 1
         # Time of the last event, or of the command that ended an idle time.
@@ -229,7 +229,6 @@ class WorkerProcess(asyncio.Protocol):
             async for event in self.ask(lambda command_id: load_command(command_id, spec, threads)):
                 match event:
                     case messages.Importing():
-                        self._footprint.baseline_bytes = event.resident_bytes
                         log.info(
                             "worker_confined slot=%s pid=%d confinement=%s",
                             spec.slot,
@@ -238,7 +237,6 @@ class WorkerProcess(asyncio.Protocol):
                         )
                         self._tasks.append(asyncio.create_task(self._watch()))
                     case messages.Loaded():
-                        self.model_memory_bytes = event.model_memory_bytes
                         self.tensors = event.inputs, event.outputs
                         self.parallel = event.parallel
                         if self._outgrew_limit():
@@ -329,8 +327,8 @@ class WorkerProcess(asyncio.Protocol):
     def _outgrew_limit(self) -> bool:
         """Kill the process if it exceeds its memory limit; return True if it did."""
         limit = self.spec.memory_limit_bytes
-        taken = self._footprint.beyond(limit, self.memory_bytes()[0])
-        if not taken:
+        taken = self.memory_bytes()[0]
+        if not limit or taken <= limit:
             return False
         self._ending.over_limit_bytes = taken
         log.warning(

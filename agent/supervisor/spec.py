@@ -11,7 +11,7 @@ class WorkerSpec:
     """One model to run in one process.
 
     ``release`` is a reference; ``files`` maps the variant's manifest names to digest-checked
-    paths. ``memory_limit_bytes`` bounds the model's memory (0: no limit).
+    paths. ``memory_limit_bytes`` bounds the process's memory (0: no limit).
     """
 
     slot: str
@@ -35,14 +35,12 @@ class WorkerSpec:
 class WorkerStats:
     """Figures of a worker; the peak spans restarts.
 
-    ``memory_bytes`` is resident memory of the process, ``model_memory_bytes`` the engine's own
-    count of weights, caches and buffers. ``live``: the worker answers, possibly after a reload.
-    ``loads`` counts the first load and reloads after an unload, without restarts.
+    Memory is the resident memory of the whole process. ``live``: the worker answers, possibly after
+    a reload. ``loads`` counts the first load and reloads after an unload, without restarts.
     """
 
     memory_bytes: int
     peak_memory_bytes: int
-    model_memory_bytes: int
     restarts: int
     waiting: int
     live: bool

@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 class Supervisor:
     """Owns every worker of this daemon. ``threads`` is per worker; 0 lets the engine decide.
 
-    ``room`` returns the free memory in bytes, checked before an unloaded model is loaded again.
-    ``changed`` is called after a worker died and after it runs again.
+    ``free_bytes`` returns the free memory of the box, ``budget_bytes`` the memory that all workers
+    together may use. ``changed`` is called after a worker died and after it runs again.
     """
 
     def __init__(
@@ -25,11 +25,13 @@ class Supervisor:
         *,
         timeouts: WorkerTimeouts | None = None,
         threads: int = 0,
-        room: Callable[[], int] = lambda: sys.maxsize,
+        free_bytes: Callable[[], int] = lambda: sys.maxsize,
+        budget_bytes: Callable[[], int] = lambda: sys.maxsize,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._changed = changed
-        self._room = room
+        self._free_bytes = free_bytes
+        self._budget_bytes = budget_bytes
         self._timeouts = timeouts or WorkerTimeouts()
         self._threads = threads
         self._workers: set[Worker] = set()
@@ -39,7 +41,7 @@ class Supervisor:
         process = WorkerProcess(spec)
         await process.start(self._timeouts, self._threads)
         lifecycle = Lifecycle(
-            spec, process, self._timeouts, self._threads, self._room, changed=self._changed
+            spec, process, self._timeouts, self._threads, self.room, changed=self._changed
         )
         worker = Worker(spec, lifecycle)
         self._workers.add(worker)
@@ -47,6 +49,15 @@ class Supervisor:
             "worker_started slot=%s variant=%s pid=%d", spec.slot, spec.variant.name, worker.pid
         )
         return worker
+
+    def room(self) -> int:
+        """Return the bytes that further workers may use: of the budget, and of the free memory.
+
+        Loaded workers count with their peak, because they may need as much again.
+        """
+        stats = [worker.stats() for worker in self._workers]
+        taken = sum(each.peak_memory_bytes for each in stats if each.loaded)
+        return max(0, min(self._free_bytes(), self._budget_bytes() - taken))
 
     async def stop(self, worker: Worker) -> None:
         """Stop a worker for good; idempotent."""

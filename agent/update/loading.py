@@ -1,7 +1,7 @@
 """Start the workers of releases that are on the disk, and make them live."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from agent.errors import LoadFailedError
@@ -16,19 +16,12 @@ SHORT_OF_MEMORY: Final = frozenset({"not_started", "out_of_memory"})
 
 
 class Loader:
-    """Turns held releases into live deployments. ``room`` returns the free memory in bytes."""
+    """Turns held releases into live deployments."""
 
-    def __init__(
-        self,
-        store: FileStore,
-        supervisor: Supervisor,
-        serving: Serving,
-        room: Callable[[], int],
-    ) -> None:
+    def __init__(self, store: FileStore, supervisor: Supervisor, serving: Serving) -> None:
         self._store = store
         self._supervisor = supervisor
         self._serving = serving
-        self._room = room
 
     async def start(self, release: Release, component: Component, plan: SlotPlan) -> Worker:
         """Start the worker of one slot; LoadFailedError."""
@@ -60,7 +53,7 @@ class Loader:
 
         Returns True if it was stopped; from then on requests are held.
         """
-        if self._serving.deployment is None or bytes_needed <= self._room():
+        if self._serving.deployment is None or bytes_needed <= self._supervisor.room():
             return False
         await self._serving.hold()
         return True
@@ -69,7 +62,7 @@ class Loader:
         """Return True if a held release fits beside the live deployment."""
         plans = held.slots.values()
         needed = [plan.decision.candidate(plan.variant).predicted_memory_bytes for plan in plans]
-        return sum(needed) <= self._room()
+        return sum(needed) <= self._supervisor.room()
 
     async def check_files(self, held: HeldRelease) -> None:
         """Hash all files of a release; delete an altered one and raise LoadFailedError."""

@@ -9,7 +9,7 @@ from agent import probation
 from agent.journal import CheckResult, SlotPlan
 from agent.power.energy import PowerMeter
 from agent.selection import Measurement
-from agent.selection.memory import MemoryModel
+from agent.selection.memory import MemoryModel, process_bytes
 from agent.update.job import StepFailedError, UpdateJob, variant_of
 from agent.update.machine import Event
 from artifact.manifest import Component, Probation, Release
@@ -100,10 +100,10 @@ def _measurement(
         size_bytes=variant.size_bytes,
         parameters=variant.parameters,
         context_length=context,
-        estimated_memory_bytes=MemoryModel(variant)
+        estimated_memory_bytes=MemoryModel(variant, process_bytes(variant.runtime))
         .with_more(component.adapter_bytes)
         .bytes_at(context),
-        memory_bytes=proof.model_memory_bytes,
+        memory_bytes=proof.cost.peak_memory_bytes,
         tokens_per_second=speed.tokens_per_second,
         ttft_seconds=speed.ttft_seconds,
         joules_per_token=speed.joules_per_token,

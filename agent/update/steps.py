@@ -7,7 +7,7 @@ be cancelled at any point, by a newer assignment or by the end of the process.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar
 
@@ -23,7 +23,7 @@ from agent.errors import (
 )
 from agent.journal import Assignment, HeldRelease, Journal, SlotPlan
 from agent.power.energy import PowerMeter
-from agent.selection import Knowledge, Measurement, rank
+from agent.selection import Decision, Knowledge, Measurement, rank_all
 from agent.serving import Deployment, Serving
 from agent.storage.download import Downloader
 from agent.storage.file_store import FileStore
@@ -168,21 +168,22 @@ class Steps:
 
     async def plan(self, job: UpdateJob) -> Event:
         """Select the variant that each slot tries first."""
-        if job.proven and self._still_fits(job):
+        decisions = self._decisions(job)
+        if job.proven and self._still_fits(job, decisions):
             return Event.DONE
         job.proven = False
-        policy = job.release.selection if job.release else None
-        for component in job.components:
-            assert policy is not None  # noqa: S101 - a component is of a release
-            decision = rank(component, policy, self._known(component))
+        for decision in decisions:
             variant = decision.next_candidate()
+            job.set_plan(decision.slot, SlotPlan(decision=decision, variant=variant or ""))
             if variant is None:
-                job.set_plan(component.slot, SlotPlan(decision=decision, variant=""))
-                raise StepFailedError(
-                    "no_variant_fits", f"slot {component.slot}: {decision.reason}"
-                )
-            job.set_plan(component.slot, SlotPlan(decision=decision, variant=variant))
+                raise StepFailedError("no_variant_fits", f"slot {decision.slot}: {decision.reason}")
         return Event.DONE
+
+    def _decisions(self, job: UpdateJob) -> list[Decision]:
+        if job.release is None:
+            return []
+        known = [self._known(component) for component in job.components]
+        return rank_all(job.components, job.release.selection, known)
 
     def _known(self, component: Component) -> Knowledge:
         facts = self.facts()
@@ -193,13 +194,10 @@ class Steps:
             metered=self.meter is not None,
         )
 
-    def _still_fits(self, job: UpdateJob) -> bool:
+    def _still_fits(self, job: UpdateJob, decisions: Sequence[Decision]) -> bool:
         """Return True if a proven release is complete on disk and within the present budget."""
-        assert job.held is not None  # noqa: S101 - it is proven
-        assert job.release is not None  # noqa: S101 - it is proven
-        for component in job.components:
-            decision = rank(component, job.release.selection, self._known(component))
-            plan = job.plan(component.slot)
+        for decision in decisions:
+            plan = job.plan(decision.slot)
             now, then = decision.candidate(plan.variant), plan.decision.candidate(plan.variant)
             if now.bucket == "excluded" or now.context_length != then.context_length:
                 return False

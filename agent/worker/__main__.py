@@ -145,7 +145,7 @@ def _readable(connection: socket.socket) -> select.poll:
 
 
 def load(daemon: DaemonSocket, command: messages.Load) -> Engine:
-    """Load the model, after reporting the memory of the engine's code alone.
+    """Load the model, after reporting that the process is confined.
 
     File access is confined before the engine is imported; system calls are confined before it
     opens the model.
@@ -162,7 +162,6 @@ def load(daemon: DaemonSocket, command: messages.Load) -> Engine:
     daemon.send(
         messages.Importing(
             id=command.id,
-            resident_bytes=process.resident_bytes(),
             confinement=confinement.granted(calls=confinement.confine_calls(), landlock=locked),
         )
     )
@@ -191,7 +190,6 @@ def serve(daemon: DaemonSocket) -> None:
     daemon.send(
         messages.Loaded(
             id=first.id,
-            model_memory_bytes=engine.memory_bytes(),
             inputs=inputs,
             outputs=outputs,
             parallel=engine.parallel,

@@ -94,18 +94,15 @@ class Event(Struct, frozen=True, kw_only=True, tag=True):
 class Importing(Event, frozen=True, kw_only=True):
     """The engine is imported, the model is not loaded yet.
 
-    ``resident_bytes`` is the memory so far; ``confinement`` describes the limits in force
-    (runtimes.confinement).
+    ``confinement`` describes the limits in force (runtimes.confinement).
     """
 
-    resident_bytes: int
     confinement: str
 
 
 class Loaded(Event, frozen=True, kw_only=True):
-    """The model is loaded: its memory, its declared tensors and its concurrency."""
+    """The model is loaded: its declared tensors and its concurrency."""
 
-    model_memory_bytes: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     parallel: int = 1

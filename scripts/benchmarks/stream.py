@@ -69,7 +69,7 @@ def _serve_chunks(directory: Path) -> tuple[ControlPlane, Box, list[bytes]]:
     server.cli("keys", "init", "--publisher", "acme", "--dir", keys)
     _upload(server, payload)
     token = server.cli("token", "create", "--uses", "1")["secret"]
-    box = Box(directory, "bench", "64MiB", {})
+    box = Box(directory, "bench", "1GiB", {})
     box.enroll(server.public, token)
     return server, box, digests
 

@@ -70,7 +70,7 @@ def soak(directory: Path, minutes: float, swap_seconds: float) -> Soaked:
     say("building models")
     models = build_models(directory / "models")
     server = ControlPlane(directory / "server")
-    box = Box(directory, "soak", "256MiB", {})
+    box = Box(directory, "soak", "1GiB", {})
     traffic = Traffic(pause_seconds=0.1)
     try:
         server.start()

@@ -214,11 +214,12 @@ class Life:
         self.world = world
         self.journal = Journal(world.root / "journal.db")
         self.store = FileStore(world.root / "store")
-        self.supervisor = Supervisor()
-        self.serving = Serving(self.supervisor, drain_seconds=5)
-        self.loader = Loader(
-            self.store, self.supervisor, self.serving, lambda: world.free_memory_bytes
+        self.supervisor = Supervisor(
+            free_bytes=lambda: world.free_memory_bytes,
+            budget_bytes=lambda: world.model_memory_bytes,
         )
+        self.serving = Serving(self.supervisor, drain_seconds=5)
+        self.loader = Loader(self.store, self.supervisor, self.serving)
         self.chain: list[str] = []
         # Called whenever the status changes.
         self.listeners: list[Callable[[], None]] = []

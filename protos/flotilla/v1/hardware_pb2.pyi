@@ -69,7 +69,7 @@ class HardwareFacts(_message.Message):
     os: _builtins.str
     kernel: _builtins.str
     model_memory_bytes: _builtins.int
-    """What one model may take on this box, set by its owner; at most memory_bytes."""
+    """Most memory of all model processes together, set by the box's owner; at most memory_bytes."""
     cpu_quota: _builtins.float
     """Cores that the cgroup allows; 0 without a limit."""
     @_builtins.property

@@ -51,7 +51,7 @@ async def box(
         variant=variant,
         files={base.name: base},
         context_length=512,
-        memory_limit_bytes=64 << 20,
+        memory_limit_bytes=256 << 20,
         adapters={"polite": adapter},
         share_prefixes=getattr(request, "param", True),
     )

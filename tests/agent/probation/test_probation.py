@@ -124,7 +124,7 @@ async def test_a_good_candidate_passes_and_is_measured(bench: Bench) -> None:
     assert proof.speed.tokens_per_second > 100
     assert proof.speed.ttft_seconds > 0
     assert proof.speed.joules_per_token is None
-    assert proof.model_memory_bytes == 1 << 20
+    assert 16 << 20 < proof.cost.peak_memory_bytes < 64 << 20
     assert proof.cost.peak_memory_bytes > 8 << 20
     assert proof.cost.seconds > 0
     assert proof.cost.joules is None

@@ -5,10 +5,10 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from agent.selection import Knowledge, Measurement, rank
+from agent.selection import Measurement, rank
 from agent.selection.memory import memory_model
 from artifact.manifest import SelectionPolicy, SlotPolicy, Task, Variant
-from tests.agent.selection.test_ranking import FACTS, GIB, component, variant, why
+from tests.agent.selection.test_ranking import FACTS, GIB, bare, component, variant, why
 
 MIB = 1 << 20
 # 4 GiB of weights and buffers, and half a MiB for each of 4096 tokens.
@@ -46,15 +46,15 @@ def load(
 
 def test_what_its_own_load_took_here_is_what_a_variant_needs() -> None:
     tight = variant("tight", 3)
-    known = Knowledge(FACTS, [load("tight", 3.3, 4.1, model="demo/model@1")])
+    known = bare(FACTS, [load("tight", 3.3, 4.1, model="demo/model@1")])
     decision = rank(component(tight), SelectionPolicy(), known)
     assert why(decision, "tight").startswith("needs 4.1 GiB, budget 3.8 GiB (took 4.1 GiB when")
-    assert not rank(component(tight), SelectionPolicy(), Knowledge(FACTS)).nothing_fits
+    assert not rank(component(tight), SelectionPolicy(), bare(FACTS)).nothing_fits
 
 
 def test_loads_of_like_models_correct_the_estimate_and_it_is_said() -> None:
     other = variant("other", 3)
-    known = Knowledge(FACTS, [load("q4", 2.0, 2.5), load("q8", 2.0, 2.7)])
+    known = bare(FACTS, [load("q4", 2.0, 2.5), load("q8", 2.0, 2.7)])
     decision = rank(component(other), SelectionPolicy(), known)
     assert "(estimate x 1.30, as loading llama_cpp models took here)" in why(decision, "other")
     assert decision.candidate("other").predicted_memory_bytes == pytest.approx(4.29 * GIB, rel=0.01)
@@ -64,18 +64,18 @@ def test_loads_of_like_models_correct_the_estimate_and_it_is_said() -> None:
     "unlike", [load("tiny", 0.1, 0.3), load("onnx", 2, 3, runtime="onnx"), load("huge", 40, 80)]
 )
 def test_loads_of_another_runtime_or_size_do_not(unlike: Measurement) -> None:
-    assert memory_model(variant("v", 2), "demo/model@1", [unlike]).why == ""
+    assert memory_model(variant("v", 2), "demo/model@1", [unlike], {}).why == ""
 
 
 @pytest.mark.parametrize(("took", "factor"), [(0.1, 0.8), (90.0, 2.0)])
 def test_a_correction_is_bounded(took: float, factor: float) -> None:
-    model = memory_model(variant("v", 2), "demo/model@1", [load("q4", 2.0, took)])
+    model = memory_model(variant("v", 2), "demo/model@1", [load("q4", 2.0, took)], {})
     assert model.bytes_at(2048) == pytest.approx(2.2 * GIB * factor, rel=0.001)
 
 
 def test_a_shorter_context_is_told_and_taken_only_as_the_release_allows() -> None:
     policy = SelectionPolicy(slots={"chat": SlotPolicy(max_memory_bytes=5 * GIB)})
-    known = Knowledge(replace(FACTS, model_memory_bytes=8 * GIB))
+    known = bare(replace(FACTS, model_memory_bytes=8 * GIB))
     told = why(rank(component(LONG), policy, known), "long")
     assert told == (
         "needs 6.0 GiB, budget 5.0 GiB; fits with context <= 2048, the release asks for 4096"
@@ -87,18 +87,18 @@ def test_a_shorter_context_is_told_and_taken_only_as_the_release_allows() -> Non
     assert (taken.bucket, taken.context_length) == ("ranked", 2048)
     assert taken.predicted_memory_bytes == 5 * GIB
     assert "with a context of 2048 instead of 4096" in taken.reason
-    too_small = rank(component(LONG), SelectionPolicy(), Knowledge(FACTS))
+    too_small = rank(component(LONG), SelectionPolicy(), bare(FACTS))
     assert why(too_small, "long") == "needs 6.0 GiB, budget 3.8 GiB"
 
 
 def test_the_whole_context_is_never_shortened_without_need() -> None:
     asked = SelectionPolicy(min_context_length=64)
-    fits = rank(component(variant("v", 1)), asked, Knowledge(FACTS)).candidate("v")
+    fits = rank(component(variant("v", 1)), asked, bare(FACTS)).candidate("v")
     assert fits.context_length == 0
 
 
 def test_without_bytes_per_token_no_shorter_context_is_known_to_fit() -> None:
     unknown = msgspec.structs.replace(LONG, context_bytes=0)
-    model = memory_model(unknown, "demo/model@1", [])
+    model = memory_model(unknown, "demo/model@1", [], {})
     assert model.longest_context(6 * GIB) == 4096
     assert model.longest_context(5 * GIB) == 0

@@ -2,10 +2,20 @@
 
 from dataclasses import replace
 
-from agent.selection import Decision, Figures, Knowledge, Prior, rank
+from agent.selection import Decision, Figures, Prior, rank
 from artifact.manifest import Exclusion, Objective, SelectionPolicy, SlotPolicy
 from tests.agent.selection.test_memory import load
-from tests.agent.selection.test_ranking import FACTS, GIB, KNOWN, Q4, Q8, component, order, why
+from tests.agent.selection.test_ranking import (
+    FACTS,
+    GIB,
+    KNOWN,
+    Q4,
+    Q8,
+    bare,
+    component,
+    order,
+    why,
+)
 
 
 def test_an_exclusion_says_what_it_matches() -> None:
@@ -27,25 +37,25 @@ def test_a_slots_own_policy_goes_before_the_releases() -> None:
 def test_what_the_class_says_only_moves_a_variant_to_the_end() -> None:
     """Class measurements are unsigned: a dishonest server must not exclude a variant."""
     policy = SelectionPolicy(min_tokens_per_second=5)
-    slow = Knowledge(FACTS, priors={"q4-k-m": Prior(tokens_per_second=0.1)})
+    slow = bare(FACTS, priors={"q4-k-m": Prior(tokens_per_second=0.1)})
     decision = rank(component(Q8, Q4), policy, slow)
     assert order(decision) == ["q8-0", "q4-k-m"]
     assert "tried last: predicted 0.1 tokens/s, 5 asked" in decision.candidate("q4-k-m").reason
-    big = Knowledge(FACTS, priors={"q4-k-m": Prior(tokens_per_second=99, memory_bytes=9 * GIB)})
+    big = bare(FACTS, priors={"q4-k-m": Prior(tokens_per_second=99, memory_bytes=9 * GIB)})
     decision = rank(component(Q8, Q4), policy, big)
     assert order(decision) == ["q8-0", "q4-k-m"]
     assert "took 9.0 GiB on devices of this" in decision.candidate("q4-k-m").reason
     # A good class figure does not cause another trial once a measured variant is good.
     assert measured_at(decision, "q8-0", 7).next_candidate() is None
     # A small class figure does not make a variant fit.
-    small = Knowledge(FACTS, priors={"q8-0": Prior(tokens_per_second=99, memory_bytes=1)})
+    small = bare(FACTS, priors={"q8-0": Prior(tokens_per_second=99, memory_bytes=1)})
     assert "q8-0" not in order(rank(component(Q8, max_memory_bytes=GIB), policy, small))
 
 
 def test_what_is_in_doubt_is_tried_only_when_nothing_else_is_good() -> None:
     policy = SelectionPolicy(min_tokens_per_second=5)
     slow = replace(load("q4-k-m", 1, 1, model="demo/model@1"), tokens_per_second=1)
-    decision = rank(component(Q8, Q4), policy, Knowledge(FACTS, [slow]))
+    decision = rank(component(Q8, Q4), policy, bare(FACTS, [slow]))
     assert decision.next_candidate() == "q8-0"
     good = decision.with_measurement("q8-0", Figures(tokens_per_second=6, memory_bytes=GIB))
     assert good.next_candidate() is None
@@ -58,7 +68,7 @@ def measured_at(decision: Decision, variant: str, speed: float) -> Decision:
 
 
 def measured(policy: SelectionPolicy, *, ttft: float, joules: float | None) -> Decision:
-    decision = rank(component(Q4), policy, Knowledge(FACTS, metered=joules is not None))
+    decision = rank(component(Q4), policy, bare(FACTS, metered=joules is not None))
     return decision.with_measurement(
         "q4-k-m",
         Figures(tokens_per_second=20, memory_bytes=GIB, ttft_seconds=ttft, joules_per_token=joules),

@@ -1,6 +1,7 @@
 """Ranking: the variants that fit, their order, and the reasons given."""
 
 from dataclasses import replace
+from functools import partial
 
 import msgspec
 import pytest
@@ -29,7 +30,9 @@ FACTS = DeviceFacts(
     benchmark=MicroBenchmark(memory_bytes_per_second=20e9),
     runtimes={"llama_cpp": "1", "onnx": "2"},
 )
-KNOWN = Knowledge(FACTS)
+# Figures of the models alone: tests/agent/selection/test_shares.py adds the worker processes.
+bare = partial(Knowledge, process_bytes={})
+KNOWN = bare(FACTS)
 
 
 def variant(
@@ -154,7 +157,7 @@ def test_an_embedding_models_arithmetic_is_no_bound_and_excludes_nothing() -> No
 
 def test_measurements_of_the_hardware_class_come_before_the_roofline() -> None:
     priors = {"q8-0": Prior(tokens_per_second=30, joules_per_token=0.5)}
-    decision = rank(component(Q8, Q4), SelectionPolicy(), Knowledge(FACTS, priors=priors))
+    decision = rank(component(Q8, Q4), SelectionPolicy(), bare(FACTS, priors=priors))
     assert order(decision) == ["q8-0", "q4-k-m"]
     assert "same hardware class" in decision.candidate("q8-0").reason
 
@@ -254,9 +257,7 @@ def test_energy_decides_where_it_is_metered() -> None:
         "q8-0": Prior(tokens_per_second=10, joules_per_token=0.5),
         "q4-k-m": Prior(tokens_per_second=20, joules_per_token=0.7),
     }
-    decision = rank(
-        component(Q8, Q4), SelectionPolicy(), Knowledge(FACTS, priors=priors, metered=True)
-    )
+    decision = rank(component(Q8, Q4), SelectionPolicy(), bare(FACTS, priors=priors, metered=True))
     assert decision.objective is Objective.TOKENS_PER_JOULE
     assert order(decision) == ["q8-0", "q4-k-m"]
     decision = decision.with_measurement(
@@ -316,7 +317,7 @@ def test_by_quality_an_unmeasured_one_is_last() -> None:
 
 def test_speeds_below_one_token_per_second_correct_the_roofline_too() -> None:
     benchmark = replace(FACTS.benchmark, memory_bytes_per_second=1e9)
-    slow = Knowledge(replace(FACTS, benchmark=benchmark))
+    slow = bare(replace(FACTS, benchmark=benchmark))
     decision = rank(component(Q8, Q4), SelectionPolicy(), slow)
     assert decision.candidate("q4-k-m").predicted_tokens_per_second < 1
     # Predicted 0.62 tokens/s, measured 0.25: q8-0's predicted 0.37 are corrected to 0.15.
@@ -337,5 +338,5 @@ def test_an_unknown_variant_is_a_key_error() -> None:
 
 
 def test_without_any_bound_there_is_no_memory_budget() -> None:
-    unknown = Knowledge(replace(FACTS, memory_bytes=0, model_memory_bytes=0))
+    unknown = bare(replace(FACTS, memory_bytes=0, model_memory_bytes=0))
     assert rank(component(Q4), SelectionPolicy(), unknown).memory_budget_bytes == 0

@@ -115,7 +115,6 @@ async def test_stats_are_of_the_process(supervisor: Supervisor, tmp_path: Path) 
     worker = await supervisor.start(worker_spec(tmp_path, model))
     stats = worker.stats()
     assert stats.live
-    assert stats.model_memory_bytes == 32 << 20
     assert 32 << 20 < stats.memory_bytes <= stats.peak_memory_bytes < 256 << 20
 
 
@@ -147,13 +146,33 @@ async def test_an_unknown_runtime_is_named(supervisor: Supervisor, tmp_path: Pat
     assert caught.value.reason == "no_runtime"
 
 
+async def test_room_is_what_the_budget_leaves_beside_the_loaded_workers(tmp_path: Path) -> None:
+    free = budget = 1 << 30
+    supervisor = Supervisor(free_bytes=lambda: free, budget_bytes=lambda: budget)
+    assert supervisor.room() == budget
+    model = FakeModel(allocate_bytes=32 << 20, memory_bytes=32 << 20)
+    spec = worker_spec(tmp_path, model, memory_limit_bytes=256 << 20)
+    workers = [await supervisor.start(spec) for _ in range(2)]
+    taken = sum(worker.stats().peak_memory_bytes for worker in workers)
+    assert taken > 2 * (32 << 20)
+    assert supervisor.room() == budget - taken
+    free = 1 << 20
+    assert supervisor.room() == free
+    budget = 1 << 20
+    assert supervisor.room() == 0
+    for worker in workers:
+        await supervisor.stop(worker)
+    assert supervisor.room() == budget
+    await supervisor.close()
+
+
 async def test_a_model_that_outgrows_its_limit_is_killed(
     supervisor: Supervisor, tmp_path: Path
 ) -> None:
     # It allocates 300 MiB and keeps running: no error and no crash by itself.
     model = FakeModel(allocate_bytes=300 << 20)
-    spec = worker_spec(tmp_path, model, memory_limit_bytes=16 << 20)
-    with pytest.raises(LoadFailedError, match=r"limit 16\.0 MiB") as caught:
+    spec = worker_spec(tmp_path, model, memory_limit_bytes=64 << 20)
+    with pytest.raises(LoadFailedError, match=r"limit 64\.0 MiB") as caught:
         await supervisor.start(spec)
     assert caught.value.reason == "out_of_memory"
     assert caught.value.advice
@@ -192,6 +211,7 @@ async def test_a_cancelled_call_of_onnx_runtime_makes_room_for_the_next(
         model=msgspec.structs.replace(fake.model, task=Task.TENSOR),
         variant=msgspec.structs.replace(fake.variant, runtime="onnx"),
         files={"model.onnx": endless.write_model(tmp_path / "model.onnx")},
+        memory_limit_bytes=256 << 20,
     )
     worker = await supervisor.start(spec)
 

@@ -13,6 +13,7 @@ import pytest
 
 from agent.errors import JournalError, ModelRefusedError, NothingServedError
 from agent.journal import Assignment
+from agent.selection.memory import PROCESS_BYTES
 from agent.update import engine as engines
 from agent.update.machine import State
 from artifact.manifest import Objective, SelectionPolicy
@@ -660,14 +661,44 @@ async def test_a_journal_that_cannot_be_written_is_told_and_what_serves_goes_on(
         assert life.serves == TWO
 
 
+async def test_two_releases_that_exceed_the_budget_together_do_not_run_beside_each_other(
+    world: World,
+) -> None:
+    world.model_memory_bytes = PROCESS_BYTES["fake"] + 12 * MIB
+    async with Life(world) as life:
+        most = 0
+
+        def look() -> None:
+            nonlocal most
+            most = max(most, len(life.supervisor._workers))
+
+        life.listeners.append(look)
+        await life.do(world.publish("1"))
+        receipt = await life.do(world.publish("2"))
+        assert "drained first" in receipt.detail
+        assert (life.serves, most) == (TWO, 1)
+        world.model_memory_bytes = 2 * world.model_memory_bytes
+        receipt = await life.do(world.publish("3"))
+        assert "drained first" not in receipt.detail
+        assert most == 2
+
+
+async def test_a_process_that_outgrows_the_budget_is_not_served(world: World) -> None:
+    """Its estimate promises 1 MiB, it takes 40."""
+    world.model_memory_bytes = PROCESS_BYTES["fake"] + 12 * MIB
+    async with Life(world) as life:
+        receipt = await life.do(world.publish("1", FakeModel(allocate_bytes=40 * MIB)))
+    assert (receipt.outcome, receipt.reason) == (S.REJECTED, "load_out_of_memory")
+
+
 async def test_a_changed_budget_makes_a_proven_release_be_planned_anew(world: World) -> None:
     async with Life(world) as life:
-        big = FakeModel(memory_bytes=32 * MIB)
+        big = FakeModel(memory_bytes=32 * MIB, allocate_bytes=32 * MIB)
         small = FakeModel(memory_bytes=2 * MIB, padding="x" * 100)
         first = world.publish("1", big, small)
         assert (await life.do(first)).decisions[0].chosen_variant == "v0"
         await life.do(world.publish("2"))
-        world.model_memory_bytes = 16 * MIB
+        world.model_memory_bytes = PROCESS_BYTES["fake"] + 16 * MIB
         again = Assignment(generation=3, release=ONE, manifest_sha256=first.manifest_sha256)
         receipt = await life.do(again)
         assert receipt.decisions[0].chosen_variant == "v1"

@@ -3,6 +3,7 @@
 import pytest
 
 from agent.selection import Prior, Source
+from agent.selection.memory import PROCESS_BYTES
 from agent.supervisor import Worker, WorkerSpec
 from agent.update.machine import State
 from artifact.manifest import SelectionPolicy
@@ -49,7 +50,7 @@ async def test_what_the_hardware_class_measured_is_tried_first(world: World) -> 
 async def test_a_shorter_context_that_the_release_allows_is_what_the_worker_gets(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world.model_memory_bytes = 6 * MIB
+    world.model_memory_bytes = PROCESS_BYTES["fake"] + 6 * MIB
     world.context_bytes = 16 << 10
     long = FakeModel(memory_bytes=8 * MIB, context_length=512)
     policy = SelectionPolicy(min_context_length=128)
@@ -65,7 +66,10 @@ async def test_a_shorter_context_that_the_release_allows_is_what_the_worker_gets
         receipt = await life.do(world.publish("1", long, policy=policy))
     assert [spec.context_length for spec in started] == [384]
     candidate = receipt.decisions[0].candidate("v0")
-    assert (candidate.context_length, candidate.predicted_memory_bytes) == (384, 6 * MIB)
+    assert (candidate.context_length, candidate.predicted_memory_bytes) == (
+        384,
+        world.model_memory_bytes,
+    )
 
 
 async def test_memory_that_ran_out_in_probation_is_said(
