@@ -13,10 +13,11 @@ from demo_fleet.processes import FleetError, command
 
 SCRIPTS = Path(__file__).parents[1]
 PUBLISHER = "acme"
+# The best quality is ONNX Runtime's: its process needs 25 MiB more than llama.cpp's, so that a
+# memory budget can keep it off a box. The files themselves differ too little for that.
 LANGUAGE_VARIANTS = (
-    "gguf-f16=llama_cpp:f16",
-    "gguf-q8=llama_cpp:q8_0",
     "gguf-q4=llama_cpp:q4_k_m",
+    "gguf-q4-0=llama_cpp:q4_0",
     "onnx-fp32=onnx:fp32",
     "onnx-int4=onnx:int4",
 )
@@ -76,7 +77,7 @@ def build_models(directory: Path) -> BuiltModels:
         ),
         broken=build_model(
             [sources / "broken.gguf"],
-            *(language, "3.0.0", directory / "tiny-llama-3", LANGUAGE_VARIANTS[:3], *evaluate),
+            *(language, "3.0.0", directory / "tiny-llama-3", LANGUAGE_VARIANTS[:2], *evaluate),
         ),
         digits=build_model(
             [sources / "digits.onnx"],

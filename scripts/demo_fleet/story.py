@@ -14,13 +14,13 @@ from demo_fleet.traffic import Traffic, call
 
 RELEASE = f"{PUBLISHER}/assistant"
 ROLLOUT_SECONDS = 240.0
-# Name, memory of all models, labels. The last two have room for two workers (ONNX Runtime: 83 MiB,
-# llama.cpp: 58 MiB) with a small variant of the language model: 6.3 MiB, not f16 with 7.5.
+# Name, memory of all models, labels. The last two have room for a worker of each runtime, not for
+# two of ONNX Runtime: they must choose another variant of the language model.
 BOXES = (
     ("lab-big-1", "512MiB", {"site": "lab", "size": "big"}),
     ("lab-big-2", "512MiB", {"site": "lab", "size": "big"}),
-    ("lab-small-1", "150900KiB", {"site": "lab", "size": "small"}),
-    ("lab-small-2", "151000KiB", {"site": "lab", "size": "small"}),
+    ("lab-small-1", "158MiB", {"site": "lab", "size": "small"}),
+    ("lab-small-2", "159MiB", {"site": "lab", "size": "small"}),
 )
 STRATEGY = """\
 waves:
