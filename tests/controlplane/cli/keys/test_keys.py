@@ -92,7 +92,7 @@ def test_keys_of_one_server_do_not_found_another(
     with serving(FakeModelService(), operator.context):
         result = operator.init()
     assert result.exit_code == 1
-    assert "does not give snapshot to this server's key" in result.stderr
+    assert "does not name this server's key" in result.stderr
     assert "new folder" in result.stderr
 
 
