@@ -9,9 +9,10 @@ from contextvars import ContextVar
 from typing import Any, Final, Protocol, TypeAlias
 
 import grpc
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
-from controlplane.api.roles import DEVICE, MINIMUM_ROLE, OPEN
+from controlplane.api.bounds import check_request
+from controlplane.api.roles import DEVICE, LENIENT, MINIMUM_ROLE, OPEN
 from controlplane.api.status import plain, status_of
 from controlplane.errors import (
     ControlPlaneError,
@@ -239,11 +240,15 @@ def _decode(handler: Handler, data: bytes, method: str) -> Any:
     if handler.request_deserializer is None:
         return data
     try:
-        return handler.request_deserializer(data)
+        message = handler.request_deserializer(data)
     except DecodeError as error:
         raise InvalidInputError(
             f"a request of {method} cannot be read", advice="Update the caller."
         ) from error
+    # A device's stream scrubs its messages instead: a refusal would end it, again and again.
+    if method not in LENIENT and isinstance(message, Message):
+        check_request(message)
+    return message
 
 
 def _refuse(error: ControlPlaneError, method: str) -> Handler:

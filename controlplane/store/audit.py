@@ -9,6 +9,7 @@ from typing import Final
 from sqlalchemy import BigInteger, Column, String, Table, Text, func, insert, select
 
 from artifact.manifest import canonical_json
+from controlplane.errors import InvalidInputError
 from controlplane.store.database import AnyRow, Transaction
 from controlplane.store.paging import Page, PageRequest
 from controlplane.store.paging import next_token as page_token
@@ -26,6 +27,7 @@ AUDIT: Final = Table(
     Column("digest", String(64), nullable=False),
 )
 MAX_DETAIL_CHARACTERS: Final = 4096
+MAX_SEQUENCE_DIGITS: Final = 18
 GENESIS: Final = "0" * 64
 # An arbitrary advisory lock number of our own: the log has one writer at a time.
 _LOCK: Final = 0x464C4155
@@ -85,12 +87,22 @@ async def append(
 async def page(tx: Transaction, request: PageRequest) -> Page[AuditEvent]:
     """Return a page, newest first."""
     statement = select(AUDIT).order_by(AUDIT.c.sequence.desc()).limit(request.size + 1)
-    if request.after is not None and request.after.isdecimal():
-        statement = statement.where(AUDIT.c.sequence < int(request.after))
+    if request.after is not None:
+        statement = statement.where(AUDIT.c.sequence < _sequence(request.after))
     rows = await tx.all(statement)
     events = tuple(_event(row) for row in rows[: request.size])
     more = len(rows) > request.size
     return Page(events, page_token(str(events[-1].sequence)) if more else "")
+
+
+def _sequence(key: str) -> int:
+    # 18 digits always fit a signed 64-bit integer.
+    if not (key.isascii() and key.isdecimal() and len(key) <= MAX_SEQUENCE_DIGITS):
+        raise InvalidInputError(
+            f"{key[:80]!r} is not the page token of an audit log",
+            advice="Pass next_page_token as it came, or leave it out to start anew.",
+        )
+    return int(key)
 
 
 async def verify(tx: Transaction) -> int | None:

@@ -50,14 +50,20 @@ def next_token(key: str) -> str:
 
 def _decode(token: str) -> str:
     try:
-        return base64.b64decode(
-            token[:MAX_TOKEN_CHARACTERS], altchars=b"-_", validate=True
-        ).decode()
+        key = base64.b64decode(token, altchars=b"-_", validate=True).decode()
     except (binascii.Error, ValueError) as error:
-        raise InvalidInputError(
-            f"{token[:80]!r} is not a page token",
-            advice="Pass next_page_token as it came, or leave it out to start anew.",
-        ) from error
+        raise _malformed(token) from error
+    # PostgreSQL refuses a NUL within a text.
+    if len(token) > MAX_TOKEN_CHARACTERS or "\x00" in key:
+        raise _malformed(token)
+    return key
+
+
+def _malformed(token: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"{token[:80]!r} is not a page token",
+        advice="Pass next_page_token as it came, or leave it out to start anew.",
+    )
 
 
 async def fetch_page(
