@@ -1,6 +1,5 @@
 """Paths of the agent's data directory, and the configuration that enrolment writes."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from msgspec import Meta, Struct
 
 from agent.errors import DataDirectoryError, InvalidConfigError, NotEnrolledError
 from agent.storage.atomic_file import write_file
+from artifact import sizes
 from artifact.manifest import Label
 
 MAX_CONFIG_BYTES: Final = 1 << 16
@@ -21,9 +21,6 @@ LabelValue = Annotated[str, Meta(pattern=r"^[A-Za-z0-9]?([A-Za-z0-9._-]{0,61}[A-
 Endpoint = Annotated[str, Meta(pattern=r"^[^\s:/]+:[0-9]{1,5}\Z|^\[[0-9A-Fa-f:.]+\]:[0-9]{1,5}\Z")]
 
 Watts = Annotated[float, Meta(ge=0, le=10_000)]
-
-_SIZE: Final = re.compile(r"^(?P<number>[0-9]{1,15})(?P<unit>|KiB|MiB|GiB|TiB)\Z")
-_UNITS: Final = {"": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
 
 
 class PowerModel(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -174,9 +171,9 @@ def save_config(data_dir: DataDir, config: AgentConfig) -> None:
 
 def parse_size(text: str) -> int:
     """Parse ``64MiB``, ``2GiB`` or a number of bytes; InvalidConfigError."""
-    match = _SIZE.match(text.strip())
-    if match is None:
+    try:
+        return sizes.parse_size(text)
+    except ValueError as error:
         raise InvalidConfigError(
             f"{text!r} is not a size", advice="Write it like 512MiB, 4GiB, or in bytes."
-        )
-    return int(match["number"]) << _UNITS[match["unit"]]
+        ) from error

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from artifact.sizes import parse_size
 from controlplane.errors import AddressError, InvalidInputError
 
 _ADDRESS: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]*):(?P<port>[0-9]{1,5})")
-_RATE: Final = re.compile(r"(?P<number>[0-9]{1,12})(?P<unit>|KiB|MiB|GiB)")
-_RATE_UNITS: Final = {"": 0, "KiB": 10, "MiB": 20, "GiB": 30}
 MAX_PORT: Final = 65535
 # Agents give up on downloads slower than 1 KiB/s.
 LEAST_RATE: Final = 4096
@@ -45,8 +44,10 @@ def parse_rate(text: str | None) -> int | None:
     """
     if text is None:
         return None
-    match = _RATE.fullmatch(text)
-    rate = int(match["number"]) << _RATE_UNITS[match["unit"]] if match else 0
+    try:
+        rate = parse_size(text)
+    except ValueError:
+        rate = 0
     if rate < LEAST_RATE:
         raise InvalidInputError(
             f"{text[:80]!r} is not a rate of at least {LEAST_RATE} bytes per second",

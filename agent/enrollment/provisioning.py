@@ -35,6 +35,7 @@ from agent.health import feed_watchdog
 from agent.host.systemd import notify
 from artifact.join_token import MAX_TOKEN_CHARACTERS
 from artifact.manifest import Label
+from artifact.yaml_text import YamlTextError, read_yaml
 
 if TYPE_CHECKING:
     from agent.enrollment.client import Application
@@ -70,12 +71,13 @@ def load_settings(path: Path) -> OwnerSettings | None:
     try:
         with path.open("rb") as source:
             data = source.read(MAX_CONFIG_BYTES)
-        settings = msgspec.yaml.decode(data, type=OwnerSettings)
-        for text in (settings.model_memory, settings.disk_budget):
-            parse_size(text)
+        text = data.decode(errors="replace")
+        settings = msgspec.convert(read_yaml(text).value or {}, OwnerSettings)
+        for size in (settings.model_memory, settings.disk_budget):
+            parse_size(size)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.MsgspecError, RecursionError) as error:
+    except (OSError, msgspec.MsgspecError, YamlTextError) as error:
         raise InvalidConfigError(
             f"{path} is not valid: {ascii(str(error))[:500]}",
             advice="Correct it (docs/operations.md), then `systemctl restart flotilla-agent`.",

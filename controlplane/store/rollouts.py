@@ -22,7 +22,7 @@ from controlplane.errors import NotFoundError, StaleError
 from controlplane.rollouts.gates import Counts
 from controlplane.rollouts.machine import FINISHED, RolloutState
 from controlplane.rollouts.records import Member, Rollout, Wave
-from controlplane.rollouts.strategy import Strategy, encode_strategy, parse_strategy
+from controlplane.rollouts.strategy import Strategy, decode_strategy, encode_strategy
 from controlplane.store import rollout_devices
 from controlplane.store.database import AnyRow, Transaction
 from controlplane.store.paging import Page, PageRequest, fetch_page
@@ -147,7 +147,7 @@ async def policy(tx: Transaction, rollout_id: str) -> tuple[RolloutState, Strate
     )
     if row is None:
         raise _not_found(rollout_id)
-    return RolloutState(row.state), parse_strategy(row.strategy)
+    return RolloutState(row.state), decode_strategy(row.strategy)
 
 
 async def change_member(
@@ -197,7 +197,7 @@ def _rollout(row: AnyRow) -> Rollout:
         id=row.id,
         release=row.release,
         selector=row.selector,
-        strategy=parse_strategy(row.strategy),
+        strategy=decode_strategy(row.strategy),
         created_at=row.created_at,
         created_by=row.created_by,
         updated_at=row.updated_at,

@@ -55,7 +55,7 @@ def test_sizes_are_read_in_binary_units(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "5 MiB", "5MB", "-1", "1.5GiB", "9" * 20])
+@pytest.mark.parametrize("text", ["", "5 MB", "5MB", "-1", "1.5GiB", "9" * 20])
 def test_anything_else_is_no_size(text: str) -> None:
     with pytest.raises(InvalidConfigError):
         parse_size(text)

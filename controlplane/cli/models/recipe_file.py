@@ -11,7 +11,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from artifact.manifest import Label, Lineage, QualifiedName, Relation, Task, Text, Version
-from controlplane.cli.yaml_file import YamlFile, parse_size, size_at, wrong
+from artifact.sizes import parse_size
+from controlplane.cli.yaml_file import YamlFile, size_at, wrong
 from runtimes import registry
 from runtimes.base import Scheme
 from runtimes.build import BuildRequest, VariantRequest

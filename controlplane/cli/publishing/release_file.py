@@ -24,9 +24,10 @@ from artifact.manifest import (
     Text,
     Version,
 )
+from artifact.sizes import parse_size
 from artifact.trust.metadata import HardwareClasses
 from controlplane.cli.app import RefusedError
-from controlplane.cli.yaml_file import YamlFile, parse_size, read_bounded, size_at
+from controlplane.cli.yaml_file import YamlFile, read_bounded, size_at
 
 _EXAMPLE = "docs/release-file.md shows a release file with every field."
 

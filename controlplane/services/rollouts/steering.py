@@ -74,7 +74,8 @@ class RolloutService:
         """
         split_reference(release)
         matches = parse_selector(selector).matches
-        waves = parse_strategy(strategy)
+        # Milliseconds for a text at its bounds, in which the event loop serves others.
+        waves = await asyncio.to_thread(parse_strategy, strategy)
         now = self._clock()
         arguments = {"release": release, "selector": selector, "strategy": strategy}
 

@@ -5,6 +5,7 @@ from controlplane.rollouts.strategy import (
     FailureGate,
     OnFailure,
     Strategy,
+    decode_strategy,
     encode_strategy,
     parse_strategy,
 )
@@ -34,6 +35,7 @@ max_unavailable: 5
     assert strategy.gates.failure == FailureGate(max_failures=3, min_executed=2)
     assert strategy.gates.failure.percent_limit is None
     assert (strategy.on_failure, strategy.max_unavailable) == (OnFailure.PAUSE, 5)
+    assert decode_strategy(encode_strategy(strategy)) == strategy
     assert parse_strategy(encode_strategy(strategy)) == strategy
 
 
@@ -60,9 +62,12 @@ FULL = "{name: full, percent: 100}"
         ("silent_timeout_seconds: .nan", "silent_timeout_seconds|Expected"),
         ("gates: {failure: {max_failures: -1}}", ">= 0"),
         ("gates: {tokens_per_joule: {min: 1}}", "not evaluated yet: tokens_per_joule"),
-        ("a: &x [1]\nb: *x", "YAML alias"),
+        ("a: &x [1]\nb: *x", "YAML aliases"),
         ("x" * 70_000, "70000 bytes"),
         ("[" * 5000, "neither YAML nor JSON"),
+        ("[" * 65_000, "nests deeper than 32"),
+        ('{"a":' * 10_000, "neither YAML nor JSON"),
+        ("waves: [" + "1," * 3000 + "]", "more than 2000 values"),
     ],
 )
 def test_what_is_wrong_is_named(text: str, wrong: str) -> None:

@@ -110,7 +110,7 @@ def test_the_documents_example_is_sound(folder: Path) -> None:
     [
         ("search: true", "surch: true", 1, "surch"),
         ("max-size: 4MiB", "max-sizes: 4MiB", 16, "max-sizes"),
-        ("max-size: 4MiB", "max-size: huge", 19, "goals.max-size: 'huge' is no size"),
+        ("max-size: 4MiB", "max-size: huge", 19, "goals.max-size: 'huge' is not a size"),
         ("max-memory: 1 GiB", "max-memory: -1", 20, "goals.max-memory"),
         ("search: true", "search: true\nsearch: false", 15, "twice"),
         ('version: "1.0"', "version: 1.0", 2, "version"),

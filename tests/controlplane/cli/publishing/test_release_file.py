@@ -3,10 +3,7 @@
 import json
 from pathlib import Path
 
-import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from artifact.manifest import (
     CompletionCheck,
@@ -99,7 +96,7 @@ def test_every_field_arrives(path: Path) -> None:
         ("maximum: 30", "maximum: 30, colour: red", 15, "probation.checks[0]: "),
         ("check: completion", "check: smell", 16, "probation.checks[1].check: "),
         ("objective: quality", "objective: beauty", 20, "selection.objective: "),
-        ("2GiB", "much", 20, "selection.max_memory: 'much' is no size"),
+        ("2GiB", "much", 20, "selection.max_memory: 'much' is not a size"),
         ("32MiB", "-1", 20, "selection.slots.chat.max_memory: "),
         ('min_release: "0.9"', "minrelease: 1", 1, "minrelease"),
     ],
@@ -119,7 +116,7 @@ def test_a_version_without_quotes_gets_the_advice_to_add_them(path: Path) -> Non
 
 def test_a_repeated_key_is_refused(path: Path) -> None:
     message = refused(path, WHOLE + "version: '2'\n").message
-    assert "line 22: 'version' stands there twice" in message
+    assert "line 22: the key 'version' occurs twice" in message
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "a: [", "just words", "components: {}\n", "!!x 1"])
@@ -150,12 +147,6 @@ def test_an_endless_file_is_refused(path: Path) -> None:
 )
 def test_sizes_are_binary(value: int | str, size: int) -> None:
     assert parse_size(value) == size
-
-
-@given(st.text(max_size=12).filter(lambda text: not text[:1].isdigit()))
-def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(msgspec.ValidationError):
-        parse_size(text)
 
 
 def test_the_documented_release_file_is_valid(path: Path) -> None:
