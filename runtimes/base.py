@@ -285,6 +285,8 @@ class Runtime(Protocol):
     format: str
     # Names of the small files beside the main one that the engine also reads.
     side_files: tuple[str, ...]
+    # Those that publishers keep in a subfolder: name in a variant, and path in a source folder.
+    nested_side_files: tuple[tuple[str, str], ...]
 
     def version(self) -> str | None:
         """Return the installed engine's version, or None if this device cannot load it."""

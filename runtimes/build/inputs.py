@@ -1,7 +1,7 @@
 """Digest of everything that a build depends on; equal digests mean equal builds."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,12 @@ def digest_of_inputs(
             {
                 "runtime": source.runtime.name,
                 "engine": source.runtime.version() or "",
-                "files": _digests(source.files.values()),
+                "files": _digests(source.files),
             }
             for source in sources
         ],
         "data": _digests(
-            path for path in (request.evaluation, request.calibration) if path is not None
+            {path.name: path for path in (request.evaluation, request.calibration) if path}
         ),
         "model": [
             request.name,
@@ -46,14 +46,14 @@ def digest_of_inputs(
 
 
 def _scheme(scheme: Scheme) -> list[Any]:
-    data = _digests([scheme.calibration]) if scheme.calibration else {}
+    data = _digests({scheme.calibration.name: scheme.calibration}) if scheme.calibration else {}
     return [scheme.name, data, sorted(scheme.prune_layers), scheme.sparsity, scheme.block_size]
 
 
-def _digests(paths: Iterable[Path]) -> dict[str, str]:
+def _digests(files: Mapping[str, Path]) -> dict[str, str]:
     found = {}
-    for path in paths:
+    for name, path in files.items():
         if path.is_file():
             with path.open("rb") as file:
-                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return found

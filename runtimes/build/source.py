@@ -20,7 +20,7 @@ class Source:
 
     runtime: Runtime
     path: Path
-    side_files: tuple[Path, ...]
+    side_files: dict[str, Path]
     inspection: Inspection
     confinement: str
     changes: str = ""
@@ -29,8 +29,8 @@ class Source:
     def files(self) -> dict[str, Path]:
         """All files by name: the main file, its side files, and files with external weights."""
         outside = {tensor.file for tensor in self.inspection.tensors if tensor.file}
-        paths = (self.path, *self.side_files, *(self.path.with_name(name) for name in outside))
-        return {path.name: path for path in sorted(paths)}
+        weights = {name: self.path.with_name(name) for name in outside}
+        return dict(sorted(({self.path.name: self.path} | self.side_files | weights).items()))
 
 
 def open_source(path: Path) -> Source:
@@ -46,16 +46,18 @@ def open_source(path: Path) -> Source:
     runtime = registry.find_by_format(main.suffix.removeprefix("."))
     # Sorted, the inner folder comes last, and its files replace those of the outer one.
     folders = {path, main.parent} if path.is_dir() else set()
+    places = [
+        *runtime.nested_side_files,
+        *((name, name) for name in runtime.side_files),
+    ]
     beside = {
-        name: folder / name
+        name: folder / place
         for folder in sorted(folders)
-        for name in runtime.side_files
-        if (folder / name).is_file()
+        for name, place in places
+        if (folder / place).is_file()
     }
     found = inspect_apart(registry.location(runtime.name), main)
-    return Source(
-        runtime, main, tuple(beside.values()), found.inspection, confinement=found.confinement
-    )
+    return Source(runtime, main, beside, found.inspection, confinement=found.confinement)
 
 
 def servable(source: Source, scratch: Path) -> Source:

@@ -88,8 +88,8 @@ class VariantMaker:
             copy_source(source, request.how, main)
             progress("copying", 1.0)
         else:
-            for path in source.side_files:
-                shutil.copyfile(path, folder / path.name)
+            for name, path in source.side_files.items():
+                shutil.copyfile(path, folder / name)
             self._quantize(source, request.how, main)
         inspection = runtime.inspector().inspect(main)
         paths = sorted(folder.iterdir())

@@ -25,6 +25,7 @@ class FakeRuntime:
     name = "fake"
     format = "fake"
     side_files: tuple[str, ...] = ()
+    nested_side_files: tuple[tuple[str, str], ...] = ()
 
     def version(self) -> str | None:
         return "1" if os.environ.get("FLOTILLA_FAKE_RUNTIME") else None

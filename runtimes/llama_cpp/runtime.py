@@ -16,6 +16,7 @@ class LlamaCppRuntime:
     name = "llama_cpp"
     format = "gguf"
     side_files: tuple[str, ...] = ()
+    nested_side_files: tuple[tuple[str, str], ...] = ()
 
     def version(self) -> str | None:
         from importlib.metadata import PackageNotFoundError, version

@@ -27,8 +27,9 @@ from runtimes.base import (
 from runtimes.errors import LoadError, UnsupportedModelError
 from runtimes.onnx.encoder import POOLED, TOKEN_OUTPUTS, is_encoder, width_of
 from runtimes.onnx.memory import DEFAULT_CONTEXT, PASS_TOKENS, pass_bytes
+from runtimes.onnx.sentence_transformers import pool, read_settings
 from runtimes.onnx.session import datatype, open_session
-from runtimes.onnx.side_files import read_heads, read_pooling
+from runtimes.onnx.side_files import read_heads
 from runtimes.onnx.tokens import TextTokenizer
 from runtimes.text.embedding import DEFAULT_PARALLEL, check_length, check_number, check_texts
 from runtimes.text.generation import choose_context
@@ -44,7 +45,6 @@ class OnnxEmbeddingEngine:
         self.context_length = choose_context(
             spec.context_length, self._tokenizer.context_length, DEFAULT_CONTEXT
         )
-        self._pooling = read_pooling(spec.files)
         self.parallel = spec.parallel or DEFAULT_PARALLEL
         self._session, loaded = open_session(spec)
         self._inputs = {value.name: value for value in self._session.get_inputs()}
@@ -56,6 +56,7 @@ class OnnxEmbeddingEngine:
                 advice="Export it with `optimum-cli export onnx --task feature-extraction`.",
             )
         self._output = next(name for name in (POOLED, *TOKEN_OUTPUTS) if name in outputs)
+        self._settings = read_settings(spec.files, pooled=self._output == POOLED)
         width = width_of((value.name, value.shape) for value in self._session.get_outputs())
         self._memory_bytes = loaded.with_run(
             pass_bytes(read_heads(spec.files), width, self.context_length)
@@ -81,7 +82,8 @@ class OnnxEmbeddingEngine:
         )
 
     def _encode(self, text: str) -> list[int]:
-        tokens = self._tokenizer.encode(text)
+        text = self._settings.prompt + text
+        tokens = self._tokenizer.encode(text.lower() if self._settings.lower_case else text)
         check_length(len(tokens), self.context_length)
         return tokens
 
@@ -105,7 +107,7 @@ class OnnxEmbeddingEngine:
         (output,) = self._session.run([self._output], wanted)
         values: Floats = output.astype(np.float32, copy=False)
         if self._output != POOLED:
-            values = _pool(values, mask, self._pooling)
+            values = pool(values, mask, self._settings.modes)
         lengths = np.linalg.norm(values, axis=1, keepdims=True)
         check_number(float(lengths.max()))
         unit: Floats = values / np.maximum(lengths, np.finfo(np.float32).tiny)
@@ -146,22 +148,6 @@ def _batches(tokens: list[list[int]]) -> Iterator[list[int]]:
             batch = []
         batch.append(at)
     yield batch
-
-
-def _pool(values: Floats, mask: NDArray[np.int64], pooling: str) -> Floats:
-    """Reduce (texts, tokens, width) to (texts, width), over real tokens only."""
-    real = mask[:, :, None].astype(np.float32)
-    pooled: Floats
-    match pooling:
-        case "cls":
-            pooled = values[:, 0]
-        case "max":
-            pooled = np.where(real > 0, values, -np.inf).max(axis=1)
-        case "lasttoken":
-            pooled = values[np.arange(len(values)), mask.sum(axis=1) - 1]
-        case _:
-            pooled = (values * real).sum(axis=1) / real.sum(axis=1)
-    return pooled
 
 
 def _typed(array: NDArray[np.int64], value: Any) -> NDArray[Any]:

@@ -21,7 +21,12 @@ class OnnxRuntime:
         "generation_config.json",
         "chat_template.jinja",
         "pooling.json",
+        "modules.json",
+        "config_sentence_transformers.json",
+        "sentence_bert_config.json",
     )
+    # sentence-transformers keeps this one in a folder; a variant's files have plain names.
+    nested_side_files = (("pooling.json", "1_Pooling/config.json"),)
 
     def version(self) -> str | None:
         from importlib.metadata import PackageNotFoundError, version

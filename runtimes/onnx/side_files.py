@@ -1,7 +1,7 @@
 """Read the small JSON files beside an ONNX language model, as Optimum writes them, bounded."""
 
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeVar, get_origin
 
 import msgspec
 from msgspec import Meta, Struct
@@ -12,12 +12,10 @@ MAX_CONFIG_BYTES = 1 << 20
 # The tokenizer.json of the largest vocabularies is about 35 MB.
 MAX_TOKENIZER_BYTES = 128 << 20
 
-POOLING = "pooling.json"
-
 # A list if the stages of an image model differ.
 Heads = Annotated[int, Meta(ge=0, le=1 << 16)] | list[int] | None
 TokenId = Annotated[int, Meta(ge=0, lt=1 << 24)]
-S = TypeVar("S", bound=Struct)
+T = TypeVar("T")
 
 
 class ModelConfig(Struct, frozen=True):
@@ -79,48 +77,24 @@ class TokenizerConfig(Struct, frozen=True):
         return self.chat_template or ""
 
 
-class PoolingConfig(Struct, frozen=True):
-    """1_Pooling/config.json of sentence-transformers, stored beside the model as pooling.json."""
-
-    pooling_mode_cls_token: bool = False
-    pooling_mode_max_tokens: bool = False
-    pooling_mode_lasttoken: bool = False
-    pooling_mode_mean_tokens: bool = False
-
-    @property
-    def mode(self) -> str:
-        """cls, max, lasttoken or mean."""
-        if self.pooling_mode_cls_token:
-            return "cls"
-        if self.pooling_mode_max_tokens:
-            return "max"
-        return "lasttoken" if self.pooling_mode_lasttoken else "mean"
-
-
 def _content(token: str | SpecialToken | None) -> str:
     return token.content if isinstance(token, SpecialToken) else token or ""
 
 
 def read_config(path: Path) -> ModelConfig:
     """Read config.json or generation_config.json; return defaults if it is missing."""
-    return _read(path, ModelConfig)
+    return read_side_file(path, ModelConfig)
 
 
 def read_tokenizer_config(path: Path) -> TokenizerConfig:
     """Read tokenizer_config.json; return defaults if it is missing."""
-    return _read(path, TokenizerConfig)
+    return read_side_file(path, TokenizerConfig)
 
 
 def read_heads(files: dict[str, Path]) -> int:
     """Read the number of attention heads from config.json; return 0 if it is unknown."""
     path = files.get("config.json")
     return read_config(path).heads if path is not None else 0
-
-
-def read_pooling(files: dict[str, Path]) -> str:
-    """Read how token embeddings are pooled; return ``mean`` without pooling.json."""
-    path = files.get(POOLING)
-    return _read(path, PoolingConfig).mode if path is not None else "mean"
 
 
 def read_chat_template(path: Path) -> str:
@@ -142,9 +116,14 @@ def read_bounded(path: Path, limit: int) -> bytes:
     return data
 
 
-def _read(path: Path, kind: type[S]) -> S:
-    if not path.is_file():
-        return kind()
+def read_side_file(path: Path | None, kind: type[T]) -> T:
+    """Decode a JSON file as ``kind``; return its defaults if the file is missing.
+
+    Raises UnsafeFileError for a file that is too large or malformed.
+    """
+    if path is None or not path.is_file():
+        # list[Module] and other generic types have no constructor of their own.
+        return (get_origin(kind) or kind)()
     try:
         return msgspec.json.decode(read_bounded(path, MAX_CONFIG_BYTES), type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -241,7 +241,7 @@ def _inspect_built(settings: GlobalOptions, folder: Path) -> None:
 
 def _facts(source: Source) -> dict[str, Any]:
     found = source.inspection
-    paths = (source.path, *source.side_files)
+    paths = (source.path, *source.side_files.values())
     size_bytes = sum(path.stat().st_size for path in paths)
     return {
         "file": str(source.path),
