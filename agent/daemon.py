@@ -28,6 +28,7 @@ from agent.identity.credentials import Credentials
 from agent.journal import Journal
 from agent.link.connection import Connection
 from agent.link.device_warnings import DeviceWarnings
+from agent.link.expiry import ExpiryWatch
 from agent.link.metadata import StreamedVerifier
 from agent.link.pacing import METERED, STANDARD
 from agent.link.renewal import Renewal
@@ -116,6 +117,12 @@ class Daemon:
             pace=METERED if config.metered else STANDARD,
             warnings=self._warnings,
         )
+        self._expiry = ExpiryWatch(
+            data_dir.metadata,
+            lambda: self._renewal.identity,
+            self._warnings,
+            refresh=lambda: self._refresh_metadata(verifier),
+        )
         self._gateway = Gateway(self._serving, self._collector, self.status)
 
     def _steps(self, verifier: StreamedVerifier) -> Steps:
@@ -135,6 +142,11 @@ class Daemon:
             changed=self._changed,
             measurements=self._measurements,
         )
+
+    async def _refresh_metadata(self, verifier: StreamedVerifier) -> None:
+        """Verify the current release again, which fetches the newest metadata."""
+        if (current := self._journal.pointers().current) is not None:
+            await verifier.resolve(current.reference)
 
     def _measuring_meter(self) -> PowerMeter | None:
         """Return the meter unless it estimates: estimates must not decide between variants."""
@@ -219,6 +231,7 @@ class Daemon:
                 self._hardware.watch(),
                 self._roll_windows(),
                 self._renewal.run(),
+                self._expiry.run(),
                 self._throttling.watch(),
                 feed_watchdog(lambda: daemon_fault(address, self._supervisor)),
             ]

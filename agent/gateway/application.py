@@ -1,9 +1,10 @@
 """The routing table of the local HTTP endpoint."""
 
 import ipaddress
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache
 from http import HTTPStatus
+from typing import Any
 
 from agent.errors import AgentError
 from agent.gateway.http.asgi import Application, Receive, Router, Scope, Send
@@ -24,7 +25,7 @@ from artifact.manifest import Route
 TEXT_BODY_BYTES = 1 << 20
 TENSOR_BODY_BYTES = 16 << 20
 
-Status = Callable[[], object]
+Status = Callable[[], Mapping[str, Any]]
 Answer = Callable[[Exchange], Awaitable[None]]
 Shape = Callable[[Refusal], object]
 
@@ -68,7 +69,7 @@ def build(
         await exchange.json(200, status())
 
     async def measurements(exchange: Exchange) -> None:
-        body = exposition(serving, collector, admission)
+        body = exposition(serving, collector, admission, len(status().get("warnings", ())))
         await exchange.whole(200, body, [CONTENT_TYPE])
 
     def call(

@@ -27,6 +27,7 @@ class Credentials:
     valid_from: datetime
     valid_until: datetime
     authority_sha256: str
+    authority_valid_until: datetime
     is_of_newest_authority: bool
 
     def check_valid(self, now: datetime) -> None:

@@ -44,6 +44,7 @@ class Identity:
             valid_from=certificate.not_valid_before_utc,
             valid_until=certificate.not_valid_after_utc,
             authority_sha256=digest(authority),
+            authority_valid_until=authority.not_valid_after_utc,
             is_of_newest_authority=issuer_of(certificate, self.ca_pem) == authority,
         )
 

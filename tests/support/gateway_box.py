@@ -30,7 +30,7 @@ class Box:
         self.gateway = Gateway(
             self.serving,
             self.collector,
-            lambda: {"state": "idle"},
+            lambda: {"state": "idle", "warnings": ["the root metadata expires soon"]},
             max_concurrency=max_concurrency,
         )
         self.client = httpx.AsyncClient(timeout=30)

@@ -11,9 +11,20 @@ from agent.supervisor import WorkerStats
 from agent.telemetry import Collector, Labels
 
 
-def exposition(serving: Serving, collector: Collector, admission: Admission) -> bytes:
+def exposition(
+    serving: Serving, collector: Collector, admission: Admission, warnings: int
+) -> bytes:
     """Return all metrics of this gateway as one document."""
-    return document(_families(serving, collector, admission))
+    return document([*_families(serving, collector, admission), _warning_family(warnings)])
+
+
+def _warning_family(warnings: int) -> Family:
+    return Family(
+        "flotilla_device_warnings",
+        "gauge",
+        "Conditions that need an operator; `flotilla-agent status` lists them.",
+        [("", {}, float(warnings))],
+    )
 
 
 def _families(serving: Serving, collector: Collector, admission: Admission) -> Iterator[Family]:

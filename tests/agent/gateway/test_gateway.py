@@ -374,10 +374,11 @@ async def test_metrics_are_valid_prometheus_text(box: Box) -> None:
     success = families["nv_inference_request_success"].samples[0]
     assert (success.value, success.labels["version"]) == (1, "1")
     assert families["nv_inference_request_duration_us"].samples[0].value > 0
+    assert families["flotilla_device_warnings"].samples[0].value == 1
 
 
 async def test_status_is_the_daemons(box: Box) -> None:
-    assert (await box.client.get("/status")).json() == {"state": "idle"}
+    assert (await box.client.get("/status")).json()["state"] == "idle"
 
 
 async def test_it_listens_on_a_unix_socket(tmp_path: Path) -> None:
