@@ -87,6 +87,7 @@ class Daemon:
             free_bytes=_free_memory_bytes,
             budget_bytes=lambda: self._hardware.facts.model_memory_bytes,
             changed=self._health_changed,
+            threads=lambda: self._hardware.facts.threads,
         )
         self._serving = Serving(self._supervisor)
         self._connection = Connection(config.device_endpoint, identity)

@@ -57,9 +57,10 @@ class DeviceFacts:
     """Hardware, limits and runtimes of a device; 0 and empty if unknown.
 
     ``cores`` and ``memory_bytes`` are what the agent may use: the minimum of hardware, affinity and
-    cgroup limits. ``cpu_quota`` is the cgroup limit in cores, 0 without one. ``model_memory_bytes``
-    is the owner's limit for one model. ``runtimes`` maps installed runtimes to their versions;
-    ``gpus`` are graphics processors, whether or not a runtime uses them.
+    cgroup limits. ``cpu_quota`` is the cgroup limit in cores, 0 without one. ``threads`` is the
+    number that one large model computes with, and that the benchmark was measured with.
+    ``model_memory_bytes`` is the owner's limit for one model. ``runtimes`` maps installed runtimes
+    to their versions; ``gpus`` are graphics processors, whether or not a runtime uses them.
     """
 
     architecture: str = ""
@@ -76,6 +77,7 @@ class DeviceFacts:
     runtimes: dict[str, str] = field(default_factory=dict)
     topology: CpuTopology = CpuTopology()
     cpu_quota: float = 0.0
+    threads: int = 0
     gpus: tuple[str, ...] = ()
 
 
@@ -86,6 +88,7 @@ def fingerprint(facts: DeviceFacts) -> str:
         facts.isa,
         facts.cores,
         facts.cpu_quota,
+        facts.threads,
         facts.memory_bytes,
         facts.accelerators,
         sorted(facts.runtimes.items()),

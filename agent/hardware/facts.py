@@ -3,14 +3,15 @@
 import os
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
-from agent.hardware.cgroup import cpu_quota, memory_limit
 from agent.hardware.topology import read_gpus, read_topology
 from artifact.device_facts import DeviceFacts
 from runtimes import registry
+from runtimes.processor.cgroup import cpu_quota, memory_limit
+from runtimes.processor.threads import compute_threads
 
 MAX_READ_BYTES: Final = 1 << 16
 # From the kernel's flag to the name in ``required_isa`` of manifests. Other flags are irrelevant.
@@ -52,7 +53,7 @@ def read_facts(
     model_memory_bytes: int = 0,
     *,
     root: Path = Path("/"),
-    affinity: Iterable[int] | None = None,
+    affinity: Collection[int] | None = None,
 ) -> DeviceFacts:
     """Read all facts but the benchmark. ``model_memory_bytes`` 0 means half of the memory."""
     cpuinfo = _read(root / "proc/cpuinfo")
@@ -66,6 +67,7 @@ def read_facts(
         cpu_model=_cpu_model(root, cpuinfo),
         isa=_isa(cpuinfo),
         cores=max(1, min(cores, int(quota)) if quota else cores),
+        threads=compute_threads(root, affinity),
         memory_bytes=memory_bytes,
         model_memory_bytes=min(model_memory_bytes or memory_bytes // 2, memory_bytes),
         accelerators=_accelerators(root),
@@ -79,9 +81,10 @@ def read_facts(
     )
 
 
-def limits(root: Path = Path("/")) -> tuple[int, float | None, int | None]:
-    """Return the limits that may change while the daemon runs: cores, CPU quota, memory limit."""
-    return len(os.sched_getaffinity(0)), cpu_quota(root), memory_limit(root)
+def limits(root: Path = Path("/")) -> tuple[int, int, float | None, int | None]:
+    """Return the limits that may change while the daemon runs: cores, threads, quota, memory."""
+    cores = len(os.sched_getaffinity(0))
+    return cores, compute_threads(root), cpu_quota(root), memory_limit(root)
 
 
 def _read(path: Path) -> str:

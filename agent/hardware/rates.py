@@ -36,7 +36,7 @@ async def measure_now(directory: Path, facts: DeviceFacts, *, rounds: int = 3) -
 
     Raises BenchmarkError if the process returns no result within TIMEOUT_SECONDS.
     """
-    threads = str(facts.cores)
+    threads = str(facts.threads or facts.cores)
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-P",

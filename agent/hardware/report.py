@@ -36,6 +36,7 @@ def _box(facts: DeviceFacts) -> list[str]:
     usable = f"{facts.cores} usable"
     if facts.cpu_quota:
         usable += f", limited to {facts.cpu_quota:g} by its cgroup"
+    usable += f"; a model computes with {facts.threads or facts.cores}"
     runtimes = (f"{name} {version}" for name, version in sorted(facts.runtimes.items()))
     memory = f"{in_bytes(facts.memory_bytes)} usable"
     memory += f", of which all models together may take {in_bytes(facts.model_memory_bytes)}"

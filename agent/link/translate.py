@@ -66,6 +66,7 @@ def facts_to_wire(facts: DeviceFacts) -> hardware_pb2.HardwareFacts:
         runtimes=facts.runtimes,
         topology=_topology_to_wire(facts.topology),
         cpu_quota=facts.cpu_quota,
+        threads=facts.threads,
         gpus=facts.gpus,
     )
 

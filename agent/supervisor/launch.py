@@ -11,14 +11,11 @@ from agent.supervisor.spec import WorkerSpec
 from agent.worker import messages
 from agent.worker.region import Region
 from runtimes.environment import engine_environment
+from runtimes.processor.threads import threads_for_model
 
 # RLIMIT_DATA also counts untouched thread stacks and allocator pools, hence this allowance. The
 # limit is a backstop for an allocation that is too fast for the periodic memory check.
 DATA_ROOM_BYTES = 1 << 30
-# Threads of a small model spend more time waiting for each other than computing. Measured with a
-# 3 MB model: one thread was as fast as two on two idle cores, and hundreds of times faster on
-# busy ones.
-SINGLE_THREAD_BYTES = 8 << 20
 # Failure kinds of the worker that LoadFailedError passes on as its reason.
 LOAD_FAILURE_REASONS = frozenset({"out_of_memory", "no_runtime", "unsafe_file"})
 
@@ -42,16 +39,14 @@ async def launch(descriptor: int, region: Region | None, limit_bytes: int) -> Pr
 
 
 def load_command(command_id: int, spec: WorkerSpec, threads: int) -> messages.Load:
-    """Build the load command; ``threads`` 0 means 1 for small models, else the engine decides."""
-    if not threads and spec.variant.size_bytes < SINGLE_THREAD_BYTES:
-        threads = 1
+    """Build the load command; ``threads`` is the number for one large model on this box."""
     return messages.Load(
         id=command_id,
         runtime=spec.variant.runtime,
         files={name: str(path) for name, path in spec.files.items()},
         task=spec.model.task,
         context_length=spec.context_length,
-        threads=threads,
+        threads=threads_for_model(threads, spec.variant.size_bytes, spec.large_models),
         adapters={name: str(path) for name, path in spec.adapters.items()},
         parallel=spec.max_concurrency,
     )

@@ -25,7 +25,7 @@ class Lifecycle:
         spec: WorkerSpec,
         process: WorkerProcess,
         timeouts: WorkerTimeouts,
-        threads: int,
+        threads: Callable[[], int],
         room: Callable[[], int],
         *,
         changed: Callable[[], None] = lambda: None,
@@ -160,7 +160,7 @@ class Lifecycle:
 
     async def _start(self) -> WorkerProcess:
         process = WorkerProcess(self._spec)
-        await process.start(self._timeouts, self._threads)
+        await process.start(self._timeouts, self._threads())
         return process
 
     def _unload(self) -> None:

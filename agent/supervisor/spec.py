@@ -27,6 +27,8 @@ class WorkerSpec:
     adapters: dict[str, Path] = field(default_factory=dict)
     # Concurrent requests; 0: the engine's own choice.
     max_concurrency: int = 0
+    # Models of the release that compute with several threads, this one included.
+    large_models: int = 1
     # Requests without a cache salt may reuse each other's cached prompts.
     share_prefixes: bool = True
 

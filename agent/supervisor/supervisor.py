@@ -9,12 +9,13 @@ from agent.supervisor.lifecycle import Lifecycle
 from agent.supervisor.process import WorkerProcess
 from agent.supervisor.spec import WorkerSpec, WorkerTimeouts
 from agent.supervisor.worker import Worker
+from runtimes.processor.threads import compute_threads
 
 log = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Owns every worker of this daemon. ``threads`` is per worker; 0 lets the engine decide.
+    """Owns every worker of this daemon. ``threads`` returns the number for one large model.
 
     ``free_bytes`` returns the free memory of the box, ``budget_bytes`` the memory that all workers
     together may use. ``changed`` is called after a worker died and after it runs again.
@@ -24,7 +25,7 @@ class Supervisor:
         self,
         *,
         timeouts: WorkerTimeouts | None = None,
-        threads: int = 0,
+        threads: Callable[[], int] = compute_threads,
         free_bytes: Callable[[], int] = lambda: sys.maxsize,
         budget_bytes: Callable[[], int] = lambda: sys.maxsize,
         changed: Callable[[], None] = lambda: None,
@@ -39,7 +40,7 @@ class Supervisor:
     async def start(self, spec: WorkerSpec) -> Worker:
         """Start a worker and load its model; LoadFailedError with the reason."""
         process = WorkerProcess(spec)
-        await process.start(self._timeouts, self._threads)
+        await process.start(self._timeouts, self._threads())
         lifecycle = Lifecycle(
             spec, process, self._timeouts, self._threads, self.room, changed=self._changed
         )

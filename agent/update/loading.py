@@ -11,6 +11,7 @@ from agent.storage.file_store import FileStore
 from agent.supervisor import Supervisor, Worker, WorkerSpec
 from agent.update.job import variant_of
 from artifact.manifest import Component, File, Release, decode_release
+from runtimes.processor.threads import is_small
 
 SHORT_OF_MEMORY: Final = frozenset({"not_started", "out_of_memory"})
 
@@ -40,6 +41,7 @@ class Loader:
                 adapters={each.name: self._store.path(each.file) for each in component.adapters},
                 max_concurrency=component.max_concurrency,
                 share_prefixes=component.share_prefixes,
+                large_models=_large_models(release),
             )
         )
 
@@ -90,6 +92,15 @@ class Loader:
                 await self.check_files(held)
             raise
         await self._serving.swap(Deployment(release, workers))
+
+
+def _large_models(release: Release) -> int:
+    """Count the components that compute with several threads, in any of their variants."""
+    largest = (
+        max(variant.size_bytes for variant in component.model.variants)
+        for component in release.components
+    )
+    return sum(not is_small(size) for size in largest)
 
 
 def files_of(held: HeldRelease | None) -> list[File]:

@@ -90,6 +90,7 @@ def facts_from_wire(facts: hardware_pb2.HardwareFacts) -> DeviceFacts:
             ),
         ),
         cpu_quota=finite(facts.cpu_quota, "CPU quota"),
+        threads=facts.threads,
         gpus=tuple(word(name) for name in facts.gpus[:MAX_WORDS]),
     )
 
@@ -146,6 +147,7 @@ def facts_to_wire(facts: DeviceFacts) -> hardware_pb2.HardwareFacts:
             ],
         ),
         cpu_quota=facts.cpu_quota,
+        threads=facts.threads,
         gpus=facts.gpus,
     )
 

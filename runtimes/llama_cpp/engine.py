@@ -1,6 +1,5 @@
 """Text generation by llama.cpp."""
 
-import os
 from collections.abc import Generator, Sequence
 
 import numpy as np
@@ -26,6 +25,7 @@ from runtimes.llama_cpp.limits import BATCH_TOKENS, DEFAULT_PARALLEL, MAX_OUTPUT
 from runtimes.llama_cpp.native import Model
 from runtimes.llama_cpp.scheduler import Scheduler
 from runtimes.predictions import Predictions
+from runtimes.processor.threads import compute_threads
 from runtimes.text.chat import render_chat
 from runtimes.text.embedding import DEFAULT_PARALLEL as ENCODER_PARALLEL
 from runtimes.text.generation import (
@@ -169,7 +169,7 @@ def load(spec: LoadSpec) -> LlamaCppEngine | LlamaCppEmbeddingEngine:
             check_adapter(GgufInspector().inspect(adapter), base)
         except UnsupportedModelError as error:
             raise LoadError(f"adapter {name!r}: {error}", advice=error.advice) from error
-    threads = spec.threads or len(os.sched_getaffinity(0))
+    threads = spec.threads or compute_threads()
     if spec.task is Task.EMBEDDING:
         pooling = base.metadata.get(f"{base.architecture}.pooling_type")
         if pooling not in POOLINGS:

@@ -8,7 +8,6 @@ Weights of experts (MUL_MAT_ID) have none.
 
 import ctypes
 import functools
-import os
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +19,7 @@ from runtimes.base import Progress
 from runtimes.errors import QuantizeError
 from runtimes.llama_cpp.limits import MAX_OUTPUTS
 from runtimes.llama_cpp.native import Model
+from runtimes.processor.threads import compute_threads
 from runtimes.quantizing import read_text
 
 # llama-imatrix's window; longer ones change little.
@@ -104,7 +104,7 @@ def measure_importance(
 ) -> dict[str, NDArray[np.float32]]:
     """Return the importance matrix of a GGUF model by weight name; raises QuantizeError."""
     collector = _Collector()
-    threads = len(os.sched_getaffinity(0))
+    threads = compute_threads()
     # 0: the context of the model's training, if that is shorter.
     model = Model(source, 0, threads, collector.callback)
     try:

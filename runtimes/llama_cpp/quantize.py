@@ -12,6 +12,7 @@ from artifact.manifest import Task
 from runtimes.base import Inspection, Progress, Scheme, TensorInfo
 from runtimes.errors import QuantizeError
 from runtimes.llama_cpp.inspect import GgufInspector
+from runtimes.processor.threads import compute_threads
 from runtimes.quantizing import atomic_output, check_scheme
 
 # Mean squares per column (arrays) by name of the weight.
@@ -201,7 +202,7 @@ def _parameters(scheme: Scheme, importance: Importance | None) -> tuple[Any, Any
     params.ftype = _SCHEMES[scheme.name][0]
     # Files that are quantized already: the build records a warning in the manifest.
     params.allow_requantize = True
-    params.nthread = len(os.sched_getaffinity(0))
+    params.nthread = compute_threads()
     # Both lists end with a terminating entry.
     layers = (ctypes.c_int32 * (len(scheme.prune_layers) + 1))(*sorted(scheme.prune_layers), -1)
     if scheme.prune_layers:

@@ -1,7 +1,6 @@
 """Open an ONNX Runtime session: explicit provider, bounded threads, checked files."""
 
 import contextlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from runtimes.onnx.allocator import returning_freed
 from runtimes.onnx.inspect import check_external
 from runtimes.onnx.memory import Loaded, measured
 from runtimes.onnx.model_file import read_model
+from runtimes.processor.threads import compute_threads
 
 # A model of one MatMul of a 1 x 1 matrix with itself, as onnx.helper serializes it.
 _SMALLEST_MODEL = bytes.fromhex(
@@ -71,7 +71,7 @@ def _open_session(spec: LoadSpec) -> Any:
     model = read_model(path)
     check_external(model, path, spec.files)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = spec.threads or len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = spec.threads or compute_threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
     # The memory pattern plans one block per shape, beside the memory that the first run took: with

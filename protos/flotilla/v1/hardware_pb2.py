@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66lotilla/v1/hardware.proto\x12\x0b\x66lotilla.v1\"\xb8\x03\n\rHardwareFacts\x12\x14\n\x0c\x61rchitecture\x18\x01 \x01(\t\x12\x11\n\tcpu_model\x18\x02 \x01(\t\x12\x0b\n\x03isa\x18\x03 \x03(\t\x12\r\n\x05\x63ores\x18\x04 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x04\x12\x14\n\x0c\x61\x63\x63\x65lerators\x18\x06 \x03(\t\x12\x14\n\x0cpower_source\x18\x07 \x01(\t\x12\n\n\x02os\x18\x08 \x01(\t\x12\x0e\n\x06kernel\x18\t \x01(\t\x12\x1a\n\x12model_memory_bytes\x18\n \x01(\x04\x12.\n\tbenchmark\x18\x0b \x01(\x0b\x32\x1b.flotilla.v1.MicroBenchmark\x12:\n\x08runtimes\x18\x0c \x03(\x0b\x32(.flotilla.v1.HardwareFacts.RuntimesEntry\x12*\n\x08topology\x18\r \x01(\x0b\x32\x18.flotilla.v1.CpuTopology\x12\x11\n\tcpu_quota\x18\x0e \x01(\x01\x12\x0c\n\x04gpus\x18\x0f \x03(\t\x1a/\n\rRuntimesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"|\n\x0b\x43puTopology\x12\x0f\n\x07sockets\x18\x01 \x01(\r\x12\x16\n\x0ephysical_cores\x18\x02 \x01(\r\x12\x18\n\x10threads_per_core\x18\x03 \x01(\r\x12*\n\x08\x63lusters\x18\x04 \x03(\x0b\x32\x18.flotilla.v1.CoreCluster\"3\n\x0b\x43oreCluster\x12\r\n\x05\x63ores\x18\x01 \x01(\r\x12\x15\n\rmax_megahertz\x18\x02 \x01(\r\"\x98\x03\n\x0eMicroBenchmark\x12\x1f\n\x17memory_bytes_per_second\x18\x01 \x01(\x01\x12\x1f\n\x17matmul_flops_per_second\x18\x02 \x01(\x01\x12 \n\x18storage_bytes_per_second\x18\x03 \x01(\x01\x12\"\n\x1aint8_operations_per_second\x18\x04 \x01(\x01\x12V\n\x17weight_bytes_per_second\x18\x05 \x03(\x0b\x32\x35.flotilla.v1.MicroBenchmark.WeightBytesPerSecondEntry\x12\x39\n\x07spreads\x18\x06 \x03(\x0b\x32(.flotilla.v1.MicroBenchmark.SpreadsEntry\x1a;\n\x19WeightBytesPerSecondEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a.\n\x0cSpreadsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66lotilla/v1/hardware.proto\x12\x0b\x66lotilla.v1\"\xc9\x03\n\rHardwareFacts\x12\x14\n\x0c\x61rchitecture\x18\x01 \x01(\t\x12\x11\n\tcpu_model\x18\x02 \x01(\t\x12\x0b\n\x03isa\x18\x03 \x03(\t\x12\r\n\x05\x63ores\x18\x04 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x04\x12\x14\n\x0c\x61\x63\x63\x65lerators\x18\x06 \x03(\t\x12\x14\n\x0cpower_source\x18\x07 \x01(\t\x12\n\n\x02os\x18\x08 \x01(\t\x12\x0e\n\x06kernel\x18\t \x01(\t\x12\x1a\n\x12model_memory_bytes\x18\n \x01(\x04\x12.\n\tbenchmark\x18\x0b \x01(\x0b\x32\x1b.flotilla.v1.MicroBenchmark\x12:\n\x08runtimes\x18\x0c \x03(\x0b\x32(.flotilla.v1.HardwareFacts.RuntimesEntry\x12*\n\x08topology\x18\r \x01(\x0b\x32\x18.flotilla.v1.CpuTopology\x12\x11\n\tcpu_quota\x18\x0e \x01(\x01\x12\x0c\n\x04gpus\x18\x0f \x03(\t\x12\x0f\n\x07threads\x18\x10 \x01(\r\x1a/\n\rRuntimesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"|\n\x0b\x43puTopology\x12\x0f\n\x07sockets\x18\x01 \x01(\r\x12\x16\n\x0ephysical_cores\x18\x02 \x01(\r\x12\x18\n\x10threads_per_core\x18\x03 \x01(\r\x12*\n\x08\x63lusters\x18\x04 \x03(\x0b\x32\x18.flotilla.v1.CoreCluster\"3\n\x0b\x43oreCluster\x12\r\n\x05\x63ores\x18\x01 \x01(\r\x12\x15\n\rmax_megahertz\x18\x02 \x01(\r\"\x98\x03\n\x0eMicroBenchmark\x12\x1f\n\x17memory_bytes_per_second\x18\x01 \x01(\x01\x12\x1f\n\x17matmul_flops_per_second\x18\x02 \x01(\x01\x12 \n\x18storage_bytes_per_second\x18\x03 \x01(\x01\x12\"\n\x1aint8_operations_per_second\x18\x04 \x01(\x01\x12V\n\x17weight_bytes_per_second\x18\x05 \x03(\x0b\x32\x35.flotilla.v1.MicroBenchmark.WeightBytesPerSecondEntry\x12\x39\n\x07spreads\x18\x06 \x03(\x0b\x32(.flotilla.v1.MicroBenchmark.SpreadsEntry\x1a;\n\x19WeightBytesPerSecondEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a.\n\x0cSpreadsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,17 +38,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MICROBENCHMARK_SPREADSENTRY']._loaded_options = None
   _globals['_MICROBENCHMARK_SPREADSENTRY']._serialized_options = b'8\001'
   _globals['_HARDWAREFACTS']._serialized_start=44
-  _globals['_HARDWAREFACTS']._serialized_end=484
-  _globals['_HARDWAREFACTS_RUNTIMESENTRY']._serialized_start=437
-  _globals['_HARDWAREFACTS_RUNTIMESENTRY']._serialized_end=484
-  _globals['_CPUTOPOLOGY']._serialized_start=486
-  _globals['_CPUTOPOLOGY']._serialized_end=610
-  _globals['_CORECLUSTER']._serialized_start=612
-  _globals['_CORECLUSTER']._serialized_end=663
-  _globals['_MICROBENCHMARK']._serialized_start=666
-  _globals['_MICROBENCHMARK']._serialized_end=1074
-  _globals['_MICROBENCHMARK_WEIGHTBYTESPERSECONDENTRY']._serialized_start=967
-  _globals['_MICROBENCHMARK_WEIGHTBYTESPERSECONDENTRY']._serialized_end=1026
-  _globals['_MICROBENCHMARK_SPREADSENTRY']._serialized_start=1028
-  _globals['_MICROBENCHMARK_SPREADSENTRY']._serialized_end=1074
+  _globals['_HARDWAREFACTS']._serialized_end=501
+  _globals['_HARDWAREFACTS_RUNTIMESENTRY']._serialized_start=454
+  _globals['_HARDWAREFACTS_RUNTIMESENTRY']._serialized_end=501
+  _globals['_CPUTOPOLOGY']._serialized_start=503
+  _globals['_CPUTOPOLOGY']._serialized_end=627
+  _globals['_CORECLUSTER']._serialized_start=629
+  _globals['_CORECLUSTER']._serialized_end=680
+  _globals['_MICROBENCHMARK']._serialized_start=683
+  _globals['_MICROBENCHMARK']._serialized_end=1091
+  _globals['_MICROBENCHMARK_WEIGHTBYTESPERSECONDENTRY']._serialized_start=984
+  _globals['_MICROBENCHMARK_WEIGHTBYTESPERSECONDENTRY']._serialized_end=1043
+  _globals['_MICROBENCHMARK_SPREADSENTRY']._serialized_start=1045
+  _globals['_MICROBENCHMARK_SPREADSENTRY']._serialized_end=1091
 # @@protoc_insertion_point(module_scope)

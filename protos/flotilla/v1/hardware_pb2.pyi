@@ -59,6 +59,7 @@ class HardwareFacts(_message.Message):
     TOPOLOGY_FIELD_NUMBER: _builtins.int
     CPU_QUOTA_FIELD_NUMBER: _builtins.int
     GPUS_FIELD_NUMBER: _builtins.int
+    THREADS_FIELD_NUMBER: _builtins.int
     architecture: _builtins.str
     cpu_model: _builtins.str
     cores: _builtins.int
@@ -72,6 +73,8 @@ class HardwareFacts(_message.Message):
     """Most memory of all model processes together, set by the box's owner; at most memory_bytes."""
     cpu_quota: _builtins.float
     """Cores that the cgroup allows; 0 without a limit."""
+    threads: _builtins.int
+    """Threads that one large model computes with, and that the benchmark was measured with."""
     @_builtins.property
     def isa(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Instruction set extensions that runtimes care about: avx2, avx512f, neon, sve, amx_int8, ..."""
@@ -108,10 +111,11 @@ class HardwareFacts(_message.Message):
         topology: Global___CpuTopology | None = ...,
         cpu_quota: _builtins.float = ...,
         gpus: _abc.Iterable[_builtins.str] | None = ...,
+        threads: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["benchmark", b"benchmark", "topology", b"topology"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerators", b"accelerators", "architecture", b"architecture", "benchmark", b"benchmark", "cores", b"cores", "cpu_model", b"cpu_model", "cpu_quota", b"cpu_quota", "gpus", b"gpus", "isa", b"isa", "kernel", b"kernel", "memory_bytes", b"memory_bytes", "model_memory_bytes", b"model_memory_bytes", "os", b"os", "power_source", b"power_source", "runtimes", b"runtimes", "topology", b"topology"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerators", b"accelerators", "architecture", b"architecture", "benchmark", b"benchmark", "cores", b"cores", "cpu_model", b"cpu_model", "cpu_quota", b"cpu_quota", "gpus", b"gpus", "isa", b"isa", "kernel", b"kernel", "memory_bytes", b"memory_bytes", "model_memory_bytes", b"model_memory_bytes", "os", b"os", "power_source", b"power_source", "runtimes", b"runtimes", "threads", b"threads", "topology", b"topology"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

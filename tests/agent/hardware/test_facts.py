@@ -8,9 +8,9 @@ import pytest
 
 from agent.errors import BenchmarkError
 from agent.hardware import benchmark, read_facts
-from agent.hardware.cgroup import cpu_quota, memory_limit
 from agent.hardware.rates import measure_now
-from artifact.device_facts import DeviceFacts, MicroBenchmark
+from artifact.device_facts import DeviceFacts, MicroBenchmark, fingerprint
+from runtimes.processor.cgroup import cpu_quota, memory_limit
 
 X86 = """processor\t: 0
 model name\t: Intel(R)  Xeon(R) CPU @ 2.20GHz
@@ -147,6 +147,14 @@ async def test_the_benchmark_measures_in_another_process(tmp_path: Path) -> None
     assert measured.spreads.keys() == {"memory", "matrices", "storage", "int8", *rates}
     # numpy was imported by the other process only.
     assert "agent.hardware.measure" not in sys.modules
+
+
+def test_the_facts_say_with_how_many_threads_a_model_computes(tmp_path: Path) -> None:
+    """A quota of one core of two: the benchmark and the workers use one thread."""
+    root = tree_of(tmp_path, {"sys/fs/cgroup/cpu.max": "100000 100000"})
+    found = facts(root, cores=2)
+    assert (found.cores, found.threads) == (1, 1)
+    assert fingerprint(found) != fingerprint(replace(found, threads=2))
 
 
 async def test_the_benchmark_is_kept_until_hardware_or_limits_change(tmp_path: Path) -> None:

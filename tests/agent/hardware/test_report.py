@@ -16,9 +16,12 @@ BIG_LITTLE = CpuTopology(1, 8, 1, (CoreCluster(4, 2400), CoreCluster(4, 1800)))
 
 
 def test_the_report_shows_the_box_and_its_rates() -> None:
-    text = report(replace(FACTS, benchmark=BENCHMARK, topology=BIG_LITTLE, cpu_quota=4.5), 7.6)
+    text = report(
+        replace(FACTS, benchmark=BENCHMARK, topology=BIG_LITTLE, cpu_quota=4.5, threads=3), 7.6
+    )
     assert "8 cores (4 at 2400 MHz, 4 at 1800 MHz); 4 usable, limited to 4.5 by its cgroup" in text
     assert "8.0 GiB usable, of which all models together may take 3.8 GiB" in text
+    assert "by its cgroup; a model computes with 3" in text
     assert "measured in 8 s" in text
     (memory,) = [line for line in text.splitlines() if line.startswith("  memory")]
     assert memory.split()[1:4] == ["20.00", "GB/s", "2%"]

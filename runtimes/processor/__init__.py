@@ -1,0 +1,1 @@
+"""Limits and threads of this process."""
