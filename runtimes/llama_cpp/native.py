@@ -13,6 +13,7 @@ from runtimes.errors import LoadError, RuntimeFault
 from runtimes.llama_cpp.batch import Batch, Part
 from runtimes.llama_cpp.limits import BATCH_TOKENS, DEFAULT_CONTEXT, MAX_OUTPUTS
 from runtimes.llama_cpp.log import LoadLog, listening
+from runtimes.llama_cpp.tokenizing import with_stack_for
 from runtimes.text.generation import choose_context
 
 MAX_PIECE_BYTES: Final = 1 << 12
@@ -215,8 +216,13 @@ class Model:
         return np.ctypeslib.as_array(pointer, (count, self.vocab_size))
 
     def tokenize(self, text: str) -> list[int]:
-        """Tokenize a text with the model's begin and end; special tokens are parsed."""
-        data = text.encode()
+        """Tokenize a text with the begin and end tokens of the model; parse special tokens.
+
+        Raises InvalidInputError for a line that is too long (runtimes.llama_cpp.tokenizing).
+        """
+        return with_stack_for(text, lambda: self._tokenize(text.encode()))
+
+    def _tokenize(self, data: bytes) -> list[int]:
         room = len(data) + 8
         tokens = (llama_cpp.llama_token * room)()
         count = llama_cpp.llama_tokenize(
