@@ -38,5 +38,10 @@ def returning_freed() -> Iterator[None]:
     finally:
         option(_M_MMAP_THRESHOLD, _MAPPED_LATER_BYTES)
         option(_M_TRIM_THRESHOLD, _KEPT_LATER_BYTES)
-        if trim := getattr(library, "malloc_trim", None):
-            trim(0)
+        return_freed()
+
+
+def return_freed() -> None:
+    """Return freed memory to the kernel, where the C library can."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)

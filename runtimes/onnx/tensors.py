@@ -19,8 +19,12 @@ from runtimes.base import (
     TensorValue,
 )
 from runtimes.errors import InvalidInputError, UnsupportedModelError
+from runtimes.onnx.allocator import return_freed
 from runtimes.onnx.session import open_session, specs
 from runtimes.tensors import check_inputs
+
+_TRIM_ARENA = "memory.enable_memory_arena_shrinkage"
+_WORTH_TRIMMING_BYTES = 1 << 20
 
 
 class OnnxTensorEngine:
@@ -32,6 +36,8 @@ class OnnxTensorEngine:
         self._memory_bytes = loaded.with_run(0)
         self._inputs = specs(self._session.get_inputs())
         self._outputs = specs(self._session.get_outputs())
+        self._last_shapes: list[tuple[int, ...]] = []
+        self._last_bytes = 0
 
     def infer(
         self, inputs: Sequence[TensorValue], on_cancel: OnCancel | None = None
@@ -41,6 +47,12 @@ class OnnxTensorEngine:
         check_inputs(inputs, self._inputs)
         feed = {value.name: to_array(value) for value in inputs}
         options = RunOptions()
+        shapes = [array.shape for array in feed.values()]
+        if shapes != self._last_shapes:
+            # ONNX Runtime's arena keeps blocks for every shape that it has seen. With free shapes
+            # it grew to many times the model; equal shapes reuse the blocks and need no trimming.
+            options.add_run_config_entry(_TRIM_ARENA, "cpu:0")
+        self._last_shapes = shapes
         if on_cancel is not None:
             # ONNX Runtime reads the flag between two nodes of the graph.
             on_cancel(partial(setattr, options, "terminate", True))
@@ -52,6 +64,11 @@ class OnnxTensorEngine:
                 f"the model refuses these inputs: {str(error)[:500]}",
                 advice="Check the sizes of the free dimensions.",
             ) from error
+        bytes_in = sum(array.nbytes for array in feed.values())
+        if self._last_bytes - bytes_in > _WORTH_TRIMMING_BYTES:
+            # glibc keeps up to 64 MiB of what the arena has freed after the larger run.
+            return_freed()
+        self._last_bytes = bytes_in
         named = zip(self._outputs, outputs, strict=True)
         return [to_value(spec.name, output) for spec, output in named]
 
