@@ -104,6 +104,8 @@ async def test_a_box_rejects_every_one_that_its_publisher_signed_and_serves_on(
     tmp_path: Path,
 ) -> None:
     world = HostileWorld(tmp_path)
+    # Room for a whole worker process of each runtime.
+    world.model_memory_bytes = 1 << 30
     async with Box(world) as box:
         assert (await box.do(world.publish("1"))).outcome == State.COMMITTED
         assert box.serving.deployment is not None
