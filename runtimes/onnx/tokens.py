@@ -1,11 +1,16 @@
 """Tokenizer of an ONNX language model: tokenizer.json and settings of its configuration."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from tokenizers import Tokenizer, decoders
+import msgspec
+from msgspec import Struct
+from tokenizers import Tokenizer
 
 from runtimes.errors import LoadError
+from runtimes.onnx.pieces import PieceDecoder
 from runtimes.onnx.side_files import (
     MAX_TOKENIZER_BYTES,
     ModelConfig,
@@ -16,18 +21,30 @@ from runtimes.onnx.side_files import (
 )
 
 TOKENIZER: Final = "tokenizer.json"
-REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
 
 
-def _byte_of_character() -> dict[str, int]:
-    """Invert GPT-2's spelling of bytes as printable characters."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in plain]
-    spelled = {chr(byte): byte for byte in plain}
-    return spelled | {chr(256 + position): byte for position, byte in enumerate(others)}
+class _Document(Struct, frozen=True):
+    """The parts of tokenizer.json that describe how tokens become text."""
+
+    decoder: dict[str, Any] | None = None
+    pre_tokenizer: dict[str, Any] | None = None
 
 
-_BYTES: Final = _byte_of_character()
+@contextlib.contextmanager
+def _refusing_panics() -> Iterator[None]:
+    """Raise LoadError for a panic in the Rust library.
+
+    pyo3's PanicException derives from BaseException, so that ``except Exception`` lets it through.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise LoadError(
+            f"the tokenizer library panicked on {TOKENIZER}: {str(error)[:300]}",
+            advice="Export the tokenizer again, with a current version of transformers.",
+        ) from None
 
 
 class TextTokenizer:
@@ -39,17 +56,20 @@ class TextTokenizer:
                 f"the variant has no {TOKENIZER} among {', '.join(sorted(files))}",
                 advice="Build it again from the whole folder of the export.",
             )
+        data = read_bounded(files[TOKENIZER], MAX_TOKENIZER_BYTES)
         try:
-            self._tokenizer = Tokenizer.from_buffer(
-                read_bounded(files[TOKENIZER], MAX_TOKENIZER_BYTES)
-            )
+            with _refusing_panics():
+                self._tokenizer = Tokenizer.from_buffer(data)
+            document = msgspec.json.decode(data, type=_Document)
+        except LoadError:
+            raise
         except Exception as error:
             raise LoadError(
                 f"{TOKENIZER} cannot be read: {str(error)[:500]}", advice="Export it again."
             ) from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._byte_level = isinstance(self._tokenizer.decoder, decoders.ByteLevel)
+        self._pieces = PieceDecoder(self._tokenizer, msgspec.structs.asdict(document))
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {token for token, entry in added.items() if entry.special}
         self._added = {token: entry.content for token, entry in added.items()}
@@ -68,7 +88,8 @@ class TextTokenizer:
 
         Special tokens in the text are parsed.
         """
-        tokens: list[int] = self._tokenizer.encode(text).ids
+        with _refusing_panics():
+            tokens: list[int] = self._tokenizer.encode(text).ids
         begin = self._begin
         if begin is None:
             return tokens
@@ -85,13 +106,7 @@ class TextTokenizer:
             return b""
         if token in self._added:
             return self._added[token].encode()
-        spelled = self._tokenizer.id_to_token(token) or ""
-        if self._byte_level and all(character in _BYTES for character in spelled):
-            return bytes(_BYTES[character] for character in spelled)
-        if len(spelled) == 6 and spelled.startswith("<0x"):  # noqa: PLR2004 - <0xE2>
-            return bytes([int(spelled[3:5], 16)])
-        # SentencePiece writes a space as this character.
-        return spelled.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
+        return self._pieces.piece(self._tokenizer.id_to_token(token) or "")
 
     def _end_tokens(self, config: ModelConfig, generation: ModelConfig) -> frozenset[int]:
         ends = generation.end_tokens or config.end_tokens
