@@ -113,6 +113,7 @@ class Deployment:
         targets = self.targets_of(route, version)
         if len(targets) == 1:
             return targets[0]
+        # One split per requested version: its credits must not mix with those of all versions.
         asked = route.name, version
         if asked not in self._splits:
             self._splits[asked] = Split([share for share in route.split if share in targets])
@@ -240,6 +241,7 @@ class Serving:
         ``clear`` releases the held requests. Returns the number of requests that were cut off.
         If cancelled during the drain, the live deployment continues to serve.
         """
+        # Closed before the deployment is taken away: new requests wait instead of failing.
         self._open.clear()
         self._longest_wait, self._held = 0.0, 0
         old, self._deployment = self._deployment, None
@@ -257,6 +259,7 @@ class Serving:
         started = self._clock()
         if self._open.is_set():
             self._longest_wait, self._held = 0.0, 0
+        # No await between these lines: a request sees either the old deployment or the new one.
         old, self._deployment = self._deployment, deployment
         held = self._held
         self._open.set()

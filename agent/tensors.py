@@ -12,6 +12,7 @@ from agent.errors import ModelRefusedError
 from artifact.manifest import Tensor
 from runtimes.base import TensorSpec, TensorValue
 
+# Open Inference Protocol datatypes to struct's format characters.
 FORMATS: Final = {
     "BOOL": "?",
     "INT8": "b",
@@ -36,6 +37,7 @@ def pack(name: str, datatype: str, shape: Sequence[int], values: Iterable[Any]) 
     Raises ModelRefusedError if shape, datatype and values do not fit together.
     """
     code = _code(name, datatype)
+    # Checked before the values are flattened: the shape bounds the work.
     count = _elements(name, shape)
     flat = list(_flatten(values, MAX_RANK))
     if len(flat) != count:

@@ -59,6 +59,7 @@ async def try_answer(
         if refusals.find("".join(piece.text for piece in batch)):
             usage = generation.usage or Usage(0, len(pieces), 0.0, clock() - first_at)
             return TriedAnswer(pieces, usage, "refusal")
+    # The step was limited to ``longest`` tokens, so only the cut shows that it had more to write.
     cut_off = bool(pieces) and pieces[-1].finish_reason == "length"
     longest = escalation.max_tokens
     if cut_off and longest is not None and len(pieces) >= longest and allowed_tokens > longest:

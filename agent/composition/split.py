@@ -18,6 +18,7 @@ class Split:
 
     def next(self) -> Share:
         """Return the share that the next request goes to."""
+        # The credits sum to 0 before and after, so they stay within the sum of all weights.
         for at, share in enumerate(self._shares):
             self._credit[at] += share.weight
         chosen = max(range(len(self._shares)), key=self._credit.__getitem__)

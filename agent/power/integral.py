@@ -35,6 +35,7 @@ class IntegratedMeter:
             watts, now = self._bounded_watts(), self.clock()
         except (OSError, ValueError) as error:
             raise MeterLostError(f"{self.provenance.source} does not answer: {error}") from error
+        # Across a gap that is too long, or backwards, the power is unknown: no energy is added.
         elapsed = now - self._at
         if 0 < elapsed <= LONGEST_GAP_SECONDS:
             self._joules += (self._watts + watts) / 2 * elapsed

@@ -31,6 +31,7 @@ class LoadModel:
         """Return the mean power since the last call; OSError or ValueError without /proc/stat."""
         first = self.stat.read_text().partition("\n")[0].split()[1 : _COUNTED + 1]
         ticks = [int(column) for column in first]
+        # Guest time is the last two columns and already part of user time: left out above.
         everything = sum(ticks)
         busy = everything - ticks[_IDLE] - ticks[_IOWAIT]
         passed = everything - self._all

@@ -58,6 +58,7 @@ class MemoryModel:
             return whole
         if not self.variant.context_bytes:
             return 0
+        # The memory is linear in the context: solve bytes_at(tokens) = budget_bytes.
         over = self.bytes_at(whole) - budget_bytes
         tokens = int(whole - over / (self.variant.context_bytes * self.factor))
         return max(0, tokens // CONTEXT_STEP * CONTEXT_STEP)

@@ -213,6 +213,7 @@ def _quality_too_low(variant: Variant, component: Component, policy: SelectionPo
         ),
         key=lambda quality: quality.value if quality.higher_is_better else -quality.value,
     )
+    # Relative, so that one bound serves accuracies and perplexities.
     loss = abs(best.value - variant.quality.value) / (abs(best.value) or 1.0)
     if loss <= allowed:
         return ""

@@ -105,6 +105,7 @@ class Collector:
         joules = self._spent_joules()
         throttled_before, self._throttled = self._throttled, self._throttled_seconds()
         gauges = {gauge.labels: gauge for gauge in workers}
+        # A count below the last one is of a new worker: its restarts count from the next window.
         restarts = {
             labels: max(0, gauge.restarts - self._restarts.get(labels, 0))
             for labels, gauge in gauges.items()
@@ -127,6 +128,7 @@ class Collector:
             )
             for labels, total in totals.items()
         ]
+        # Workers that are gone drop out, so a new worker with the same labels counts from 0.
         self._window = {}
         self._restarts = {labels: gauge.restarts for labels, gauge in gauges.items()}
         self._started, self._started_at = self._clock(), self._now()

@@ -28,6 +28,7 @@ def _warning_family(warnings: int) -> Family:
 
 
 def _families(serving: Serving, collector: Collector, admission: Admission) -> Iterator[Family]:
+    # A request that was refused counts as ok: its outcome is not the model's.
     totals = [(_words(labels), tally) for labels, tally in collector.totals.items()]
     yield Family(
         "flotilla_requests_total",

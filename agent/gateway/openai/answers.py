@@ -87,6 +87,7 @@ class TextAnswer(ABC):
         The status is sent with the first token: a failure before it is an HTTP error, a failure
         after it is an event with ``error`` and no [DONE].
         """
+        # The last piece is held back: its finish_reason belongs into the event with the timings.
         last = Piece("", None, "length")
         try:
             async for pieces in generation:
