@@ -215,3 +215,65 @@ def test_who_asks_first_does_not_undo_what_another_thread_records(
         reading.set()
     assert reference_of(journal.pointers().current) == "acme/a@2"
     journal.close()
+
+
+ONE, TWO, THREE = (held(f"acme/a@{number}") for number in (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("before", "new", "fell_back", "after"),
+    [
+        (Pointers(current=ONE), TWO, False, Pointers(current=TWO, last_good=ONE)),
+        # The same release again keeps the one to fall back to.
+        (Pointers(current=TWO, last_good=ONE), TWO, False, Pointers(current=TWO, last_good=ONE)),
+        # What did not load is never the last good one.
+        (Pointers(current=TWO, last_good=ONE), THREE, True, Pointers(current=THREE, last_good=ONE)),
+        # Serving nothing keeps the last good one for the next release.
+        (Pointers(last_good=ONE), TWO, False, Pointers(current=TWO, last_good=ONE)),
+        (Pointers(current=TWO, last_good=ONE), None, False, Pointers(last_good=TWO)),
+        (Pointers(candidate=TWO, current=ONE), TWO, False, Pointers(current=TWO, last_good=ONE)),
+    ],
+)
+def test_a_commit_moves_the_pointers(
+    before: Pointers, new: HeldRelease | None, fell_back: bool, after: Pointers
+) -> None:
+    assert before.committed(new, fell_back=fell_back) == after
+
+
+def test_the_journal_and_its_copy_are_private(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.db")
+    journal.record(update=UPDATE)
+    assert (tmp_path / "journal.db").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "journal-copy").stat().st_mode & 0o777 == 0o700
+    journal.close()
+
+
+def test_a_receipt_that_is_acknowledged_is_deleted_from_the_disk(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.db")
+    for generation in (1, 2):
+        journal.record(receipt=receipt(generation))
+    journal.acknowledge([1])
+    journal.close()
+    database = sqlite3.connect(tmp_path / "journal.db")
+    assert database.execute("SELECT generation FROM receipts").fetchall() == [(2,)]
+    database.close()
+
+
+def test_an_update_begins_without_counts() -> None:
+    update = Update(assignment=UPDATE.assignment, state="verifying")
+    assert (update.received_bytes, update.switch_seconds) == (0, 0.0)
+
+
+def test_the_database_serves_several_threads(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.db")
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(journal.record, update=UPDATE).result()
+    assert journal.update() == UPDATE
+    journal.close()
+
+
+def test_a_floor_begins_at_the_first_version(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.db")
+    journal.raise_floors({"timestamp": 0})
+    assert journal.floors() == {"timestamp": 0}
+    journal.close()

@@ -51,3 +51,8 @@ def test_they_are_bounded_and_the_best_known_stay() -> None:
     found = class_measurements([*many, replace(ONE, device="b", variant="v299")], MODELS)
     assert len(found) == MAX_CLASS_MEASUREMENTS
     assert found[0].variant == "v299"
+
+
+def test_a_slow_device_counts_too() -> None:
+    (found,) = class_measurements([replace(ONE, tokens_per_second=0.5)], MODELS)
+    assert found.tokens_per_second == 0.5

@@ -2,6 +2,7 @@ import pytest
 
 from controlplane.errors import InvalidInputError, InvalidSelectorError
 from controlplane.fleet import check_labels, parse_selector
+from controlplane.fleet.selector import MAX_LENGTH, MAX_TERMS, MAX_VALUES
 
 LAB = {"site": "lab", "tier": "canary", "gpu": ""}
 
@@ -83,3 +84,15 @@ def test_labels_are_bounded_and_well_formed() -> None:
     ):
         with pytest.raises(InvalidInputError):
             check_labels(labels)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "site=lab" + " " * (MAX_LENGTH - len("site=lab")),
+        ",".join(["gpu"] * MAX_TERMS),
+        f"site in ({','.join(['lab'] * MAX_VALUES)})",
+    ],
+)
+def test_a_selector_at_its_bound_is_accepted(text: str) -> None:
+    assert parse_selector(text).matches(LAB)

@@ -63,3 +63,9 @@ def test_worst_wins() -> None:
     assert worst([]) is GateOutcome.PASSED
     assert worst([passed, unsure]) is GateOutcome.INCONCLUSIVE
     assert worst([failed, unsure, passed]) is GateOutcome.FAILED
+
+
+def test_counts_begin_at_zero() -> None:
+    assert Counts() == Counts(
+        targeted=0, reachable=0, reported=0, succeeded=0, failed=0, acknowledged=0
+    )

@@ -74,3 +74,23 @@ def test_what_is_wrong_is_named(text: str, wrong: str) -> None:
     with pytest.raises(InvalidStrategyError, match=wrong) as caught:
         parse_strategy(text)
     assert caught.value.advice
+
+
+def test_a_strategy_at_its_bounds_is_accepted() -> None:
+    blank = parse_strategy(" " * 65_536)
+    assert blank == Strategy()
+    small = parse_strategy(f"waves: [{{name: a, percent: 0.5}}, {FULL}]")
+    assert small.waves[0].percent == 0.5
+
+
+def test_the_defaults_are_those_of_the_documents() -> None:
+    assert blank_failure() == (1, None, None)
+    strategy = Strategy()
+    assert [(wave.percent, wave.soak_seconds) for wave in strategy.waves] == [(10, 10), (100, 0)]
+    assert (strategy.silent_timeout_seconds, strategy.max_retries) == (600, 1)
+    assert strategy.max_unavailable is None
+
+
+def blank_failure() -> tuple[int, int | None, float | None]:
+    gate = FailureGate()
+    return gate.min_executed, gate.max_failures, gate.max_failure_percent

@@ -89,3 +89,23 @@ def test_waves_are_as_large_as_asked_and_keep_the_mix() -> None:
 
 def test_a_single_device_is_the_canary_and_nothing_is_left() -> None:
     assert assign_waves("r", [TargetDevice("d", "a")], Strategy()) == {"d": 0}
+
+
+def test_classes_are_interleaved_in_proportion() -> None:
+    """Behind one device of each class come midpoints of the members' shares of their class."""
+    fleet = [TargetDevice(f"d{n}", "a" if n < 4 else "b") for n in range(6)]
+    strategy = Strategy(
+        waves=(
+            *(WaveSpec(name=f"w{n}", count=1) for n in range(5)),
+            WaveSpec(name="full", percent=100),
+        )
+    )
+    waves = assign_waves("r", fleet, strategy)
+    of_class = {one.device_id: one.hardware_class for one in fleet}
+    order = [of_class[device] for device, _ in sorted(waves.items(), key=lambda item: item[1])]
+    # Shares: a 0.375, a 0.625, b 0.75, a 0.875. The first wave holds both heads.
+    assert (sorted(order[:2]), order[2:]) == (["a", "b"], ["a", "a", "b", "a"])
+
+
+def test_devices_are_reachable_unless_said_otherwise() -> None:
+    assert TargetDevice("d", "a").reachable

@@ -130,3 +130,35 @@ def test_window_from_outside_is_bounded(change: dict[str, object]) -> None:
     check_window(WINDOW)
     with pytest.raises(InvalidInputError):
         check_window(replace(WINDOW, **change))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("generated", "seconds", "expected"),
+    # Two answers: their first tokens fall out of the prompts.
+    [(2, 2.0, None), (3, 2.0, 0.5), (100, 0.0, None), (3, 0.5, 2.0)],
+)
+def test_speed_needs_a_decoded_token_and_a_decode_time(
+    generated: int, seconds: float, expected: float | None
+) -> None:
+    window = replace(WINDOW, generated_tokens=generated, decode_seconds=seconds)
+    (row,) = summarise([DeviceWindow("box-1", "class-a", window)], Grouping.VARIANT)
+    assert row.tokens_per_second == expected
+
+
+@pytest.mark.parametrize(
+    ("generated", "joules", "expected"),
+    [(0, 10.0, None), (100, 0.0, None), (100, 0.5, 200.0), (1, 10.0, 0.1)],
+)
+def test_tokens_per_joule_need_tokens_and_joules(
+    generated: int, joules: float, expected: float | None
+) -> None:
+    energy = replace(RAPL, joules=joules)
+    window = replace(WINDOW, generated_tokens=generated, energy=energy)
+    (row,) = summarise([DeviceWindow("box-1", "class-a", window)], Grouping.VARIANT)
+    assert row.tokens_per_joule == expected
+
+
+def test_peak_memory_is_the_largest_window() -> None:
+    window = replace(WINDOW, peak_memory_bytes=0)
+    (row,) = summarise([DeviceWindow("box-1", "class-a", window)], Grouping.VARIANT)
+    assert row.peak_memory_bytes == 0
