@@ -102,3 +102,31 @@ def test_without_bytes_per_token_no_shorter_context_is_known_to_fit() -> None:
     model = memory_model(unknown, "demo/model@1", [], {})
     assert model.longest_context(6 * GIB) == 4096
     assert model.longest_context(5 * GIB) == 0
+
+
+def test_adapters_and_process_add_to_the_estimate() -> None:
+    model = memory_model(LONG, "demo/model@1", [], {"llama_cpp": 3 * MIB})
+    assert model.bytes_at(4096) == 6 * GIB + 3 * MIB
+    assert model.with_more(2 * MIB).bytes_at(4096) == 6 * GIB + 5 * MIB
+    # Half a MiB for each token that is not served.
+    assert model.bytes_at(4094) == 6 * GIB + 2 * MIB
+    assert model.bytes_at(-100_000_000) == 0
+
+
+def test_a_corrected_estimate_shortens_the_context_by_its_factor() -> None:
+    model = memory_model(LONG, "demo/model@1", [load("other", 6, 9)], {})
+    assert model.factor == 1.5
+    # Whole: 9 GiB. Each token saves three quarters of a MiB, so 768 MiB less takes 1,024 tokens.
+    assert model.longest_context(9 * GIB) == 4096
+    assert model.longest_context(9 * GIB - 768 * MIB) == 4096 - 1024
+
+
+def test_an_incredibly_small_load_is_bounded_at_half_of_the_estimate() -> None:
+    model = memory_model(LONG, "demo/model@1", [load("long", 6, 0.5, model="demo/model@1")], {})
+    assert model.bytes_at(4096) == 3 * GIB
+
+
+def test_a_load_without_a_measured_peak_says_nothing() -> None:
+    nothing = [load("long", 6, 0, model="demo/model@1"), load("other", 6, 0)]
+    model = memory_model(LONG, "demo/model@1", nothing, {})
+    assert (model.factor, model.offset_bytes, model.why) == (1.0, 0, "")

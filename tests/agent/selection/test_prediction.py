@@ -4,16 +4,21 @@ import itertools
 from dataclasses import replace
 from statistics import median
 
+import msgspec
 import numpy as np
 import pytest
 
 from agent.selection import Measurement, Prior, Source
 from agent.selection.prediction import (
+    CONSTANT_MATRICES,
     PULL,
+    RESIDUAL_PULL,
     TOKEN_SECONDS,
     TOKEN_SHARE,
+    UNIT_MATRICES,
     Predictor,
     _fit,
+    _units,
     weight_rate,
 )
 from artifact.device_facts import MicroBenchmark
@@ -187,3 +192,44 @@ def test_the_fit_solves_its_ridge_regression(times: tuple[float, ...]) -> None:
     if constant < 0:
         (slowness,), constant = np.linalg.lstsq(matrix[:, :1], wanted, rcond=None)[0], 0.0
     assert _fit(bares, units, times, weights) == pytest.approx((slowness, constant))
+
+
+def test_with_one_measurement_of_the_same_quantization_the_oracle_agrees() -> None:
+    """The calibrated roofline and the residual of its quantization, computed step by step."""
+    known, wanted = measured(variant("q8_0", 350e6), "acme/o@1"), variant("q8_0", 700e6)
+    bare = known.size_bytes / 8e9
+    taken = 1 / known.tokens_per_second
+    likeness = 1 / (1 + abs(np.log2(wanted.size_bytes / known.size_bytes)))
+    slowness, constant = _fit([bare], [_units(known.matrices)], [taken], [likeness])
+    residual = np.log(taken / (slowness * bare + constant * _units(known.matrices)))
+    left = likeness * residual / (likeness + RESIDUAL_PULL)
+    seconds = (slowness * wanted.size_bytes / 8e9 + constant * _units(wanted.matrices)) * np.exp(
+        left
+    )
+    found = predictor(known).predict(wanted).figures
+    assert found.tokens_per_second == pytest.approx(1 / seconds)
+    # 20 W, whatever the speed.
+    assert found.joules_per_token == pytest.approx(20 * seconds)
+    assert found.ttft_seconds == pytest.approx(wanted.parameters * 1e-9)
+
+
+def test_the_constant_counts_in_units_of_matrices() -> None:
+    assert _units(0) == 1.0
+    assert _units(UNIT_MATRICES - CONSTANT_MATRICES) == pytest.approx(1.0)
+    assert _units(2 * UNIT_MATRICES - CONSTANT_MATRICES) == pytest.approx(2.0)
+
+
+def test_without_a_rate_for_one_type_of_weights_no_speed_is_predicted() -> None:
+    mixed = msgspec.structs.replace(variant("q8_0", 1e8), decode_bytes={"q8_0": 10, "iq2": 10})
+    blind = replace(BENCHMARK, memory_bytes_per_second=0)
+    assert predictor(benchmark=blind).predict(mixed).figures.tokens_per_second == 0.0
+
+
+def test_measurements_without_a_speed_or_a_ttft_are_left_out() -> None:
+    one = variant("q8_0", 350e6)
+    known = measured(one, "acme/o@1")
+    stopped = replace(known, tokens_per_second=0)
+    assert predictor(stopped).predict(one).source is Source.ROOFLINE
+    silent = replace(measured(variant("f16", 350e6), "acme/o@1"), ttft_seconds=0)
+    with_ttft = predictor(known).predict(one).figures.ttft_seconds
+    assert predictor(known, silent).predict(one).figures.ttft_seconds == with_ttft
