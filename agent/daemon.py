@@ -53,6 +53,8 @@ from agent.update.steps import Steps
 
 log = logging.getLogger(__name__)
 
+# A wrong clock, or metadata that has to be signed again, delays an update by at most this.
+BOX_FAULT_SECONDS: Final = 900.0
 # Memory of the box that models never take, for all other processes.
 MEMORY_RESERVE_BYTES: Final = 64 << 20
 
@@ -142,6 +144,7 @@ class Daemon:
             meter=self._measuring_meter(),
             changed=self._changed,
             measurements=self._measurements,
+            patience_seconds=BOX_FAULT_SECONDS,
         )
 
     async def _refresh_metadata(self, verifier: StreamedVerifier) -> None:

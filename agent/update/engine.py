@@ -106,7 +106,9 @@ class UpdateEngine:
             generation=update.assignment.generation,
             state=update.state,
             release=update.assignment.release,
-            detail=self._journal_problem or self._keeper.problem or update.detail,
+            detail=(
+                self._journal_problem or self._keeper.problem or self._job.waiting or update.detail
+            ),
             bytes_done=progress.done_bytes,
             bytes_total=progress.total_bytes,
             current_release=self._keeper.serving_reference(pointers),

@@ -37,6 +37,8 @@ class UpdateJob:
     switch_seconds: float = 0.0
     reason: str = ""
     detail: str = ""
+    # What the current step waits for, shown in the status; empty if it does not wait.
+    waiting: str = ""
     _release: Release | None = None
 
     @property

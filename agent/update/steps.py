@@ -86,6 +86,10 @@ class Steps:
     measurements: MeasurementStore = field(default_factory=MeasurementStore)
     backoff: Callable[[], Backoff] = lambda: Backoff(0.5, 15)
     clock: Callable[[], float] = time.monotonic
+    # How long a fault of the box's clock, or metadata that nobody has signed again, is waited out
+    # before the update is rejected for it.
+    patience_seconds: float = 0.0
+    patience_backoff: Callable[[], Backoff] = lambda: Backoff(5, 60)
 
     def of(self, state: State) -> Callable[[UpdateJob], Awaitable[Event]]:
         """Return the step of a state; KeyError for states without one."""
@@ -103,7 +107,7 @@ class Steps:
     async def verify(self, job: UpdateJob) -> Event:
         """Verify that director and publisher agree on the release, and its manifest's digest."""
         try:
-            return await self._verify(job)
+            return await self._verify_patiently(job)
         except ExpiredMetadataError as error:
             raise StepFailedError("metadata_expired", str(error)) from error
         except ClockSetBackError as error:
@@ -114,6 +118,28 @@ class Steps:
             raise StepFailedError("untrusted", str(error)) from error
         except ChunkMissingError as error:
             raise StepFailedError("manifest_missing", str(error)) from error
+
+    async def _verify_patiently(self, job: UpdateJob) -> Event:
+        """Verify, and repeat while the box's clock or expired metadata is in the way.
+
+        Neither is the release's fault, and both often end within minutes: a box without a battery
+        gets the time from the network after it starts.
+        """
+        backoff = self.patience_backoff()
+        deadline = self.clock() + self.patience_seconds
+        while True:
+            try:
+                event = await self._verify(job)
+            except (ExpiredMetadataError, ClockSetBackError) as error:
+                if self.clock() >= deadline:
+                    raise
+                log.warning("verification_waits error=%s", ascii(str(error)))
+                job.waiting = f"{error} {error.advice}"
+                self.changed()
+                await asyncio.sleep(backoff.next_seconds())
+            else:
+                job.waiting = ""
+                return event
 
     async def _verify(self, job: UpdateJob) -> Event:
         wanted = job.assignment

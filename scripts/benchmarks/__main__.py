@@ -15,6 +15,7 @@ from demo_fleet.report import table
 from benchmarks import (
     chunks,
     deltas,
+    flash,
     generation,
     idle,
     no_change,
@@ -33,6 +34,7 @@ from runtimes.environment import LARGE_PAGES, engine_environment
 ON_A_BOX: dict[str, Callable[[Deployment], list[Result]]] = {
     "idle": idle.run,
     "wire": wire.run,
+    "flash": flash.run,
     "gateway": generation.run,
     "streams": streams.run,
     "swap": swap.run,

@@ -15,6 +15,8 @@ from typing import Any
 
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
+# For gates and reports that need telemetry within seconds.
+FAST_TELEMETRY = ("--telemetry-window", "2")
 
 
 class FleetError(Exception):
@@ -94,7 +96,8 @@ class Process:
 class ControlPlane:
     """`flotilla serve` on loopback, operated only by the CLI."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *options: str) -> None:
+        """``options`` are more arguments of `flotilla serve`."""
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self.public, self.device, self.http = (f"127.0.0.1:{free_port()}" for _ in range(3))
@@ -102,8 +105,7 @@ class ControlPlane:
             [
                 *(command("flotilla"), "serve", "--data-dir", str(directory)),
                 *("--public", self.public, "--device", self.device, "--http", self.http),
-                # Gates and the report need telemetry within seconds.
-                *("--telemetry-window", "2"),
+                *options,
             ],
             directory.parent / "server.log",
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from demo_fleet.models import PROMPT, build_models, write_release
-from demo_fleet.processes import Box, ControlPlane
+from demo_fleet.processes import FAST_TELEMETRY, Box, ControlPlane
 from demo_fleet.report import table
 from demo_fleet.traffic import Traffic
 
@@ -69,7 +69,7 @@ def soak(directory: Path, minutes: float, swap_seconds: float) -> Soaked:
     """Start a fleet in an empty directory, run the soak, and stop the fleet."""
     say("building models")
     models = build_models(directory / "models")
-    server = ControlPlane(directory / "server")
+    server = ControlPlane(directory / "server", *FAST_TELEMETRY)
     box = Box(directory, "soak", "1GiB", {})
     traffic = Traffic(pause_seconds=0.1)
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from demo_fleet.models import PROMPT, PUBLISHER, BuiltModels, build_models, write_release
-from demo_fleet.processes import Box, ControlPlane, FleetError, wait_until
+from demo_fleet.processes import FAST_TELEMETRY, Box, ControlPlane, FleetError, wait_until
 from demo_fleet.traffic import Traffic, call
 
 RELEASE = f"{PUBLISHER}/assistant"
@@ -56,7 +56,7 @@ class Story:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.server = ControlPlane(directory / "server")
+        self.server = ControlPlane(directory / "server", *FAST_TELEMETRY)
         self.boxes = [Box(directory, *box) for box in BOXES]
         self.steps: list[Step] = []
         self.traffic = Traffic()
