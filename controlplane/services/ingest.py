@@ -26,8 +26,19 @@ from controlplane.telemetry import check_window
 
 log = logging.getLogger(__name__)
 
-# The reason in a receipt if the agent was stopped during a switch.
-INTERRUPTED: Final = "interrupted"
+# Reasons in receipts that are faults of the device or of its link, as in agent.errors and
+# agent.update: the update is assigned again, up to the strategy's max_retries, before it has failed.
+DEVICE_FAULTS: Final = frozenset(
+    {
+        "clock_set_back",
+        "disk_failed",
+        "disk_full",
+        "download_too_slow",
+        "interrupted",
+        "metadata_expired",
+        "server_unreachable",
+    }
+)
 
 # A stream without a sign of life for this long ended with the process that held it.
 SILENT_SECONDS: Final = 90.0
@@ -93,7 +104,7 @@ class IngestService:
             if not new:
                 return
             await sessions.report_progress(tx, device.id, _end(receipt), now)
-            await self._rollouts.settle(tx, device.id, _outcome(receipt), now)
+            await self._rollouts.settle(tx, device.id, update_result(receipt), now)
             tx.after_commit(lambda: self._signals.notify(FLEET_CHANGED))
         self._metrics.receipts.labels(receipt.outcome).inc()
         log.info(
@@ -175,12 +186,13 @@ def _end(receipt: Receipt) -> Progress:
     )
 
 
-def _outcome(receipt: Receipt) -> UpdateResult:
+def update_result(receipt: Receipt) -> UpdateResult:
+    """Return what the rollout needs of a receipt."""
     return UpdateResult(
         generation=receipt.generation,
         committed=receipt.outcome is UpdateState.COMMITTED,
         detail=": ".join(part for part in (receipt.reason, receipt.detail) if part),
         bytes_downloaded=receipt.bytes_downloaded,
         switch_seconds=receipt.switch_seconds,
-        interrupted=receipt.reason == INTERRUPTED,
+        interrupted=receipt.reason in DEVICE_FAULTS,
     )
