@@ -27,7 +27,7 @@ from controlplane.telemetry import check_window
 log = logging.getLogger(__name__)
 
 # Reasons in receipts that are faults of the device or of its link, as in agent.errors and
-# agent.update: the update is assigned again, up to the strategy's max_retries, before it has failed.
+# agent.update: the update is assigned again, up to max_retries times, before it has failed.
 DEVICE_FAULTS: Final = frozenset(
     {
         "clock_set_back",
