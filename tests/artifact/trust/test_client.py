@@ -9,10 +9,13 @@ from image_world import START, Numbers, World, manifest
 from tuf.api.metadata import Targets, Timestamp
 
 from artifact.errors import ClockSetBackError, ExpiredMetadataError, UntrustedError
+from artifact.trust.ceremony import next_version, set_publisher
 from artifact.trust.client import CLOCK_TOLERANCE, MAX_VERSION
 from artifact.trust.image import sign
+from artifact.trust.keys import generate_key
 from artifact.trust.metadata import parse
 from artifact.trust.repository import make_snapshot_timestamp
+from artifact.trust.update import Update
 from artifact.trust.verify import ImageVerifier
 
 CHAT = "acme/chat@1"
@@ -245,3 +248,37 @@ def test_targets_itself_may_list_nothing(world: World, fresh: Callable[[], Image
     world.keep(make_snapshot_timestamp(world.roles, world.online, now=world.now))
     with pytest.raises(UntrustedError, match="acme does not list"):
         fresh().resolve(CHAT)
+
+
+def test_a_new_key_of_a_publisher_starts_its_floor_anew(
+    world: World, floors: Numbers, fresh: Callable[[], ImageVerifier]
+) -> None:
+    world.publish(manifest())
+    fresh().resolve(CHAT)
+    before = {name for name in floors.kept if name.startswith("image/acme@")}
+    new = generate_key()
+    targets = next_version(
+        Targets,
+        world.roles["targets"],
+        "targets",
+        [world.targets],
+        now=world.now,
+        edit=set_publisher("acme", new.public_key),
+    )
+    world.publishers["acme"] = new
+    listing = next_version(Targets, world.roles["acme"], "acme", [new], now=world.now)
+    world.update(Update(targets=targets, delegated={"acme": listing}))
+    fresh().resolve(CHAT)
+    after = {name for name in floors.kept if name.startswith("image/acme@")}
+    assert len(before) == 1
+    assert len(after) == 2
+
+
+def test_what_was_verified_before_an_expiry_raises_the_floors(
+    world: World, floors: Numbers, fresh: Callable[[], ImageVerifier]
+) -> None:
+    world.publish(manifest())
+    world.pass_time(timedelta(days=200))
+    with pytest.raises(ExpiredMetadataError):
+        fresh().resolve(CHAT)
+    assert names(floors)["image/root"] == 1

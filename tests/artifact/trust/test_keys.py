@@ -12,6 +12,7 @@ from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from artifact.errors import KeyFileError, UntrustedError
 from artifact.trust.keys import (
+    MIN_PASSPHRASE_CHARACTERS,
     decode_public_key,
     encode_public_key,
     generate_key,
@@ -114,3 +115,20 @@ def test_a_public_key_travels_as_json() -> None:
 def test_what_is_no_public_key_is_refused(data: bytes) -> None:
     with pytest.raises(UntrustedError):
         decode_public_key(data)
+
+
+def test_a_passphrase_at_the_minimum_is_accepted_and_a_shorter_one_is_not(tmp_path: Path) -> None:
+    shortest = "x" * MIN_PASSPHRASE_CHARACTERS
+    write_key(tmp_path / "a.pem", generate_key(), shortest)
+    assert load_key(tmp_path / "a.pem", shortest)
+    with pytest.raises(KeyFileError, match="the minimum is"):
+        write_key(tmp_path / "b.pem", generate_key(), shortest[1:])
+    assert not (tmp_path / "b.pem").exists()
+
+
+def test_a_public_key_beyond_its_bound_is_refused_before_it_is_parsed() -> None:
+    data = encode_public_key(generate_key().public_key)
+    padded = data + b" " * 10_000
+    with pytest.raises(UntrustedError, match="bytes; the maximum is"):
+        decode_public_key(padded)
+    assert decode_public_key(data + b" ")

@@ -404,3 +404,33 @@ def test_a_root_threshold_that_cannot_be_met_is_a_mistake(founding: Founding) ->
     for threshold in (0, 3):
         with pytest.raises(ValueError, match="does not fit 2 root keys"):
             founding.sign_root(threshold=threshold)
+
+
+@pytest.mark.parametrize("role", ["root", "targets", "acme"])
+def test_a_repository_starts_at_the_first_version(world: World, role: str) -> None:
+    kind = Root if role == "root" else Targets
+    signer = {"root": world.root, "targets": world.targets, "acme": world.publishers["acme"]}[role]
+    later = parse(kind, world.roles[role], role).signed
+    later.version = 2
+    roles = {**world.roles, role: sign(later, [signer])}
+    with pytest.raises(UntrustedError, match=f"{role} starts at version 2, not 1"):
+        initialise(
+            roles["root"],
+            roles["targets"],
+            {name: roles[name] for name in world.publishers},
+            world.online,
+            now=world.now,
+        )
+
+
+def test_a_repository_does_not_start_with_an_expired_root(world: World) -> None:
+    root = parse(Root, world.roles["root"], "root").signed
+    root.expires = world.now - timedelta(seconds=1)
+    with pytest.raises(ExpiredMetadataError):
+        initialise(
+            sign(root, [world.root]),
+            world.roles["targets"],
+            {name: world.roles[name] for name in world.publishers},
+            world.online,
+            now=world.now,
+        )

@@ -24,6 +24,7 @@ from artifact.trust.ceremony import (
 )
 from artifact.trust.image import initial_publisher
 from artifact.trust.keys import generate_key
+from artifact.trust.metadata import parse
 from artifact.trust.update import Update, installable
 
 CHAT, CHAT_PATH = "acme/chat@1", "acme/chat/1.json"
@@ -291,3 +292,40 @@ def test_a_stranger_changes_nothing(world: World) -> None:
         world, Update(targets=next_targets(world, lambda _: None, stranger)), "not signed by enough"
     )
     refuse(world, Update(delegated={"nobody": next_listing(world)}), "'nobody' is not a publisher")
+
+
+def test_a_publisher_that_is_set_again_has_only_its_new_key(world: World) -> None:
+    targets = parse(Targets, world.roles["targets"], "targets").signed
+    new = generate_key()
+    set_publisher("acme", new.public_key)(targets)
+    assert targets.delegations is not None
+    assert targets.delegations.roles is not None
+    assert targets.delegations.roles["acme"].keyids == [new.public_key.keyid]
+    assert world.publishers["acme"].public_key.keyid not in targets.delegations.keys
+    targets.delegations = None
+    with pytest.raises(UntrustedError):
+        set_publisher("acme", new.public_key)(targets)
+
+
+def test_only_a_listed_release_can_be_delisted(world: World) -> None:
+    world.publish(manifest())
+    listing = parse(Targets, world.roles["acme"], "acme").signed
+    with pytest.raises(UntrustedError):
+        delist("acme", [CHAT_PATH, "acme/other/1.json"])(listing)
+
+
+def test_a_publishers_listing_may_not_delegate(world: World) -> None:
+    def delegate(listing: Targets) -> None:
+        listing.delegations = parse(Targets, world.roles["targets"], "targets").signed.delegations
+
+    update = Update(delegated={"acme": next_listing(world, delegate)})
+    refuse(world, update, "the metadata of acme has delegations")
+
+
+def test_next_targets_may_not_widen_a_delegation(world: World) -> None:
+    def widen(targets: Targets) -> None:
+        assert targets.delegations is not None
+        assert targets.delegations.roles is not None
+        targets.delegations.roles["acme"].paths = ["*/*/*"]
+
+    refuse(world, Update(targets=next_targets(world, widen)), "acme")

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from image_world import START, World, manifest
-from tuf.api.metadata import TargetFile, Targets
+from tuf.api.metadata import Root, TargetFile, Targets
 
 from artifact.errors import ExpiredMetadataError, InvalidManifestError, UntrustedError
 from artifact.manifest import target_path
 from artifact.trust.image import sign
 from artifact.trust.keys import generate_key
-from artifact.trust.metadata import parse
+from artifact.trust.metadata import MAX_METADATA_BYTES, parse
 from artifact.trust.repository import make_snapshot_timestamp, refresh
-from artifact.trust.statements import VerifiedRelease, check_manifest
+from artifact.trust.statements import Authorities, VerifiedRelease, check_manifest
 from artifact.trust.verify import ImageVerifier
 
 CHAT = "acme/chat@1"
@@ -292,3 +292,26 @@ def test_a_flipped_bit_in_metadata_changes_nothing_or_is_refused(
     except UntrustedError:
         return
     assert seen == honest
+
+
+def test_the_verified_roles_are_those_of_the_store(world: World, cache: Path) -> None:
+    world.publish(manifest())
+    roles = world.verifier(cache).roles()
+    assert roles == {
+        role: world.roles[role] for role in ("root", "snapshot", "targets", "acme", "beta")
+    }
+
+
+def test_metadata_of_another_type_is_refused(world: World) -> None:
+    with pytest.raises(UntrustedError, match="the root metadata is of type targets, not root"):
+        parse(Root, world.roles["targets"], "root")
+
+
+def test_metadata_beyond_its_bound_is_refused_before_it_is_parsed(world: World) -> None:
+    padded = world.roles["targets"] + b" " * MAX_METADATA_BYTES
+    with pytest.raises(UntrustedError, match="bytes; the maximum is"):
+        parse(Targets, padded, "targets")
+
+
+def test_both_authorities_are_trusted_the_current_one_first() -> None:
+    assert Authorities(current=b"new", previous=b"old").bundle == b"newold"
