@@ -1,6 +1,7 @@
 from collections import Counter
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -52,7 +53,7 @@ def test_cohorts_do_not_depend_on_the_order_of_the_devices(
 
 
 @given(fleets)
-def test_a_canary_prefers_devices_that_can_hear_it(fleet: list[TargetDevice]) -> None:
+def test_a_canary_prefers_reachable_devices(fleet: list[TargetDevice]) -> None:
     waves = assign_waves("r", fleet, Strategy())
     for device in fleet:
         if waves[device.device_id] == 0 and not device.reachable:
@@ -85,6 +86,19 @@ def test_waves_are_as_large_as_asked_and_keep_the_mix() -> None:
         fleet[int(device[1:])].hardware_class for device, wave in waves.items() if wave < 2
     )
     assert abs(mix["a"] - 30) <= 2
+
+
+@pytest.mark.parametrize(
+    ("devices", "percent", "first_wave"),
+    [(10, 25, 3), (101, 10, 11), (3, 34, 2), (7, 1, 1), (100, 10, 10)],
+)
+def test_a_percentage_is_rounded_up(devices: int, percent: float, first_wave: int) -> None:
+    fleet = [TargetDevice(f"d{n}", "a") for n in range(devices)]
+    strategy = Strategy(
+        waves=(WaveSpec(name="canary", percent=percent), WaveSpec(name="full", percent=100))
+    )
+    waves = Counter(assign_waves("r", fleet, strategy).values())
+    assert waves == {0: first_wave, 1: devices - first_wave}
 
 
 def test_a_single_device_is_the_canary_and_nothing_is_left() -> None:

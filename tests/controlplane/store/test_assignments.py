@@ -56,5 +56,11 @@ async def test_a_change_that_comes_too_late_undoes_its_whole_batch(
 
 
 async def test_nothing_to_change_is_no_change(fleet: Database, now: datetime) -> None:
+    """An empty batch must not become a statement for every row, or an error."""
     async with fleet.write() as tx:
-        await assignments.replace(tx, [], now)
+        await assignments.replace(tx, [Change("one", 0, FIRST)], now)
+    async with fleet.write() as tx:
+        await assignments.replace(tx, [], now + timedelta(hours=1))
+    async with fleet.read() as tx:
+        assert await assignments.get(tx, "one") == (FIRST, now)
+        assert await assignments.get(tx, "two") == (NOTHING, None)
