@@ -11,7 +11,7 @@ from flotilla.v1 import device_pb2 as wire
 from controlplane.api.bandwidth import Bandwidth
 from controlplane.api.device_stream import DeviceStreams
 from controlplane.api.interceptor import Context, current_certificate, current_device
-from controlplane.api.streams import Downloads
+from controlplane.api.streams import OpenCalls
 from controlplane.api.translate import authorities_to_wire
 from controlplane.errors import InvalidInputError
 from controlplane.metrics import Metrics
@@ -22,6 +22,8 @@ from controlplane.services.publishing.metadata import ImageRepositoryService
 from controlplane.services.signals import Signals, device_key
 
 MAX_DIGESTS: Final = 4096
+# An agent has one download, and a second one while it changes its certificate.
+MAX_DOWNLOADS: Final = 8
 FETCH_CHUNKS: Final = "FetchChunks"
 
 
@@ -46,7 +48,8 @@ class DeviceServicer:
         self._signals = signals
         self._bandwidth = bandwidth
         self._metrics = metrics
-        self._downloads = Downloads()
+        # Each download holds memory while the device does not read.
+        self._downloads = OpenCalls(MAX_DOWNLOADS, "this device")
 
     async def fetch_chunks(
         self, request: wire.FetchChunksRequest, context: Context

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, Final, Protocol, TypeAlias
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -14,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from controlplane.api.bounds import check_request
 from controlplane.api.roles import DEVICE, LENIENT, MINIMUM_ROLE, OPEN
 from controlplane.api.status import plain, status_of
+from controlplane.api.streams import OpenCalls
 from controlplane.errors import (
     ControlPlaneError,
     ForbiddenError,
@@ -34,6 +37,10 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 REQUEST_SECONDS: Final = 20.0
 UNARY_SECONDS: Final = 60.0
 UPLOAD_SECONDS: Final = 900.0
+# Calls that need no identity: the most that one address may have open, and their longest stream.
+# Many boxes may enrol from behind one address at once.
+MAX_OPEN_CALLS: Final = 256
+OPEN_STREAM_SECONDS: Final = 30.0
 
 _caller: ContextVar[Caller] = ContextVar("caller")
 _device: ContextVar[Device] = ContextVar("device")
@@ -132,6 +139,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
     def __init__(self, door: Door, metrics: Metrics) -> None:
         self._door = door
         self._metrics = metrics
+        self._open_calls = OpenCalls(MAX_OPEN_CALLS, "this address")
 
     async def intercept_service(
         self,
@@ -143,8 +151,6 @@ class Interceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             refusal = self._door.elsewhere(method)
             return None if refusal is None else _refuse(refusal, method)
-        if method.startswith("/grpc."):
-            return handler
         return self._guard(handler, method)
 
     def _guard(self, handler: Handler, method: str) -> Handler:
@@ -172,8 +178,10 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 return await inner(await request(incoming, context), context)
 
         async def stream(incoming: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
+            limit = OPEN_STREAM_SECONDS if method in OPEN else None
             async with (
                 self._call(method, context),
+                asyncio.timeout(limit),
                 contextlib.aclosing(inner(await request(incoming, context), context)) as messages,
             ):
                 async for message in messages:
@@ -187,13 +195,20 @@ class Interceptor(grpc.aio.ServerInterceptor):
             answer, response_serializer=handler.response_serializer
         )
 
+    def _room(self, method: str, context: Context) -> contextlib.AbstractContextManager[None]:
+        """Count a call without an identity against its address; raise OverloadedError if full."""
+        if method not in OPEN:
+            return contextlib.nullcontext()
+        return self._open_calls.open(caller_address(context.peer()))
+
     @contextlib.asynccontextmanager
     async def _call(self, method: str, context: Context) -> AsyncIterator[None]:
         started = time.monotonic()
         code = grpc.StatusCode.OK
         try:
             await self._door.admit(method, context)
-            yield
+            with self._room(method, context):
+                yield
         except grpc.aio.AbortError:
             code = grpc.StatusCode.ABORTED
             raise
@@ -214,6 +229,22 @@ class Interceptor(grpc.aio.ServerInterceptor):
         finally:
             self._metrics.calls.labels(method, code.name).inc()
             self._metrics.call_seconds.labels(method).observe(time.monotonic() - started)
+
+
+def caller_address(peer: str) -> str:
+    """Return the address of a gRPC peer without its port; of IPv6 the /64, which one host may own.
+
+    A peer without an address (a Unix socket) is returned as it is.
+    """
+    host = unquote(peer.partition(":")[2].rpartition(":")[0]).strip("[]")
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return peer
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or address)
 
 
 def _metadata(context: Context, key: str) -> str:

@@ -6,14 +6,13 @@ from controlplane.services.access import Role
 
 _PACKAGE: Final = "/flotilla.v1"
 
-# Open to callers without an identity; they check the join token themselves.
+# Open to callers without an identity. The interceptor bounds how many calls of these one address
+# has open, and for how long. Health/Watch is left out: its streams never end.
 OPEN: Final = frozenset(
     (
         f"{_PACKAGE}.EnrollmentService/GetTrustBundle",
         f"{_PACKAGE}.EnrollmentService/Enroll",
         "/grpc.health.v1.Health/Check",
-        "/grpc.health.v1.Health/Watch",
-        "/grpc.health.v1.Health/List",
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
         "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     )

@@ -14,8 +14,6 @@ from controlplane.metrics import Metrics
 
 # Shortest time over which a reconnect storm is spread.
 LEAST_RETRY_SECONDS: Final = 1.0
-# An agent has one, and a second one while it changes its certificate.
-MAX_DOWNLOADS: Final = 8
 # Burst and rate of new streams per device: far more than a bad line needs.
 DEVICE_BURST: Final = 64
 DEVICE_PER_SECOND: Final = 1.0
@@ -75,28 +73,30 @@ class Streams:
         return list(self._open)
 
 
-class Downloads:
-    """Open downloads per device; each holds memory while the device does not read."""
+class OpenCalls:
+    """Counts calls in progress per key (a device, an address), at most ``most`` each."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int, what: str) -> None:
+        self._most = most
+        self._what = what
         self._open: Counter[str] = Counter()
 
     @contextlib.contextmanager
-    def open(self, device_id: str) -> Iterator[None]:
-        """Count a download; raise OverloadedError at MAX_DOWNLOADS of the device."""
-        if self._open[device_id] >= MAX_DOWNLOADS:
+    def open(self, key: str) -> Iterator[None]:
+        """Count a call; raise OverloadedError if the key has ``most`` open."""
+        if self._open[key] >= self._most:
             raise OverloadedError(
-                f"this device has {MAX_DOWNLOADS} downloads open already",
+                f"{self._what} has {self._most} calls of this kind open already",
                 retry_after_seconds=LEAST_RETRY_SECONDS,
                 advice="Read them, or end them.",
             )
-        self._open[device_id] += 1
+        self._open[key] += 1
         try:
             yield
         finally:
-            self._open[device_id] -= 1
-            if not self._open[device_id]:
-                del self._open[device_id]
+            self._open[key] -= 1
+            if not self._open[key]:
+                del self._open[key]
 
 
 class Admission:

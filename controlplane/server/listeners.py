@@ -1,10 +1,10 @@
 """Listeners: TLS with certificates that change while serving, and gRPC limits."""
 
 import socket
-from typing import Final
+from typing import Any, Final
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection
 
 from controlplane.api.interceptor import Door, Interceptor
@@ -71,7 +71,17 @@ def bind(address: Address) -> socket.socket:
 async def add_health_and_reflection(server: grpc.aio.Server, services: tuple[str, ...]) -> None:
     """Add the standard health and reflection services for these services."""
     checks = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    # Not the generated function: it would add Watch, and any caller could hold its streams open. A
+    # client that finds Watch unimplemented takes the server as healthy (gRPC's health protocol).
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        "Check": grpc.unary_unary_rpc_method_handler(
+            checks.Check,
+            request_deserializer=health_pb2.HealthCheckRequest.FromString,
+            response_serializer=health_pb2.HealthCheckResponse.SerializeToString,
+        ),
+    }
+    generic = grpc.method_handlers_generic_handler(health.SERVICE_NAME, handlers)
+    server.add_generic_rpc_handlers((generic,))
     for name in ("", *services):
         await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
     shown = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME)

@@ -1,21 +1,21 @@
-"""Every field of every public RPC with values that one of the databases refuses, on both of them.
+"""Every field of every request and stream message with impossible values, on both databases.
 
 The requests are made from the protobuf descriptors, so a new RPC or field is covered by itself.
 """
 
-import base64
+import contextlib
 import itertools
-import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from control_plane import Plane, Publisher, running_plane
+from control_plane import Box, Plane, Publisher, running_plane
 from databases import fresh_postgres
 from flotilla.v1 import (
     access_pb2,
+    device_pb2,
     enrollment_pb2,
     fleet_pb2,
     model_pb2,
@@ -23,11 +23,11 @@ from flotilla.v1 import (
     server_keys_pb2,
     telemetry_pb2,
 )
-from google.protobuf import message_factory
-from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
+from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
-from controlplane.api.roles import MINIMUM_ROLE, OPEN
+from controlplane.api.roles import DEVICE, MINIMUM_ROLE, OPEN
+from tests.security.hostile_requests import fields, requests
 
 FILES = (
     access_pb2,
@@ -51,11 +51,6 @@ SOUND = {
 }
 # They change what the other calls need: the CA and the director's keys.
 LEFT_OUT = {"RotateAuthority", "RetireAuthority", "RotateDirectorKey", "InitializeTrust"}
-STRINGS = ("a\0b", "\0", "x" * 70_000, "\u202e", "'; DROP TABLE devices; --", "[" * 60_000)
-TOKENS = tuple(
-    base64.urlsafe_b64encode(key.encode()).decode()
-    for key in ("a\0b", "9" * 40, "-1", "\u0661\u0662", "x" * 300)
-)
 
 
 def methods() -> Iterator[MethodDescriptor]:
@@ -65,71 +60,6 @@ def methods() -> Iterator[MethodDescriptor]:
                 path = f"/{service.full_name}/{method.name}"
                 if path in (MINIMUM_ROLE.keys() | OPEN) and method.name not in LEFT_OUT:
                     yield method
-
-
-def hostile(field: FieldDescriptor) -> tuple[Any, ...]:
-    kinds = FieldDescriptor
-    if field.name == "page_token":
-        return (*STRINGS, *TOKENS, "!", "=")
-    return {
-        kinds.CPPTYPE_STRING: (b"\0", b"\xff" * 100) if field.type == kinds.TYPE_BYTES else STRINGS,
-        kinds.CPPTYPE_UINT64: ((1 << 64) - 1, 1 << 63),
-        kinds.CPPTYPE_INT64: (-(1 << 63), (1 << 63) - 1),
-        kinds.CPPTYPE_UINT32: ((1 << 32) - 1,),
-        kinds.CPPTYPE_INT32: (-(1 << 31), (1 << 31) - 1),
-        kinds.CPPTYPE_DOUBLE: (math.nan, math.inf, -math.inf, -1.0, 1e308),
-        kinds.CPPTYPE_FLOAT: (math.nan, math.inf),
-        kinds.CPPTYPE_ENUM: (99,),
-        kinds.CPPTYPE_BOOL: (True,),
-    }[field.cpp_type]
-
-
-def requests(method: MethodDescriptor) -> Iterator[tuple[str, Message]]:
-    """Yield a request per field and hostile value, with the field's path; others have defaults."""
-    make = message_factory.GetMessageClass(method.input_type)
-    yield "", make()
-    for path, fill in fields(method.input_type):
-        for value in fill.values:
-            message = make()
-            fill.put(message, value)
-            yield path, message
-
-
-class Fill:
-    """Sets one field of a message, at any depth."""
-
-    def __init__(self, steps: tuple[FieldDescriptor, ...]) -> None:
-        self.steps = steps
-        self.values = hostile(steps[-1])
-
-    def put(self, message: Any, value: Any) -> None:
-        *outer, last = self.steps
-        for field in outer:
-            inner = getattr(message, field.name)
-            if field.message_type.GetOptions().map_entry:
-                if last.name == "key":
-                    kind = field.message_type.fields_by_name["value"].type
-                    plain = {last.TYPE_STRING: "v", last.TYPE_BYTES: b"v"}
-                    inner[value] = plain.get(kind, 1)
-                else:
-                    inner["k"] = value
-                return
-            message = inner.add() if field.is_repeated else inner
-            if hasattr(message, "SetInParent"):
-                message.SetInParent()
-        if last.is_repeated:
-            getattr(message, last.name).append(value)
-        else:
-            setattr(message, last.name, value)
-
-
-def fields(message: Any, above: tuple[FieldDescriptor, ...] = ()) -> Iterator[tuple[str, Fill]]:
-    for field in message.fields:
-        steps = (*above, field)
-        if field.message_type is None:
-            yield ".".join(one.name for one in steps), Fill(steps)
-        elif len(above) < 4:
-            yield from fields(field.message_type, steps)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -149,8 +79,7 @@ async def plane(
         yield plane
 
 
-async def call(plane: Plane, method: MethodDescriptor, request: Message) -> grpc.StatusCode:
-    channel: Any = plane.channel()
+async def call(channel: Any, method: MethodDescriptor, request: Message) -> grpc.StatusCode:
     path = f"/{method.containing_service.full_name}/{method.name}"
     packed = request.SerializeToString()
     try:
@@ -172,9 +101,10 @@ async def test_no_field_makes_either_store_fail(
     plane: Plane, caplog: pytest.LogCaptureFixture
 ) -> None:
     tried, failed = 0, []
+    channel = plane.channel()
     for method in methods():
-        for path, request in requests(method):
-            code = await call(plane, method, request)
+        for path, request in requests(method.input_type):
+            code = await call(channel, method, request)
             tried += 1
             if code not in SOUND:
                 value = str(request)[:80]
@@ -182,6 +112,65 @@ async def test_no_field_makes_either_store_fail(
     assert failed == []
     assert tried > 300
     assert not [record.message for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_no_field_of_a_devices_call_makes_either_store_fail(
+    plane: Plane, caplog: pytest.LogCaptureFixture
+) -> None:
+    channel = (await plane.enroll("box")).channel()
+    service = device_pb2.DESCRIPTOR.services_by_name["DeviceService"]
+    for method in service.methods:
+        assert f"/{service.full_name}/{method.name}" in DEVICE
+        if method.name != "Connect":
+            for path, request in requests(method.input_type):
+                assert await call(channel, method, request) in SOUND, f"{method.name} {path}"
+    assert not [record.message for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize("part", ["hello", "status", "receipt", "telemetry"])
+async def test_no_field_of_a_devices_stream_makes_either_store_fail(
+    plane: Plane, part: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    box = await plane.enroll("box")
+    tried = 0
+    for message in stream_messages(box, part):
+        tried += 1
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await converse(box, message)
+    assert tried > 30
+    assert not [record.message for record in caplog.records if record.levelname == "ERROR"]
+
+
+def stream_messages(box: Box, part: str) -> Iterator[device_pb2.ConnectRequest]:
+    """Make messages that are stored but for their one hostile field."""
+    if part == "receipt":
+        for number, (_, receipt) in enumerate(requests(device_pb2.Receipt.DESCRIPTOR), 1):
+            receipt.generation = receipt.generation or number
+            receipt.outcome = receipt.outcome or device_pb2.UPDATE_STATE_COMMITTED
+            yield device_pb2.ConnectRequest(receipt=box.sign(receipt))
+        return
+    kind: Any = {
+        "hello": device_pb2.Hello,
+        "status": device_pb2.UpdateStatus,
+        "telemetry": device_pb2.TelemetryBatch,
+    }[part]
+    for _, message in requests(kind.DESCRIPTOR):
+        if part == "status":
+            message.state = message.state or device_pb2.UPDATE_STATE_IDLE
+        else:
+            message.boot_id = message.boot_id or "boot"
+        yield device_pb2.ConnectRequest(**{part: message})
+
+
+async def converse(box: Box, message: device_pb2.ConnectRequest) -> None:
+    stream = box.stub.Connect()
+    if not message.HasField("hello"):
+        hello = device_pb2.Hello(boot_id="boot")
+        await stream.write(device_pb2.ConnectRequest(hello=hello))
+    await stream.write(message)
+    await stream.done_writing()
+    while await stream.read() is not grpc.aio.EOF:
+        pass
 
 
 def test_the_requests_reach_nested_fields_and_maps() -> None:

@@ -4,17 +4,19 @@ Each ends with its status and a text without control characters, and other calle
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import ssl
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from control_plane import Box, Plane, Publisher, request_id, running_plane
+from databases import fresh_postgres
 from flotilla.v1 import (
     device_pb2,
     enrollment_pb2,
@@ -33,9 +35,17 @@ METADATA = device_pb2.FetchMetadataRequest(name="timestamp.json")
 MIB = 1 << 20
 
 
-@pytest.fixture
-async def plane(tmp_path: Path) -> AsyncIterator[Plane]:
-    async with running_plane(tmp_path / "server") as plane:
+@pytest.fixture(params=["sqlite", "postgres"])
+async def plane(
+    request: pytest.FixtureRequest, tmp_path: Path, require: Callable[..., None]
+) -> AsyncIterator[Plane]:
+    async with contextlib.AsyncExitStack() as stack:
+        url = None
+        if request.param == "postgres":
+            url = await stack.enter_async_context(fresh_postgres(require))
+        plane = await stack.enter_async_context(
+            running_plane(tmp_path / "server", database_url=url)
+        )
         await Publisher(plane).initialise()
         yield plane
 

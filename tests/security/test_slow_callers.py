@@ -4,16 +4,19 @@ An honest device, an operator and a monitor are served meanwhile, and the connec
 """
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import httpx
 import pytest
 from control_plane import Box, Plane, Publisher, running_plane
 from flotilla.v1 import device_pb2, fleet_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 
 from controlplane.api import interceptor
 from tests.security.raw_callers import PATIENCE_SECONDS, Callers, rest
@@ -146,3 +149,83 @@ async def test_a_stream_on_which_no_hello_comes_is_ended(
             await asyncio.wait_for(call.read(), PATIENCE_SECONDS)
         assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await everybody_is_served(plane, box)
+
+
+REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+LIST_SERVICES = reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString()
+
+
+def reflection_streams(plane: Plane, number: int) -> list[Any]:
+    """Open reflection streams without a token, 100 to a connection, and keep them open."""
+    channels: list[Any] = [plane.channel(None) for _ in range(1 + number // 100)]
+    return [channels[one // 100].stream_stream(REFLECTION)() for one in range(number)]
+
+
+async def ending(call: Any) -> grpc.StatusCode:
+    """Read until the stream ends, and return its status."""
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        while await call.read() is not grpc.aio.EOF:
+            pass
+    return cast(grpc.StatusCode, await call.code())
+
+
+async def test_health_can_be_checked_and_not_watched_without_a_token(plane: Plane) -> None:
+    stub = health_pb2_grpc.HealthStub(plane.channel(None))
+    answer = await stub.Check(health_pb2.HealthCheckRequest())
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await stub.Check(health_pb2.HealthCheckRequest(service="no.such.Service"))
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+    assert await ending(stub.Watch(health_pb2.HealthCheckRequest())) is (
+        grpc.StatusCode.UNIMPLEMENTED
+    )
+
+
+async def test_one_address_holds_few_streams_without_a_token(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interceptor, "OPEN_STREAM_SECONDS", 5.0)
+    box = await plane.enroll("honest")
+    calls = reflection_streams(plane, interceptor.MAX_OPEN_CALLS + 50)
+    waiting = [asyncio.create_task(ending(call)) for call in calls]
+    refused, open_still = await asyncio.wait(waiting, timeout=2.5)
+    assert {task.result() for task in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert len(open_still) <= interceptor.MAX_OPEN_CALLS
+    await everybody_is_served(plane, box)
+    # The streams that were let in end as well, although their caller keeps them open.
+    assert set(await asyncio.gather(*open_still)) == {grpc.StatusCode.DEADLINE_EXCEEDED}
+    (again,) = reflection_streams(plane, 1)
+    await again.write(LIST_SERVICES)
+    services = reflection_pb2.ServerReflectionResponse.FromString(await again.read())
+    assert "flotilla.v1.FleetService" in str(services)
+    again.cancel()
+
+
+async def test_a_health_check_whose_request_never_comes_is_ended(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interceptor, "REQUEST_SECONDS", 0.5)
+    channel: Any = plane.channel(None)
+    calls = [
+        channel.stream_unary("/grpc.health.v1.Health/Check")(until_the_end()) for _ in range(20)
+    ]
+    endings = await asyncio.wait_for(
+        asyncio.gather(*calls, return_exceptions=True), PATIENCE_SECONDS
+    )
+    assert {end.code() for end in endings if isinstance(end, grpc.aio.AioRpcError)} == {
+        grpc.StatusCode.DEADLINE_EXCEEDED
+    }
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [
+        ("ipv4:192.0.2.7:51000", "192.0.2.7"),
+        ("ipv6:%5B2001:db8:1:2:3:4:5:6%5D:51000", "2001:db8:1:2::/64"),
+        ("ipv6:[2001:db8:1:2::9]:1", "2001:db8:1:2::/64"),
+        ("ipv6:%5B::ffff:192.0.2.7%5D:51000", "192.0.2.7"),
+        ("unix:/run/flotilla.sock", "unix:/run/flotilla.sock"),
+    ],
+)
+def test_callers_are_counted_by_address(peer: str, address: str) -> None:
+    assert interceptor.caller_address(peer) == address
