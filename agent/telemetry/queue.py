@@ -11,6 +11,9 @@ log = logging.getLogger(__name__)
 
 # About a week offline, at one window per minute and slot.
 DEFAULT_CAPACITY = 10_000
+# A transaction writes whole pages, to the log and later to the file. Measured per window and its
+# acknowledgement: 3.2 KiB, and 12.3 KiB with SQLite's default, which existing files keep.
+PAGE_BYTES = 1024
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS wire_windows (
@@ -58,6 +61,7 @@ class TelemetryQueue:
         self._lost = 0
         self._lock = threading.Lock()
         self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._database.execute(f"PRAGMA page_size={PAGE_BYTES}")
         self._database.execute("PRAGMA journal_mode=WAL")
         self._database.execute("PRAGMA synchronous=NORMAL")
         self._database.executescript(_SCHEMA)
