@@ -78,17 +78,6 @@ class Pointers(Struct, frozen=True, kw_only=True):
                 return held
         return None
 
-    def committed(self, held: HeldRelease | None, *, fell_back: bool) -> "Pointers":
-        """Return the pointers with ``held`` current and its predecessor as last_good.
-
-        ``fell_back``: last_good was serving, because ``current`` did not load.
-        """
-        if held is not None and held.reference == reference_of(self.current):
-            return Pointers(current=held, last_good=self.last_good)
-        # Without a current release, the last_good so far is still the best to fall back to.
-        last_good = self.last_good if fell_back else self.current or self.last_good
-        return Pointers(current=held, last_good=last_good)
-
 
 def reference_of(held: HeldRelease | None) -> str:
     """Return the reference, empty without a release."""

@@ -18,6 +18,7 @@ from agent.journal import (
     Update,
     reference_of,
 )
+from agent.update.commit import commit
 from agent.update.job import StepFailedError, UpdateJob, resume_job
 from agent.update.machine import (
     OUTCOMES,
@@ -290,7 +291,7 @@ class UpdateEngine:
         # Read them again: the keeper may have moved them during a rollback.
         pointers = self._journal.pointers()
         if state is State.COMMITTED:
-            return pointers.committed(self._job.held, fell_back=self._keeper.fell_back)
+            return commit(self._job.held, pointers, fell_back=self._keeper.fell_back)
         ended = state in OUTCOMES or state is State.IDLE
         return msgspec.structs.replace(pointers, candidate=None if ended else self._job.held)
 

@@ -115,7 +115,7 @@ async def test_a_rollback_to_last_good_downloads_nothing(world: World) -> None:
             Assignment(generation=3, release=ONE, manifest_sha256=first.manifest_sha256)
         )
         assert life.serves == ONE
-        assert life.pointers == ("", ONE, TWO)
+        assert life.pointers == ("", ONE, "")
     assert world.server.sent_bytes == sent
     assert receipt.outcome == S.COMMITTED
     assert receipt.received_bytes == 0
@@ -138,6 +138,23 @@ async def test_a_proven_release_is_not_reused_for_another_manifest_of_its_name(
         current = life.journal.pointers().current
         assert current is not None
         assert current.manifest_sha256 == other.manifest_sha256
+
+
+async def test_a_release_that_was_rolled_back_is_never_last_good(world: World) -> None:
+    """Also not if the release chosen instead is older than last_good, or a later one follows."""
+    async with Life(world) as life:
+        first, second = world.publish("1"), world.publish("2")
+        for assignment in (first, second, world.publish("3")):
+            await life.do(assignment)
+        assert life.pointers == ("", THREE, TWO)
+        await life.do(msgspec.structs.replace(first, generation=4))
+        assert life.pointers == ("", ONE, "")
+        await life.do(msgspec.structs.replace(second, generation=5))
+        assert life.pointers == ("", TWO, ONE)
+        await life.do(msgspec.structs.replace(NOTHING, generation=6))
+        assert life.pointers == ("", "", TWO)
+        await life.do(msgspec.structs.replace(first, generation=7))
+        assert life.pointers == ("", ONE, "")
 
 
 async def test_a_rollback_is_refused_when_the_publisher_lists_it_no_more(world: World) -> None:
