@@ -90,9 +90,9 @@ def from_manifest(tensor: Tensor) -> TensorValue:
     return pack(tensor.name, tensor.datatype, tensor.shape, values)
 
 
-def synthetic(spec: TensorSpec) -> TensorValue:
-    """Return a tensor of zeros for a declared input; free dimensions are 1."""
-    shape = tuple(1 if size < 0 else size for size in spec.shape)
+def synthetic(spec: TensorSpec, known_shape: Sequence[int] | None = None) -> TensorValue:
+    """Return a tensor of zeros for a declared input; unless known, free dimensions are 1."""
+    shape = tuple(known_shape or (1 if size < 0 else size for size in spec.shape))
     return pack(spec.name, spec.datatype, shape, [0] * math.prod(shape))
 
 

@@ -21,7 +21,7 @@ class Assignment(Struct, frozen=True, kw_only=True):
 
 
 class CheckResult(Struct, frozen=True, kw_only=True):
-    """One probation check: passed, failed, or inconclusive."""
+    """One probation check: passed, failed, inconclusive, or unmeasured."""
 
     slot: str
     name: str

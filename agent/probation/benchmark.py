@@ -9,13 +9,13 @@ import statistics
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from agent import tensors
 from agent.errors import MeterLostError
 from agent.power.energy import PowerMeter
 from agent.probation.completion import complete
+from agent.probation.entries import run_tensors, tensor_inputs
 from agent.probation.proof import Speed
 from agent.supervisor import Worker
-from artifact.manifest import CompletionCheck, Component, Probation, Task, TensorCheck
+from artifact.manifest import CompletionCheck, Component, Probation, Task
 
 # Used without a completion check. Any plain text serves, since only time is measured.
 BENCHMARK_PROMPT = "The box by the road has served its neighbours for many years, and"
@@ -113,20 +113,11 @@ def _embedding(worker: Worker, clock: Callable[[], float]) -> _Run:
 def _inference(
     worker: Worker, component: Component, probation: Probation, clock: Callable[[], float]
 ) -> _Run:
-    checks = [
-        check
-        for check in probation.checks
-        if isinstance(check, TensorCheck) and check.slot == component.slot
-    ]
-    if checks:
-        inputs = [tensors.from_manifest(tensor) for tensor in checks[0].inputs]
-    else:
-        declared, _ = worker.tensors()
-        inputs = [tensors.synthetic(spec) for spec in declared]
+    inputs, guessed = tensor_inputs(worker, component, probation)
 
     async def run() -> _Sample | None:
         started = clock()
-        await worker.infer(inputs)
+        await run_tensors(worker, inputs, guessed)
         seconds = clock() - started
         return _Sample(1, 1, seconds, seconds)
 

@@ -5,7 +5,8 @@ from typing import Literal
 
 from artifact.window import Provenance
 
-Outcome = Literal["passed", "failed", "inconclusive"]
+# Unmeasured: the box knows no inputs that the model accepts, which counts neither for nor against.
+Outcome = Literal["passed", "failed", "inconclusive", "unmeasured"]
 
 
 @dataclass(frozen=True, slots=True)

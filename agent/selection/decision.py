@@ -91,6 +91,8 @@ class Decision:
     def with_measurement(self, variant: str, figures: Figures) -> "Decision":
         """Return the decision after probation measured a variant; the figures may exclude it."""
         reason = f"measured {figures.tokens_per_second:.1f} {self.rate_unit}"
+        if not figures.tokens_per_second:
+            reason = "passed its checks, speed unmeasured"
         misses = missed_limits(figures, self, self.rate_unit)
         bucket: Bucket = "excluded" if misses else "ranked"
         if figures.memory_bytes > self.memory_budget_bytes:
@@ -206,7 +208,7 @@ class Decision:
 
     def _all_metered(self) -> bool:
         measured = [c for c in self.candidates if c.measured_tokens_per_second > 0]
-        return all(candidate.measured_joules_per_token for candidate in measured)
+        return bool(measured) and all(each.measured_joules_per_token for each in measured)
 
 
 def _or_minus_infinity(value: float | None) -> float:

@@ -1,6 +1,7 @@
 """Probation of a candidate release: prove variants slot by slot until the best one is settled."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from typing import Final
 
 import msgspec
@@ -8,7 +9,7 @@ import msgspec
 from agent import probation
 from agent.journal import CheckResult, SlotPlan
 from agent.power.energy import PowerMeter
-from agent.selection import Measurement
+from agent.selection import Figures, Measurement
 from agent.selection.memory import MemoryModel, process_bytes
 from agent.update.job import StepFailedError, UpdateJob, variant_of
 from agent.update.machine import Event
@@ -28,8 +29,9 @@ Keep = Callable[[Measurement], Awaitable[None]]
 async def check_health(job: UpdateJob) -> None:
     """Check that every slot answers; StepFailedError otherwise."""
     for component in job.components:
-        proof = await probation.prove(job.workers[component.slot], component, HEALTH_CHECK)
-        if proof.outcome != "passed":
+        worker = job.workers[component.slot]
+        proof = await probation.prove(worker, component, HEALTH_CHECK, with_entries=False)
+        if proof.outcome not in {"passed", "unmeasured"}:
             raise StepFailedError("health_check_failed", f"{component.slot}: {proof.detail}")
     job.note("proven here before: loaded and checked for health only")
 
@@ -43,7 +45,27 @@ async def prove_slots(job: UpdateJob, meter: PowerMeter | None, keep: Keep) -> E
     another = False
     for component in job.components:
         another |= await _prove_slot(job, component, meter, keep)
-    return Event.ANOTHER if another else Event.DONE
+    if another:
+        return Event.ANOTHER
+    await _prove_routes(job)
+    return Event.DONE
+
+
+async def _prove_routes(job: UpdateJob) -> None:
+    """Prove the composed routes with the settled variants; StepFailedError if one fails."""
+    if job.release is None:
+        return
+    for result in await probation.prove_routes(job.release, job.workers):
+        plan = job.plan(result.slot)
+        # A restart in probation proves the routes again.
+        others = [check for check in plan.checks[plan.variant] if check.name != result.name]
+        found = CheckResult(**asdict(result))
+        checks = plan.checks | {plan.variant: (*others, found)}
+        job.set_plan(result.slot, msgspec.structs.replace(plan, checks=checks))
+        if result.outcome in {"failed", "inconclusive"}:
+            raise StepFailedError(
+                f"probation_{result.outcome}", f"{result.name} {result.outcome}: {result.detail}"
+            )
 
 
 async def _prove_slot(
@@ -75,8 +97,11 @@ async def _measured(
     plan = job.plan(component.slot)
     worker = job.workers[component.slot]
     proof = await probation.prove(worker, component, release.probation, meter)
-    if proof.outcome != "passed" or proof.speed is None:
+    if proof.outcome not in {"passed", "unmeasured"}:
         decision = plan.decision.with_failure(plan.variant, proof.detail)
+    elif proof.speed is None:
+        figures = Figures(memory_bytes=proof.cost.peak_memory_bytes)
+        decision = plan.decision.with_measurement(plan.variant, figures)
     else:
         measured = _measurement(component, plan, proof, proof.speed)
         await keep(measured)

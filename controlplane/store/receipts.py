@@ -88,7 +88,7 @@ class DecisionRecord:
 
 @dataclass(frozen=True, slots=True)
 class ProbationCheck:
-    """One check of a candidate: passed, failed, or inconclusive."""
+    """One check of a candidate: passed, failed, inconclusive, or unmeasured."""
 
     slot: str
     name: str

@@ -185,6 +185,10 @@ class FakeEngine:
         if self._model.task in (Task.TEXT_GENERATION, Task.EMBEDDING):
             self._require(Task.TENSOR)
         check_inputs(inputs, self.tensors()[0])
+        if inputs[0].shape[0] < self._model.faults.min_rows:
+            raise InvalidInputError(
+                f"{inputs[0].shape[0]} rows; the minimum is {self._model.faults.min_rows}"
+            )
         cancelled = threading.Event()
         if on_cancel is not None:
             on_cancel(cancelled.set)

@@ -26,6 +26,8 @@ class Faults(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     # Prompts and texts that contain these; empty is never.
     crash_on_text: str = ""
     hang_on_text: str = ""
+    # Tensors with fewer rows are refused.
+    min_rows: Count = 0
     # Text with a huge perplexity, tensors negated.
     wrong_outputs: bool = False
 

@@ -598,7 +598,9 @@ class ProbationCheck(_message.Message):
     slot: _builtins.str
     name: _builtins.str
     outcome: _builtins.str
-    """passed, failed, or inconclusive."""
+    """passed, failed, inconclusive, or unmeasured: the box knew no inputs that the model accepts, which
+    counts neither for nor against it.
+    """
     detail: _builtins.str
     def __init__(
         self,

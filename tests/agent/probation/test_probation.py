@@ -117,7 +117,13 @@ async def test_a_good_candidate_passes_and_is_measured(bench: Bench) -> None:
     proof = await bench.prove(perplexity(9), completion)
     assert proof.outcome == "passed"
     assert proof.detail == ""
-    assert [check.name for check in proof.checks] == ["heldout", "greets", "benchmark"]
+    assert [check.name for check in proof.checks] == [
+        "heldout",
+        "greets",
+        "chat",
+        "completion",
+        "benchmark",
+    ]
     assert outcome(proof, "heldout").detail.startswith("perplexity 8.000 over 22 tokens")
     assert proof.speed is not None
     assert proof.speed.repetitions == 5
@@ -258,7 +264,7 @@ async def test_a_crash_is_a_failure(bench: Bench) -> None:
 
 async def test_checks_of_other_slots_are_not_its_own(bench: Bench) -> None:
     proof = await bench.prove(perplexity(1.1, slot="other"))
-    assert [check.name for check in proof.checks] == ["benchmark"]
+    assert [check.name for check in proof.checks] == ["chat", "completion", "benchmark"]
     assert proof.outcome == "passed"
 
 

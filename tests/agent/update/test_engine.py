@@ -16,7 +16,16 @@ from agent.journal import Assignment
 from agent.selection.memory import PROCESS_BYTES
 from agent.update import engine as engines
 from agent.update.machine import State
-from artifact.manifest import Objective, SelectionPolicy
+from artifact.manifest import (
+    Component,
+    Objective,
+    Pipeline,
+    Route,
+    SelectionPolicy,
+    Target,
+    Task,
+    decode_release,
+)
 from runtimes.base import Sampling
 from runtimes.fake import FakeModel, Faults
 from tests.agent.box import MIB, Killed, Life, World, eventually
@@ -58,7 +67,14 @@ async def test_the_first_release_is_fetched_proven_and_served(world: World) -> N
     assert receipt.received_bytes == world.server.sent_bytes > 0
     assert [decision.chosen_variant for decision in receipt.decisions] == ["v0"]
     assert {check.outcome for check in receipt.checks} == {"passed"}
-    assert {check.name for check in receipt.checks} == {"reads", "talks", "benchmark", "cost"}
+    assert {check.name for check in receipt.checks} == {
+        "reads",
+        "talks",
+        "chat",
+        "completion",
+        "benchmark",
+        "cost",
+    }
     assert (receipt.current_release, receipt.last_good_release) == (ONE, "")
 
 
@@ -329,7 +345,7 @@ async def test_a_check_that_cannot_be_decided_is_inconclusive_never_success(worl
         receipt = await life.do(assignment)
     assert (receipt.outcome, receipt.reason) == (S.REJECTED, "probation_inconclusive")
     outcomes = {check.name: check.outcome for check in receipt.checks}
-    assert outcomes.pop("cost") == "passed"
+    assert (outcomes.pop("cost"), outcomes.pop("tensors")) == ("passed", "passed")
     assert set(outcomes.values()) == {"inconclusive"}
 
 
@@ -676,6 +692,58 @@ async def test_a_journal_that_cannot_be_written_is_told_and_what_serves_goes_on(
         await life.until(S.IDLE, 2)
         assert life.engine.status().detail == ""
         assert life.serves == TWO
+
+
+async def test_a_chat_template_that_always_fails_is_rejected_in_probation(world: World) -> None:
+    async with Life(world) as life:
+        await life.do(world.publish("1"))
+        broken = FakeModel(chat_template="{% generation %}", reply="This is release 2. ")
+        receipt = await life.do(world.publish("2", broken))
+        assert (receipt.outcome, receipt.reason) == (S.REJECTED, "probation_failed")
+        assert "chat failed" in receipt.detail
+        assert await answer(life) == "This is release 1"
+
+
+async def test_a_model_whose_inputs_are_unknown_is_deployed_unmeasured(world: World) -> None:
+    model = FakeModel(task=Task.TENSOR, faults=Faults(min_rows=3))
+    async with Life(world) as life:
+        receipt = await life.do(world.publish("1", model, checks=()))
+    assert receipt.outcome == S.COMMITTED
+    (decision,) = receipt.decisions
+    assert (decision.chosen_variant, receipt.checks[0].outcome) == ("v0", "unmeasured")
+    assert "speed unmeasured" in decision.candidate("v0").reason
+
+
+async def test_a_composed_route_that_always_fails_is_rejected_in_probation(world: World) -> None:
+    """Each of its models passes alone."""
+    models = {
+        "chat": FakeModel(),
+        "embed": FakeModel(task=Task.EMBEDDING),
+        "classify": FakeModel(task=Task.TENSOR, width=8),
+    }
+    world.model_memory_bytes = 1 << 30
+    assignment = world.publish("1")
+    release = decode_release(world.server.chunks[bytes.fromhex(assignment.manifest_sha256)])
+    components = tuple(
+        Component(
+            slot=slot,
+            model=msgspec.structs.replace(
+                release.components[0].model,
+                task=model.task,
+                variants=(world.variant(f"{slot}-v0", model),),
+            ),
+        )
+        for slot, model in models.items()
+    )
+    targets = tuple(Target(slot="chat") for _ in range(8))
+    route = Route(name="topics", pipeline=Pipeline("embed", "classify", "input", "output", targets))
+    async with Life(world) as life:
+        receipt = await life.do(
+            world.listed(msgspec.structs.replace(release, components=components, routes=(route,)))
+        )
+    assert (receipt.outcome, receipt.reason) == (S.REJECTED, "probation_failed")
+    assert "route topics failed" in receipt.detail
+    assert [each.outcome for each in receipt.checks if each.name == "route topics"] == ["failed"]
 
 
 async def test_two_releases_that_exceed_the_budget_together_do_not_run_beside_each_other(
