@@ -50,12 +50,13 @@ class Turns:
         try:
             await waiter.admitted
         except asyncio.CancelledError:
-            if waiter in self._queue:
-                self._queue.remove(waiter)
-                # It may have kept others out.
-                self._admit()
-            else:
+            if waiter.admitted.done() and not waiter.admitted.cancelled():
                 self._leave()
+            else:
+                # Never admitted. Its place in the queue may have kept others out.
+                with contextlib.suppress(ValueError):
+                    self._queue.remove(waiter)
+                self._admit()
             raise
 
     def _leave(self) -> None:
@@ -66,6 +67,10 @@ class Turns:
     def _admit(self) -> None:
         while self._queue and not self._is_exclusive:
             head = self._queue[0]
+            if head.admitted.cancelled():
+                # Its task is cancelled and has not run yet to leave the queue.
+                self._queue.popleft()
+                continue
             if self._running and (head.alone or self._running >= self._places):
                 return
             self._queue.popleft()

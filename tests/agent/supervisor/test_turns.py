@@ -105,3 +105,25 @@ async def test_one_that_is_cancelled_as_it_is_admitted_leaves() -> None:
         pass
     tasks[0].cancel()
     await asyncio.gather(tasks[0], return_exceptions=True)
+
+
+async def test_a_waiter_cancelled_in_the_moment_of_its_turn_loses_no_place() -> None:
+    """Cancelling marks its future at once, but the task leaves the queue only in the next step."""
+    turns = Turns(1)
+    entered: list[str] = []
+
+    async def enter(name: str) -> None:
+        async with turns.admitted():
+            entered.append(name)
+
+    async with turns.admitted() as leave:
+        first = asyncio.create_task(enter("first"))
+        second = asyncio.create_task(enter("second"))
+        await asyncio.sleep(0)
+        first.cancel()
+        leave()
+        await asyncio.wait([first, second])
+    assert first.cancelled()
+    assert entered == ["second"]
+    async with asyncio.timeout(5), turns.admitted():
+        assert turns.waiting == 0
