@@ -212,6 +212,7 @@ class Daemon:
         finally:
             notify("STOPPING=1")
             self._data_dir.gateway.unlink(missing_ok=True)
+            # In this order: requests drain while workers live, and the last window counts them.
             await self._gateway.stop()
             await self._close_window()
             await self._supervisor.close()
@@ -251,6 +252,7 @@ class Daemon:
 
     async def _follow(self) -> None:
         """Measure the box, then connect to the control plane."""
+        # Hello carries the figures, by which the server predicts and classifies.
         await self._hardware.benchmark()
         await self._stream.run()
 
@@ -297,6 +299,7 @@ async def run(data_dir: DataDir) -> None:
             loop.add_signal_handler(number, stop.set)
         model = config.power_model
         guess = (model.idle_watts, model.full_watts) if model else None
+        # Blocking: meters are read for a second to see whether their counters move.
         meter = await asyncio.to_thread(discover, estimate=guess)
         notary = Notary(data_dir)
         identity = expect(q.Identified, await notary.ask(q.WhoAmI())).credentials
@@ -307,6 +310,7 @@ async def run(data_dir: DataDir) -> None:
 @contextlib.contextmanager
 def exclusive(data_dir: DataDir) -> Iterator[None]:
     """Lock the data directory against other agent processes; AlreadyRunningError."""
+    # flock, not the existence of the file: the kernel releases it if the process is killed.
     descriptor = os.open(data_dir.lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:

@@ -61,6 +61,7 @@ async def _gateway_fault(address: str) -> str:
         reader, writer = streams
         with closing(writer):
             writer.write(_REQUEST)
+            # The status line is enough; the rest of the answer is not read.
             answer = await reader.read(MAX_ANSWER_BYTES)
     except OSError as error:
         return f"the gateway does not answer at {address}: {error}"

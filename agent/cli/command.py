@@ -106,6 +106,7 @@ def enroll(
     data_dir: Path,
 ) -> None:
     """Make this box a device of the fleet. Safe to run again after a lost answer."""
+    # Imported in the commands: gRPC and cryptography take a second to load on a small box.
     from agent.enrollment.client import Application
     from agent.enrollment.client import enroll as apply
     from agent.enrollment.client import recover as apply_again

@@ -22,6 +22,7 @@ def read_status(data_dir: DataDir) -> dict[str, Any]:
 def _live_status(data_dir: DataDir) -> dict[str, Any] | None:
     """Return the running daemon's status; None if it does not answer."""
     try:
+        # The daemon writes its address because port 0 takes any free one.
         address = json.loads(data_dir.gateway.read_bytes())["address"]
         return _ask(address)
     except (OSError, ValueError, KeyError, TypeError):
@@ -58,6 +59,7 @@ def _stored_status(data_dir: DataDir, config: AgentConfig) -> dict[str, Any]:
     }
     if not data_dir.journal.exists():
         return found
+    # Without repair: another process, or another user, must not write to the journal.
     journal = Journal(data_dir.journal, repair=False)
     try:
         update, pointers = journal.update(), journal.pointers()

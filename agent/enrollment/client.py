@@ -83,6 +83,7 @@ async def enroll(data_dir: DataDir, application: Application) -> AgentConfig:
             advice="Use another --data-dir, or retire the device and empty this one. If its "
             "certificate has expired, add --recover.",
         )
+    # Before any network: a mistyped token must not look like a server that refuses it.
     token = decode_join_token(application.token)
     try:
         bundle, ca_pem = await _trust_bundle(application.server, token)
@@ -126,6 +127,7 @@ def _new_key(data_dir: DataDir) -> Iterator[ec.EllipticCurvePrivateKey]:
             key = make_or_load_key(data_dir)
         yield key
     except ServerUnreachableError:
+        # The answer may have been lost after the server had stored this key: keep it.
         raise
     except EnrollmentError:
         if is_new_key:
@@ -150,6 +152,7 @@ async def recover(
         server=server or config.server,
         token=token,
         name=config.name,
+        # The server keeps the device's labels; those of a recovery are ignored.
         labels={},
         facts=facts,
         gateway=config.gateway,
@@ -217,6 +220,7 @@ async def _trust_bundle(server: str, token: JoinToken) -> tuple[TrustBundle, byt
 
 async def _leaf(host: str, port: int) -> bytes:
     try:
+        # Blocking sockets: asyncio's TLS cannot start inside a tunnel opened by http.client.
         return await asyncio.to_thread(_fetch_leaf, host, port)
     except (OSError, ValueError) as error:
         raise ServerUnreachableError(
@@ -231,6 +235,7 @@ def _fetch_leaf(host: str, port: int) -> bytes:
     unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     unverified.check_hostname = False
     unverified.verify_mode = ssl.CERT_NONE
+    # gRPC servers close connections that do not negotiate HTTP/2.
     unverified.set_alpn_protocols(["h2"])
     with (
         proxy.connect(host, port, TIMEOUT_SECONDS) as plain,

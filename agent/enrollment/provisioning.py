@@ -92,6 +92,7 @@ def join_token_credential() -> str | None:
         return None
     try:
         with (Path(directory) / CREDENTIAL).open("rb") as source:
+            # One character more than the longest token, so that a longer file is refused as such.
             token = source.read(MAX_TOKEN_CHARACTERS + 1)
     except OSError:
         return None
@@ -153,6 +154,7 @@ async def _enroll_patiently(
     application = _application(settings)
     # Ready although not enrolled: a boot or an installation must not wait for a server.
     notify("READY=1", "STATUS=enrolling")
+    # systemd watches from READY on, also while the box only waits for a server.
     watchdog = asyncio.create_task(feed_watchdog(_loop_turns))
     try:
         backoff = Backoff(FIRST_WAIT_SECONDS, MOST_WAIT_SECONDS)

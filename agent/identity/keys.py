@@ -57,6 +57,7 @@ def make_or_load_key(data_dir: DataDir) -> ec.EllipticCurvePrivateKey:
     try:
         pem = data_dir.key.read_bytes()
     except FileNotFoundError:
+        # P-256: gRPC's BoringSSL, TPMs and the server's checks all support it.
         key = ec.generate_private_key(ec.SECP256R1())
         write_file(data_dir.key, _private_pem(key))
         return key
@@ -155,6 +156,7 @@ def check_trust_bundle(bundle: TrustBundle, token: JoinToken) -> bytes:
 
 def check_server_name(leaf_pem: bytes, host: str) -> None:
     """Raise IdentityError unless the server's certificate names ``host``."""
+    # The common name does not count: gRPC ignores it too (RFC 6125).
     names = _names(_load_certificate(leaf_pem))
     if host not in names:
         raise IdentityError(
@@ -208,6 +210,7 @@ def _load_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
         key = serialization.load_pem_private_key(pem, password=None)
     except (ValueError, TypeError) as error:
         raise IdentityError(f"the key cannot be read: {error}", advice=_ENROLL_AGAIN) from None
+    # Signing below is ECDSA only; another kind of key could not serve as the device's.
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise IdentityError("the key is not an elliptic-curve key", advice=_ENROLL_AGAIN)
     return key

@@ -23,6 +23,7 @@ def main() -> None:
         os.fdopen(os.dup(sys.stdin.fileno()), "rb") as asked,
         os.fdopen(os.dup(sys.stdout.fileno()), "wb") as answered,
     ):
+        # The frames have a duplicate of standard output; the original becomes standard error.
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         while header := asked.read(frames.HEADER.size):
             (length,) = frames.HEADER.unpack(header)

@@ -48,6 +48,7 @@ class _Floors:
 
 def answer(data_dir: DataDir, question: q.Question) -> q.Answer:
     """Answer a question; an error becomes the answer Refused."""
+    # The journal belongs to the daemon: floors come with the question and go back with the answer.
     floors = _Floors(question.floors if isinstance(question, q.Direct | q.Resolve) else {})
     try:
         result = _result(data_dir, question, floors)
@@ -97,6 +98,7 @@ def _adopt(data_dir: DataDir, question: q.Adopt) -> q.Answer:
 def _follow(data_dir: DataDir, question: q.Follow) -> q.Answer:
     ca_pem = follow(question.ca_pem, question.offered)
     credentials = Identity(load_key(data_dir), question.certificate_pem, ca_pem).credentials
+    # A certificate of the old authority needs it on the disk until it is renewed.
     if credentials.is_of_newest_authority and ca_pem != question.ca_pem:
         write_file(data_dir.ca, ca_pem)
     return q.Identified(credentials=credentials)

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 IDLE_SECONDS: Final = 10.0
 # Far more than any question takes, for boxes that swap.
 ANSWER_SECONDS: Final = 120.0
+# A second process, since the first may have been killed for memory or closed by an upgrade.
 ATTEMPTS: Final = 2
 
 A = TypeVar("A", bound=Answer)
@@ -48,6 +49,7 @@ class Notary:
 
     async def ask(self, question: Question) -> Answer:
         """Ask a question and return its answer, Refused included; NotaryLostError."""
+        # Frames carry no ids, so that answers can only be matched by their order.
         async with self._turn:
             self._cancel_dismissal()
             for attempt in range(1, ATTEMPTS + 1):
@@ -91,6 +93,7 @@ class Notary:
             return decode_answer(await stdout.readexactly(length))
 
     async def _start(self) -> Process:
+        # -P: a module in the working directory must not replace one of ours.
         return await asyncio.create_subprocess_exec(
             *with_raised_oom_score(sys.executable, "-P", "-m", "agent.notary"),
             f"--parent={os.getpid()}",
@@ -110,6 +113,7 @@ class Notary:
 
     def _dismiss(self) -> None:
         """Close the process's input, at whose end it exits."""
+        # It reads the end of its input and exits; asyncio's child watcher reaps it.
         process, self._process, self._dismissal = self._process, None, None
         if process is not None and process.stdin is not None:
             process.stdin.close()
@@ -136,6 +140,7 @@ def _kinds() -> Mapping[str, type[ArtifactError] | type[AgentError]]:
     return {
         name: kind
         for module, base in ((artifact_errors, ArtifactError), (agent_errors, AgentError))
+        # Errors with arguments of their own cannot be rebuilt from a message and advice.
         for name, kind in vars(module).items()
         if isinstance(kind, type) and issubclass(kind, base) and kind.__init__ is base.__init__
     }

@@ -97,6 +97,7 @@ class Downloader:
         missing = [file for file in _unique(files) if not self._store.has(file)]
         progress.total_bytes = sum(file.size for file in missing)
         progress.done_bytes = 0
+        # All files at once: half of a release is of no use.
         self._store.require_space(missing)
         transfer = Transfer(self._source, progress, self._limits, self._clock)
         for file in missing:
@@ -166,6 +167,7 @@ class Downloader:
 
     async def _offer(self, file: File, missing_bytes: int) -> Offer | None:
         """Return a delta smaller than the missing chunks, if there is one and room for it."""
+        # Starting the process costs more than such a download.
         if missing_bytes < MIN_DELTA_BYTES:
             return None
         bases = likely_bases(await asyncio.to_thread(self._store.installed), file)
@@ -192,6 +194,7 @@ class Downloader:
         base = self._store.path(msgspec.structs.replace(delta, sha256=offer.base))
         try:
             if not store.has(delta):
+                # A store of its own, so that a delta never gets the name of a model file.
                 fetching = Downloader(store, self._source, limits=self._limits, clock=self._clock)
                 await fetching._fetch_file(delta, progress, deltas=False)
             with self._store.restoring(file) as destination:
@@ -202,6 +205,7 @@ class Downloader:
         except (DownloadError, ChunkMismatchError) as error:
             store.keep_only(set())
             raise DeltaRefusedError(str(error)) from error
+        # A used delta is of no further use: its bytes count against the budget.
         store.keep_only(set())
 
     def _reuse(self, partial: Partial) -> list[Chunk]:
@@ -231,12 +235,14 @@ async def _receive(
     buffer = bytearray()
     async with aclosing(transfer.pieces([each.sha256 for each in batch])) as pieces:
         async for piece in pieces:
+            # Pieces and chunks have no common boundaries.
             buffer += piece
             while chunk is not None and len(buffer) >= chunk.size:
                 data = bytes(memoryview(buffer)[: chunk.size])
                 del buffer[: chunk.size]
                 yield chunk, data
                 chunk = next(waiting, None)
+            # More than was asked for: do not read on, the sizes are checked below.
             if chunk is None and buffer:
                 break
     if chunk is not None or buffer:

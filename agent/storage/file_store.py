@@ -109,6 +109,7 @@ class FileStore:
         room = self._free(self._root) - RESERVED_BYTES
         if self._budget_bytes:
             paths = (path for path in self._root.rglob("*") if path.is_file())
+            # Blocks, not sizes: partial files have holes.
             taken = sum(path.stat().st_blocks * 512 for path in paths)
             room = min(room, self._budget_bytes - taken)
         return max(0, room)
@@ -146,6 +147,7 @@ class FileStore:
             except ChunkMismatchError as error:
                 partial.unlink()
                 raise CorruptDownloadError(str(error), advice=error.advice) from error
+            # Read-only before the rename: a file with its final name never changes again.
             partial.chmod(0o400)
             partial.rename(self.path(file))
             try:
