@@ -27,6 +27,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from tuf.api.exceptions import (
+    BadVersionNumberError,
     DownloadError,
     DownloadHTTPError,
     DownloadLengthMismatchError,
@@ -58,6 +59,10 @@ CLOCK_TOLERANCE: Final = timedelta(hours=1)
 
 _BASE: Final = "metadata:/"
 _NOT_FOUND: Final = 404
+_FELL_BACK: Final = (
+    "If the server was restored from a backup, its operator runs `flotilla keys restore`. "
+    + NOT_THE_TRUSTED_ONE
+)
 _EXPIRED: Final = (
     "If this machine's clock is wrong, set it (timedatectl, NTP). If it is right, the metadata has "
     "to be signed again: see `flotilla keys show` and the server's log. What runs keeps running."
@@ -139,8 +144,10 @@ class TufClient:
             self._remember(updater)
             if isinstance(error, DownloadError) and error.__cause__ is not None:
                 raise error.__cause__ from None
+            fell_back = isinstance(error, BadVersionNumberError)
             raise UntrustedError(
-                f"{subject} cannot be verified: {error}", advice=NOT_THE_TRUSTED_ONE
+                f"{subject} cannot be verified: {error}",
+                advice=_FELL_BACK if fell_back else NOT_THE_TRUSTED_ONE,
             ) from error
         # Without floors there is no durable time; the renewal of expired metadata passes a clock
         # of long ago on purpose.
@@ -253,7 +260,7 @@ def _check_floors(numbers: Mapping[str, int], floors: Mapping[str, int]) -> None
         if number < floors.get(name, 0):
             raise UntrustedError(
                 f"the {role} metadata fell back from version {floors[name]} to {number}",
-                advice=NOT_THE_TRUSTED_ONE,
+                advice=_FELL_BACK,
             )
 
 

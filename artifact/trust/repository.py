@@ -149,9 +149,9 @@ def accept_release(
 def make_snapshot_timestamp(
     roles: Roles, online: OnlineSigners, *, now: datetime
 ) -> dict[str, bytes]:
-    """Make the next snapshot and timestamp over these roles, from version 1."""
+    """Make the next snapshot and timestamp over these roles."""
     snapshot = Snapshot(
-        version=_next_version(roles, "snapshot"), expires=now + online.snapshot_lifetime
+        version=_next_version(roles, "snapshot", now), expires=now + online.snapshot_lifetime
     )
     snapshot.meta = {
         f"{role}.json": MetaFile.from_data(version_of(role, data), data, ["sha256"])
@@ -177,7 +177,7 @@ def _make_timestamp(roles: Roles, online: OnlineSigners, now: datetime) -> dict[
     data = roles["snapshot"]
     meta = MetaFile.from_data(version_of("snapshot", data), data, ["sha256"])
     timestamp = Timestamp(
-        version=_next_version(roles, "timestamp"),
+        version=_next_version(roles, "timestamp", now),
         expires=now + online.timestamp_lifetime,
         snapshot_meta=meta,
     )
@@ -185,8 +185,14 @@ def _make_timestamp(roles: Roles, online: OnlineSigners, now: datetime) -> dict[
     return {Timestamp.type: sign(timestamp, [online.timestamp])}
 
 
-def _next_version(roles: Roles, role: str) -> int:
-    return version_of(role, roles[role]) + 1 if role in roles else 1
+def _next_version(roles: Roles, role: str, now: datetime) -> int:
+    """Return the next version of an online role: the Unix time in seconds, or the last plus one.
+
+    A server restored from a backup then continues above every version that devices have seen,
+    without knowing it, since they refuse lower ones. Several versions within a second count up.
+    """
+    last = version_of(role, roles[role]) if role in roles else 0
+    return max(last + 1, int(now.timestamp()))
 
 
 def check_root(data: bytes, online: OnlineSigners, now: datetime) -> Root:

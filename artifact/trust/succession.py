@@ -31,20 +31,13 @@ def _of_name(listing: Listing, name: str) -> Iterable[ListedRelease]:
 
 def check_succession(publisher: str, old: Listing, new: Listing, added: str) -> None:
     """Raise UntrustedError unless ``new`` may follow ``old`` by adding the target ``added``."""
-    for path, release in new.items():
-        if not _is_own(publisher, path):
-            raise UntrustedError(
-                f"{publisher} lists {path!r}, which is not one of its paths",
-                advice=f"List only {publisher}/NAME/VERSION.json.",
-            )
-        if path in old:
-            _check_unchanged(publisher, old[path], release)
-        elif path != added:
+    check_listing(publisher, old, new)
+    for path in new:
+        if path not in old and path != added:
             raise UntrustedError(
                 f"{publisher} also lists {path}, whose manifest was not sent",
                 advice="Publish one release at a time with `flotilla publish`.",
             )
-        _check_min_release(release, old, new)
     if added in new and added not in old:
         release = new[added]
         lowest = next_counter(old, release.name)
@@ -54,6 +47,19 @@ def check_succession(publisher: str, old: Listing, new: Listing, added: str) -> 
                 f"{release.name} has reached",
                 advice=f"Run `flotilla publish` again: it will take {lowest}.",
             )
+
+
+def check_listing(publisher: str, old: Listing, new: Listing) -> None:
+    """Raise UntrustedError if ``new`` contradicts ``old`` or itself; any release may be added."""
+    for path, release in new.items():
+        if not _is_own(publisher, path):
+            raise UntrustedError(
+                f"{publisher} lists {path!r}, which is not one of its paths",
+                advice=f"List only {publisher}/NAME/VERSION.json.",
+            )
+        if path in old:
+            _check_unchanged(publisher, old[path], release)
+        _check_min_release(release, old, new)
 
 
 def _is_own(publisher: str, path: str) -> bool:

@@ -226,6 +226,7 @@ def _greeting(hello: wire.Hello) -> Greeting:
         agent_version=word(hello.agent_version)[:64],
         facts=facts,
         hardware_class=hardware_class(facts),
+        generation=count(hello.generation, "generation"),
         current_release=word(hello.current_release),
         last_good_release=word(hello.last_good_release),
     )

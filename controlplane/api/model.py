@@ -6,12 +6,14 @@ from flotilla.v1 import model_pb2 as wire
 from flotilla.v1 import model_pb2_grpc
 
 from artifact.manifest import Component, Variant, decode_release, target_path
+from artifact.trust.restore import LostMetadata
 from artifact.trust.update import Update
 from controlplane.api.interceptor import Context, current_caller
 from controlplane.api.translate import timestamp
 from controlplane.services.publishing.comparison import ComparisonService
 from controlplane.services.publishing.metadata import ImageRepositoryService
 from controlplane.services.publishing.releases import ReleaseService
+from controlplane.services.publishing.restore import RestoreService
 from controlplane.services.publishing.uploads import UploadService
 from controlplane.store.paging import page_request
 from controlplane.store.releases import StoredRelease
@@ -27,11 +29,13 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         uploads: UploadService,
         releases: ReleaseService,
         comparison: ComparisonService,
+        restore: RestoreService,
     ) -> None:
         self._repository = repository
         self._uploads = uploads
         self._releases = releases
         self._comparison = comparison
+        self._restore = restore
 
     async def GetTrust(
         self, request: wire.GetTrustRequest, context: Context
@@ -63,6 +67,15 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         update = Update(request.root or None, request.targets or None, dict(request.delegated))
         version = await self._repository.update(current_caller(), request.request_id, update)
         return wire.UpdateTrustResponse(root_version=version)
+
+    async def RestoreTrust(
+        self, request: wire.RestoreTrustRequest, context: Context
+    ) -> wire.RestoreTrustResponse:
+        lost = LostMetadata(tuple(request.roots), request.targets or None, dict(request.delegated))
+        report = await self._restore.restore(current_caller(), request.request_id, lost)
+        return wire.RestoreTrustResponse(
+            roles=report.roles, releases=report.releases, incomplete=report.incomplete
+        )
 
     async def GetMetadata(
         self, request: wire.GetMetadataRequest, context: Context

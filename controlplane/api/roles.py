@@ -46,6 +46,7 @@ MINIMUM_ROLE: Final = {
     f"{_PACKAGE}.ModelService/InitializeTrust": Role.ADMIN,
     # Metadata is trusted by its signatures; publishers send their own changes by this RPC too.
     f"{_PACKAGE}.ModelService/UpdateTrust": Role.PUBLISHER,
+    f"{_PACKAGE}.ModelService/RestoreTrust": Role.PUBLISHER,
     f"{_PACKAGE}.ModelService/GetMetadata": Role.VIEWER,
     f"{_PACKAGE}.ModelService/MissingChunks": Role.PUBLISHER,
     f"{_PACKAGE}.ModelService/UploadChunks": Role.PUBLISHER,

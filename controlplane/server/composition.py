@@ -23,6 +23,7 @@ from controlplane.services.publishing.comparison import ComparisonService
 from controlplane.services.publishing.deltas import DeltaService
 from controlplane.services.publishing.metadata import ImageRepositoryService
 from controlplane.services.publishing.releases import ReleaseService
+from controlplane.services.publishing.restore import RestoreService
 from controlplane.services.publishing.uploads import UploadService
 from controlplane.services.rollouts.driver import RolloutDriver
 from controlplane.services.rollouts.steering import RolloutService
@@ -51,6 +52,7 @@ class Services:
         self.repository = ImageRepositoryService(database, keys.online, clock)
         self.uploads = UploadService(self.chunks)
         self.releases = ReleaseService(database, self.chunks, self.uploads, keys.online, clock)
+        self.restore = RestoreService(database, self.chunks, self.uploads, keys.online, clock)
         self.director = DirectorService(database, keys.director, self.signals, clock)
         self.class_measurements = ClassMeasurementService(database, time.monotonic)
         cache = DeltaCache(config.data_dir / "deltas", config.delta_cache_bytes)

@@ -117,6 +117,7 @@ async def start_public_port(
             uploads=services.uploads,
             releases=services.releases,
             comparison=services.comparison,
+            restore=services.restore,
         ),
         server,
     )

@@ -15,6 +15,7 @@ from controlplane.errors import InvalidInputError
 from controlplane.fleet import UpdateState
 from controlplane.metrics import Metrics
 from controlplane.rollouts.commands import UpdateResult
+from controlplane.services.devices.restored import adopt_generation
 from controlplane.services.rollouts.driver import RolloutDriver
 from controlplane.services.signals import FLEET_CHANGED, Signals
 from controlplane.store import receipts, sessions, telemetry
@@ -63,7 +64,9 @@ class IngestService:
 
     async def greet(self, device: Device, session: str, greeting: Greeting) -> None:
         async with self._database.write() as tx:
-            await sessions.greet(tx, device.id, session, greeting, self._clock())
+            now = self._clock()
+            await sessions.greet(tx, device.id, session, greeting, now)
+            await adopt_generation(tx, device, greeting, now)
             tx.after_commit(lambda: self._signals.notify(FLEET_CHANGED))
         log.info(
             "device_connected device=%s name=%s current=%s",

@@ -23,6 +23,8 @@ class Greeting:
     agent_version: str
     facts: DeviceFacts
     hardware_class: str
+    # Highest generation that the device has accepted.
+    generation: int = 0
     current_release: str
     last_good_release: str
 

@@ -34,9 +34,13 @@ from artifact.trust.update import Update, accept_update
 from artifact.trust.verify import ImageVerifier
 
 START = datetime(2026, 11, 24, 12, tzinfo=UTC)
+# Version of the first snapshot and timestamp; later ones within the second count up.
+FIRST_VERSION = int(START.timestamp())
 
 
-def manifest(name: str = "acme/chat", version: str = "1", counter: int = 1) -> bytes:
+def manifest(
+    name: str = "acme/chat", version: str = "1", counter: int = 1, description: str = ""
+) -> bytes:
     """The smallest release that there is."""
     file = File(name="m.gguf", size=1, sha256="ab" * 32, index="cd" * 32)
     variant = Variant(
@@ -56,6 +60,7 @@ def manifest(name: str = "acme/chat", version: str = "1", counter: int = 1) -> b
             name=name,
             version=version,
             counter=counter,
+            description=description,
             components=(Component(slot="chat", model=model),),
         )
     )

@@ -107,6 +107,11 @@ class FakeModelService(model_pb2_grpc.ModelServiceServicer):
             self.chunks[hashlib.sha256(request.data).digest()] = request.data
         return model_pb2.UploadChunksResponse()
 
+    def GetRelease(self, request: Any, context: Any) -> model_pb2.GetReleaseResponse:
+        if request.reference not in self.manifests:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"no release {request.reference}")
+        return model_pb2.GetReleaseResponse(manifest=self.manifests[request.reference])
+
     def PublishRelease(self, request: Any, context: Any) -> model_pb2.PublishReleaseResponse:
         self.calls.append("PublishRelease")
         self.before_publishing()

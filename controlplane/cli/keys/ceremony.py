@@ -141,6 +141,7 @@ class KeyWork:
             report_pending(self.settings, self.folder.pending, pending.missing)
             return
         version = send_update(self.stub, update)
+        self.folder.remember_sent(update)
         for path in keys:
             self.folder.take_over(path)
         if self.settings.json:

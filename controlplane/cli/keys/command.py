@@ -24,6 +24,7 @@ from controlplane.cli.keys.folder import (
     passphrase_option,
     read_passphrase,
 )
+from controlplane.cli.keys.restore import restore
 from controlplane.cli.keys.signing import send, sign
 from controlplane.cli.output import note, print_fields, print_json, print_table
 
@@ -44,7 +45,7 @@ def keys() -> None:
     """Create and change the offline signing keys."""
 
 
-for command in (add_publisher, rotate, revoke, renew, sign, send):
+for command in (add_publisher, rotate, revoke, renew, sign, send, restore):
     keys.add_command(command)
 
 

@@ -5,6 +5,7 @@
     publisher-NAME.pem      one per publisher, encrypted
     1.root.json ...         metadata signed first; root is the anchor of all trust
     verified/               metadata verified last; older versions are refused
+    sent/                   metadata signed here and accepted by the server
     ...-next.pem            a new key, which takes the old one's name once the server knows it
     retired/                keys that no longer sign anything
     pending.json            a change that still lacks signatures of other holders
@@ -21,11 +22,12 @@ from typing import Any
 import click
 import msgspec
 from securesystemslib.signer import CryptoSigner
-from tuf.api.metadata import TOP_LEVEL_ROLE_NAMES, Root
+from tuf.api.metadata import TOP_LEVEL_ROLE_NAMES, Root, Targets
 
 from artifact.manifest import QualifiedName
 from artifact.trust.keys import generate_key, load_key, write_key
-from artifact.trust.metadata import MAX_METADATA_BYTES
+from artifact.trust.metadata import MAX_METADATA_BYTES, parse
+from artifact.trust.update import Update
 from controlplane.cli.app import RefusedError
 
 DEFAULT_FOLDER = Path("~/.config/flotilla/keys")
@@ -61,6 +63,43 @@ class KeyFolder:
     @property
     def verified(self) -> Path:
         return self.path / "verified"
+
+    @property
+    def sent(self) -> Path:
+        """Metadata signed here that the server has accepted, which ``keys restore`` can repeat."""
+        return self.path / "sent"
+
+    def remember_sent(self, update: Update) -> None:
+        """Store metadata that the server has accepted."""
+        self.sent.mkdir(exist_ok=True)
+        roles = dict(update.delegated)
+        if update.targets is not None:
+            roles[Targets.type] = update.targets
+        if update.root is not None:
+            version = parse(Root, update.root, Root.type).signed.version
+            roles[f"{version}.root"] = update.root
+        for name, data in roles.items():
+            partial = self.sent / f"{name}.part"
+            partial.write_bytes(data)
+            partial.replace(self.sent / f"{name}.json")
+
+    def metadata_files(self) -> list[Path]:
+        """Return the metadata of targets and publishers that was verified or sent here."""
+        return [
+            path
+            for folder in (self.verified, self.sent)
+            for path in sorted(folder.glob("[a-z]*.json"))
+            if path.name not in {"root.json", "snapshot.json", "timestamp.json"}
+        ]
+
+    def roots(self) -> list[Path]:
+        """Return every root after the first that was verified or sent here."""
+        found = [
+            *(self.verified / "root_history").glob("*.root.json"),
+            *self.sent.glob("*.root.json"),
+        ]
+        by_version = {int(path.name.partition(".")[0]): path for path in found}
+        return [path for version, path in sorted(by_version.items()) if version > 1]
 
     def key_files(self) -> list[Path]:
         return sorted(self.path.glob("*.pem"))

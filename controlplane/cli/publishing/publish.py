@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
+import grpc
 import msgspec
 from flotilla.v1 import model_pb2, model_pb2_grpc
 from tuf.api.metadata import Root, Targets
@@ -20,6 +21,7 @@ from artifact.trust.image import add_release
 from artifact.trust.keys import load_key
 from artifact.trust.metadata import ListedRelease, listed_releases, parse
 from artifact.trust.succession import Listing, next_counter
+from artifact.trust.update import Update
 from artifact.trust.verify import ImageVerifier
 from controlplane.cli.app import GlobalOptions, RefusedError, pass_settings
 from controlplane.cli.client import TIMEOUT_SECONDS, connect, request_id
@@ -80,6 +82,9 @@ def publish(
         if listed is not None:
             _refuse_change(release, manifest, listed)
             report = upload(stub, files)
+            if not _is_stored(stub, release.reference):
+                # A server restored from a backup may have the listing without the release.
+                _publish(stub, manifest, current)
         else:
             signer = load_key(
                 key_folder.publisher_key(release.publisher), read_passphrase(passphrase_file)
@@ -93,19 +98,27 @@ def publish(
                 lowest=lowest,
                 hardware_classes=source.hardware_classes,
             )
-            report = _send(stub, files, manifest, targets)
+            report = upload(stub, files)
+            _publish(stub, manifest, targets)
+            key_folder.remember_sent(Update(delegated={release.publisher: targets}))
     _report(settings, release, manifest, report, published=listed is None)
 
 
-def _send(
-    stub: model_pb2_grpc.ModelServiceStub, files: list[BuiltFile], manifest: bytes, targets: bytes
-) -> UploadReport:
-    report = upload(stub, files)
+def _publish(stub: model_pb2_grpc.ModelServiceStub, manifest: bytes, targets: bytes) -> None:
     request = model_pb2.PublishReleaseRequest(
         request_id=request_id(), manifest=manifest, targets=targets
     )
     stub.PublishRelease(request, timeout=TIMEOUT_SECONDS)
-    return report
+
+
+def _is_stored(stub: model_pb2_grpc.ModelServiceStub, reference: str) -> bool:
+    try:
+        stub.GetRelease(model_pb2.GetReleaseRequest(reference=reference), timeout=TIMEOUT_SECONDS)
+    except grpc.RpcError as error:
+        if error.code() is grpc.StatusCode.NOT_FOUND:
+            return False
+        raise
+    return True
 
 
 def _build(source: ReleaseFile, folder: Path) -> tuple[Release, list[BuiltFile]]:

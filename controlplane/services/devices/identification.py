@@ -7,6 +7,7 @@ from typing import Final
 from cryptography import x509
 
 from controlplane.errors import ForbiddenError, UnauthenticatedError
+from controlplane.services.devices.restored import adopt_certificate, is_unrecorded_renewal
 from controlplane.services.devices.states import DeviceStateService, check_active
 from controlplane.services.keys.authority_files import AuthorityFiles
 from controlplane.services.keys.server_keys import common_name, serial_of
@@ -51,6 +52,12 @@ class IdentificationService:
             )
         check_active(device)
         if serial not in {device.certificate_serial, device.previous_serial}:
+            if is_unrecorded_renewal(device, certificate):
+                async with self._database.write() as tx:
+                    await adopt_certificate(
+                        tx, device, certificate, self._authority_of(certificate), self._clock()
+                    )
+                return device
             if self._is_replayed(device):
                 await self._states.quarantine_clone(device, serial)
             raise ForbiddenError(
@@ -69,6 +76,10 @@ class IdentificationService:
         """
         self._check_issuer(certificate_pem)
         await self._states.check(device_id)
+
+    def _authority_of(self, certificate: x509.Certificate) -> str:
+        authority = self._authorities.issuer(certificate)
+        return authority.sha256 if authority else ""
 
     def _check_issuer(self, certificate_pem: bytes) -> x509.Certificate:
         """Raise UnauthenticatedError unless a current authority issued the certificate."""

@@ -50,6 +50,11 @@ class ModelServiceStub:
                 request_serializer=flotilla_dot_v1_dot_model__pb2.UpdateTrustRequest.SerializeToString,
                 response_deserializer=flotilla_dot_v1_dot_model__pb2.UpdateTrustResponse.FromString,
                 _registered_method=True)
+        self.RestoreTrust = channel.unary_unary(
+                '/flotilla.v1.ModelService/RestoreTrust',
+                request_serializer=flotilla_dot_v1_dot_model__pb2.RestoreTrustRequest.SerializeToString,
+                response_deserializer=flotilla_dot_v1_dot_model__pb2.RestoreTrustResponse.FromString,
+                _registered_method=True)
         self.GetMetadata = channel.unary_unary(
                 '/flotilla.v1.ModelService/GetMetadata',
                 request_serializer=flotilla_dot_v1_dot_model__pb2.GetMetadataRequest.SerializeToString,
@@ -107,6 +112,13 @@ class ModelServiceServicer:
 
     def UpdateTrust(self, request, context):
         """A change by the offline keys: a new root, targets, or publishers' metadata that adds no release.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreTrust(self, request, context):
+        """Metadata that a server lost when it was restored from a backup; `flotilla keys restore`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -176,6 +188,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.UpdateTrust,
                     request_deserializer=flotilla_dot_v1_dot_model__pb2.UpdateTrustRequest.FromString,
                     response_serializer=flotilla_dot_v1_dot_model__pb2.UpdateTrustResponse.SerializeToString,
+            ),
+            'RestoreTrust': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreTrust,
+                    request_deserializer=flotilla_dot_v1_dot_model__pb2.RestoreTrustRequest.FromString,
+                    response_serializer=flotilla_dot_v1_dot_model__pb2.RestoreTrustResponse.SerializeToString,
             ),
             'GetMetadata': grpc.unary_unary_rpc_method_handler(
                     servicer.GetMetadata,
@@ -295,6 +312,33 @@ class ModelService:
             '/flotilla.v1.ModelService/UpdateTrust',
             flotilla_dot_v1_dot_model__pb2.UpdateTrustRequest.SerializeToString,
             flotilla_dot_v1_dot_model__pb2.UpdateTrustResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreTrust(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flotilla.v1.ModelService/RestoreTrust',
+            flotilla_dot_v1_dot_model__pb2.RestoreTrustRequest.SerializeToString,
+            flotilla_dot_v1_dot_model__pb2.RestoreTrustResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,8 @@ class ModelServiceStub:
     """The first root and targets metadata, signed offline."""
     UpdateTrust: _grpc.UnaryUnaryMultiCallable[_model_pb2.UpdateTrustRequest, _model_pb2.UpdateTrustResponse]
     """A change by the offline keys: a new root, targets, or publishers' metadata that adds no release."""
+    RestoreTrust: _grpc.UnaryUnaryMultiCallable[_model_pb2.RestoreTrustRequest, _model_pb2.RestoreTrustResponse]
+    """Metadata that a server lost when it was restored from a backup; `flotilla keys restore`."""
     GetMetadata: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetMetadataRequest, _model_pb2.GetMetadataResponse]
     """One metadata file of the image repository, as agents fetch it."""
     MissingChunks: _grpc.UnaryUnaryMultiCallable[_model_pb2.MissingChunksRequest, _model_pb2.MissingChunksResponse]
@@ -63,6 +65,8 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """The first root and targets metadata, signed offline."""
     UpdateTrust: _aio.UnaryUnaryMultiCallable[_model_pb2.UpdateTrustRequest, _model_pb2.UpdateTrustResponse]  # type: ignore[assignment]
     """A change by the offline keys: a new root, targets, or publishers' metadata that adds no release."""
+    RestoreTrust: _aio.UnaryUnaryMultiCallable[_model_pb2.RestoreTrustRequest, _model_pb2.RestoreTrustResponse]  # type: ignore[assignment]
+    """Metadata that a server lost when it was restored from a backup; `flotilla keys restore`."""
     GetMetadata: _aio.UnaryUnaryMultiCallable[_model_pb2.GetMetadataRequest, _model_pb2.GetMetadataResponse]  # type: ignore[assignment]
     """One metadata file of the image repository, as agents fetch it."""
     MissingChunks: _aio.UnaryUnaryMultiCallable[_model_pb2.MissingChunksRequest, _model_pb2.MissingChunksResponse]  # type: ignore[assignment]
@@ -102,6 +106,14 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.UpdateTrustResponse, _abc.Awaitable[_model_pb2.UpdateTrustResponse]]:
         """A change by the offline keys: a new root, targets, or publishers' metadata that adds no release."""
+
+    @_abc_1.abstractmethod
+    def RestoreTrust(
+        self,
+        request: _model_pb2.RestoreTrustRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.RestoreTrustResponse, _abc.Awaitable[_model_pb2.RestoreTrustResponse]]:
+        """Metadata that a server lost when it was restored from a backup; `flotilla keys restore`."""
 
     @_abc_1.abstractmethod
     def GetMetadata(

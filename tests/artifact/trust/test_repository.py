@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from image_world import START, World, manifest
+from image_world import FIRST_VERSION, START, World, manifest
 from msgspec.structs import replace
 from securesystemslib.signer import SSlibKey
 from tuf.api.metadata import (
@@ -63,7 +63,7 @@ def test_publishing_changes_the_publishers_role_snapshot_and_timestamp(world: Wo
 
     assert {file_name(role, data) for role, data in accepted.changed.items()} == {
         "2.acme.json",
-        "2.snapshot.json",
+        f"{FIRST_VERSION + 1}.snapshot.json",
         "timestamp.json",
     }
     assert accepted.release.reference == "acme/chat@1"
@@ -259,8 +259,8 @@ def test_refresh_renews_at_half_life_and_only_then(world: World) -> None:
     much_later = START + timedelta(days=3, hours=13)
     changed = refresh(world.roles, world.online, now=much_later)
     assert {role: version_of(role, data) for role, data in changed.items()} == {
-        "snapshot": 2,
-        "timestamp": 2,
+        "snapshot": int(much_later.timestamp()),
+        "timestamp": int(much_later.timestamp()),
     }
     snapshot = parse(Snapshot, changed["snapshot"], "snapshot").signed
     timestamp = parse(Timestamp, changed["timestamp"], "timestamp").signed
