@@ -68,6 +68,22 @@ class StoppingError(ControlPlaneError):
     """This server is stopping; another one, or this one after its restart, will answer."""
 
 
+class NotStartedError(ControlPlaneError):
+    """The server is starting, or too slow to answer a probe."""
+
+
+class StorageError(ControlPlaneError):
+    """The storage below the server does not accept the request now."""
+
+
+class StorageFullError(StorageError):
+    """The disk is full: reads work, writes do not."""
+
+
+class DatabaseUnavailableError(StorageError):
+    """The database does not answer."""
+
+
 class DataDirectoryError(ControlPlaneError):
     """The data directory cannot be used: it is locked, damaged, or not writable."""
 

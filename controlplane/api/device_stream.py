@@ -21,7 +21,7 @@ from controlplane.api.translate import (
     word,
 )
 from controlplane.api.windows import window_from_wire
-from controlplane.errors import ControlPlaneError, InvalidInputError
+from controlplane.errors import ControlPlaneError, InvalidInputError, StorageFullError
 from controlplane.services.devices.class_measurements import ClassMeasurementService
 from controlplane.services.devices.enrollment import EnrollService
 from controlplane.services.devices.identification import IdentificationService
@@ -34,6 +34,7 @@ from controlplane.store.sessions import Greeting, Progress
 log = logging.getLogger(__name__)
 
 HELLO_SECONDS: Final = 30.0
+FULL_RETRY_SECONDS: Final = 5.0
 MAX_WINDOWS: Final = 4096
 MAX_SLOTS: Final = 32
 MAX_BOOT_ID_CHARACTERS: Final = 64
@@ -158,12 +159,26 @@ class DeviceStreams:
     ) -> None:
         try:
             async for message in incoming:
-                ack = await self._take(device, greeting, message)
+                ack = await self._take_when_stored(device, greeting, message)
                 if ack is not None:
                     await outgoing.put(wire.ConnectResponse(ack=ack))
             await outgoing.put(None)
         except Exception as error:  # noqa: BLE001 - the call that waits on the queue raises it
             await outgoing.put(error)
+
+    async def _take_when_stored(
+        self, device: Device, greeting: Greeting, message: wire.ConnectRequest
+    ) -> wire.Ack | None:
+        """Take a message, waiting while the disk is full.
+
+        Nothing is acknowledged before it is stored. Ending the stream instead would make every
+        device reconnect again and again, and would keep assignments from it.
+        """
+        while True:
+            try:
+                return await self._take(device, greeting, message)
+            except StorageFullError:
+                await asyncio.sleep(FULL_RETRY_SECONDS)
 
     async def _take(
         self, device: Device, greeting: Greeting, message: wire.ConnectRequest

@@ -12,9 +12,11 @@ from artifact.errors import (
     InvalidManifestError,
     UntrustedError,
 )
+from controlplane.disk import disk_full, is_no_space
 from controlplane.errors import (
     ConflictError,
     ControlPlaneError,
+    DatabaseUnavailableError,
     ForbiddenError,
     InvalidInputError,
     NameTakenError,
@@ -22,6 +24,7 @@ from controlplane.errors import (
     OverloadedError,
     StaleError,
     StoppingError,
+    StorageFullError,
     UnauthenticatedError,
 )
 
@@ -47,6 +50,8 @@ CATALOG: Final = (
     (ForbiddenError, grpc.StatusCode.PERMISSION_DENIED),
     (OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (StoppingError, grpc.StatusCode.UNAVAILABLE),
+    (StorageFullError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (DatabaseUnavailableError, grpc.StatusCode.UNAVAILABLE),
 )
 
 
@@ -61,6 +66,9 @@ class Status:
 
 def status_of(error: Exception, method: str) -> Status:
     """Return the status of an error; a foreign error is logged and gets a general text."""
+    if is_no_space(error):
+        # A key or context file, outside the database and the chunk store.
+        error = disk_full(str(error))
     code = next((code for kind, code in CATALOG if isinstance(error, kind)), None)
     if code is not None and isinstance(error, ControlPlaneError | ArtifactError):
         trailing = [(ADVICE_KEY, plain(error.advice))] if error.advice else []

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from artifact.chunks import MAX_INDEX_BYTES
+from controlplane.disk import disk_full, is_no_space
 from controlplane.errors import InvalidInputError, NotFoundError
 
 DIGEST_BYTES: Final = 32
@@ -25,6 +26,8 @@ class ChunkStore:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._incoming = root / "incoming"
+        # First two bytes of the digests whose folders are known to survive a power cut.
+        self._flushed: set[bytes] = set()
         self._incoming.mkdir(parents=True, exist_ok=True)
         for leftover in self._incoming.iterdir():
             leftover.unlink()
@@ -69,31 +72,39 @@ class ChunkStore:
         digest = hashlib.sha256(data).digest()
         path = self.path(digest)
         if self._is_whole(digest):
+            # A crash, or another upload that is still running, may have left it unflushed.
+            self._flush_entry(digest)
             return digest, False
-        folders = self._make_folders(path.parent)
         incoming = self._incoming / f"{digest.hex()}-{secrets.token_hex(4)}"
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with incoming.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             incoming.rename(path)
-        except BaseException:
+            self._flush_entry(digest)
+        except BaseException as error:
             with contextlib.suppress(FileNotFoundError):
                 incoming.unlink()
+            if is_no_space(error):
+                raise disk_full(str(error)) from error
             raise
-        for folder in folders:
-            _flush(folder)
         return digest, True
 
-    def _make_folders(self, folder: Path) -> list[Path]:
-        """Make a chunk's folder; return the folders to flush for it to survive a power cut."""
-        changed = [folder]
-        while not folder.exists():
-            folder = folder.parent
-            changed.append(folder)
-        changed[0].mkdir(parents=True, exist_ok=True)
-        return changed
+    def _flush_entry(self, digest: bytes) -> None:
+        """Flush a chunk's folder, and once per process the folders above it.
+
+        A folder that exists may have been made by a put that has not flushed its entry yet, or
+        that a crash ended; so its existence does not prove that it survives a power cut.
+        """
+        folder = self.path(digest).parent
+        _flush(folder)
+        prefix = digest[:2]
+        if prefix not in self._flushed:
+            _flush(folder.parent)
+            _flush(self._root)
+            self._flushed.add(prefix)
 
     def read(self, digest: bytes) -> bytes:
         """Read a whole chunk; NotFoundError if it is not here."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -101,6 +102,8 @@ def serve(
         site_bytes_per_second=parse_rate(site_bandwidth),
         telemetry_window_seconds=telemetry_window,
     )
+    # Whatever the folder's mode: database, chunks and keys are for this user alone.
+    os.umask(0o077)
     _log_to_stderr()
     asyncio.run(run(config))
 

@@ -8,6 +8,7 @@ from controlplane.api.streams import Streams
 from controlplane.blobs import ChunkStore, DeltaCache
 from controlplane.config import Config
 from controlplane.metrics import Metrics
+from controlplane.server.readiness import Readiness
 from controlplane.services.access import AccessService
 from controlplane.services.devices.class_measurements import ClassMeasurementService
 from controlplane.services.devices.enrollment import EnrollService
@@ -43,6 +44,7 @@ class Services:
         self.keys = keys
         self.clock = clock
         self.metrics = Metrics()
+        self.readiness = Readiness(database, config.data_dir)
         self.streams = Streams(self.metrics)
         self.signals = Signals()
         self.chunks = ChunkStore(config.data_dir / "chunks")

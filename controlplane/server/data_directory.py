@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ def locked(data_dir: Path) -> Iterator[None]:
     try:
         if not data_dir.exists():
             data_dir.mkdir(mode=0o700, parents=True)
+        _close_to_others(data_dir)
         descriptor = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise DataDirectoryError(
@@ -51,6 +53,20 @@ def locked(data_dir: Path) -> Iterator[None]:
         ) from error
     finally:
         os.close(descriptor)
+
+
+def _close_to_others(data_dir: Path) -> None:
+    """Take permissions from other users.
+
+    Earlier versions made readable files in folders that were readable, and SQLite gives its log
+    and its shared memory the mode of the database.
+    """
+    for path in (data_dir, *data_dir.iterdir()):
+        mode = path.lstat().st_mode
+        if stat.S_ISLNK(mode) or not mode & 0o077:
+            continue
+        path.chmod(stat.S_IMODE(mode) & 0o700)
+        log.warning("closed_to_others path=%s old_mode=%o", path, stat.S_IMODE(mode))
 
 
 async def write_contexts(services: Services, endpoints: Endpoints) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Final
 
 import uvicorn
@@ -14,6 +14,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from controlplane.errors import ControlPlaneError
 from controlplane.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -22,19 +23,25 @@ log = logging.getLogger(__name__)
 MAX_CONNECTIONS: Final = 1024
 
 
-def make_app(metrics: Metrics, check_ready: Callable[[], Awaitable[None]]) -> Starlette:
-    """Make the application; ``check_ready`` raises while requests cannot be answered."""
+def make_app(metrics: Metrics, readiness: Callable[[], Awaitable[Sequence[str]]]) -> Starlette:
+    """Make the application.
+
+    ``readiness`` returns warnings, and raises while the server cannot answer or write.
+    """
 
     async def healthz(_: Request) -> Response:
         return PlainTextResponse("ok\n")
 
     async def readyz(_: Request) -> Response:
         try:
-            await check_ready()
+            warnings = await readiness()
+        except ControlPlaneError as error:
+            # Logged where the state changed, not at every probe.
+            return PlainTextResponse(f"{error}\n", status_code=503)
         except Exception:
             log.exception("not_ready")
-            return PlainTextResponse("the database does not answer\n", status_code=503)
-        return PlainTextResponse("ok\n")
+            return PlainTextResponse("the server is not ready; see its log\n", status_code=503)
+        return PlainTextResponse("\n".join(["ok", *warnings, ""]))
 
     async def show_metrics(_: Request) -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)

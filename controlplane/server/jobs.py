@@ -11,6 +11,7 @@ from typing import Final
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
+from controlplane.errors import StorageError
 from controlplane.metrics import Metrics
 from controlplane.services.signals import FLEET_CHANGED, Signals
 
@@ -43,6 +44,7 @@ def jobs(
     forget_windows: Work,
     forget_requests: Work,
     renew_certificate: Work,
+    fill_reserve: Work,
 ) -> tuple[PeriodicJob, ...]:
     """Return every periodic job; ``drive_rollouts`` runs the tick of the rollouts."""
     return (
@@ -52,6 +54,7 @@ def jobs(
         PeriodicJob("forget_windows", timedelta(hours=1), forget_windows),
         PeriodicJob("forget_requests", timedelta(hours=6), forget_requests),
         PeriodicJob("renew_certificate", timedelta(hours=1), renew_certificate),
+        PeriodicJob("fill_reserve", timedelta(minutes=5), fill_reserve),
     )
 
 
@@ -75,6 +78,9 @@ async def run(name: str, work: Work, metrics: Metrics) -> None:
     """Run a job once; an exception is logged and counted, so that the next run happens."""
     try:
         await work()
+    except StorageError:
+        # The database has logged the change of state; a traceback per run would hide it.
+        metrics.job_failures.labels(name).inc()
     except Exception:
         metrics.job_failures.labels(name).inc()
         log.exception("job_failed job=%s", name)

@@ -16,7 +16,6 @@ from flotilla.v1 import (
     server_keys_pb2_grpc,
     telemetry_pb2_grpc,
 )
-from sqlalchemy import text
 
 from controlplane.api.access import AccessServicer
 from controlplane.api.bandwidth import Bandwidth
@@ -42,13 +41,11 @@ PUBLIC_SERVICES: Final = tuple(
 
 
 async def start_http(services: Services, stack: contextlib.AsyncExitStack) -> Address:
-    async def check_ready() -> None:
-        async with services.database.read() as tx:
-            await tx.execute(text("SELECT 1"))
-
     listener = bind(services.config.http)
     stack.callback(listener.close)
-    server = HttpServer(make_app(services.metrics, check_ready), services.config.http_seconds)
+    server = HttpServer(
+        make_app(services.metrics, services.readiness.check), services.config.http_seconds
+    )
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     stack.push_async_callback(_stop_http, server, serving)
     host, port = listener.getsockname()[:2]

@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
 from controlplane.config import Config
+from controlplane.disk import DiskReserve, is_no_space
+from controlplane.errors import StorageError
 from controlplane.server.composition import Services
 from controlplane.server.data_directory import Endpoints, locked, write_contexts
 from controlplane.server.jobs import PeriodicJob, drive_rollouts, jobs, schedule
@@ -31,6 +33,8 @@ async def running(config: Config, clock: Callable[[], datetime] = now) -> AsyncI
     """
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(locked(config.data_dir))
+        reserve = DiskReserve(config.data_dir)
+        reserve.release_if_full()
         keys = ServerKeys(
             config.data_dir / "keys",
             config.certificate_names,
@@ -44,27 +48,32 @@ async def running(config: Config, clock: Callable[[], datetime] = now) -> AsyncI
         await migrate(database)
         services = Services(config, database, keys, clock)
         stack.push_async_callback(services.deltas.close)
-        await services.ingest.expire(everyone=database.embedded)
-        await services.repository.refresh()
+        await _if_storage_allows(services.ingest.expire(everyone=database.embedded))
+        await _if_storage_allows(services.repository.refresh())
         http = await start_http(services, stack)
         device = await start_device_port(services, stack)
         public = await start_public_port(services, device, stack)
         endpoints = Endpoints(public, device, http)
-        await write_contexts(services, endpoints)
-        scheduler = schedule(_jobs(services), services.metrics)
+        await _if_storage_allows(write_contexts(services, endpoints))
+        scheduler = schedule(_jobs(services, reserve), services.metrics)
         scheduler.start()
         stack.callback(scheduler.shutdown, wait=False)
         driving = drive_rollouts(services.driver.tick, services.signals, services.metrics)
         stack.push_async_callback(_cancel, asyncio.create_task(driving))
+        await asyncio.to_thread(reserve.fill)
+        services.readiness.started()
         log.info("server_started public=%s device=%s http=%s", public, device, http)
         yield endpoints
         log.info("server_stopping")
 
 
-def _jobs(services: Services) -> tuple[PeriodicJob, ...]:
+def _jobs(services: Services, reserve: DiskReserve) -> tuple[PeriodicJob, ...]:
     async def renew_certificate() -> None:
         if await asyncio.to_thread(services.keys.renew, services.clock()):
             log.info("server_certificate_renewed")
+
+    async def fill_reserve() -> None:
+        await asyncio.to_thread(reserve.fill)
 
     async def forget_requests() -> None:
         retention = timedelta(days=services.config.request_retention_days)
@@ -80,7 +89,20 @@ def _jobs(services: Services) -> tuple[PeriodicJob, ...]:
         ),
         forget_requests=forget_requests,
         renew_certificate=renew_certificate,
+        fill_reserve=fill_reserve,
     )
+
+
+async def _if_storage_allows(work: Awaitable[None]) -> None:
+    """Run a step of the start that a server on a full disk can do without."""
+    try:
+        await work
+    except StorageError as error:
+        log.warning("start_step_skipped reason=%s", error)
+    except OSError as error:
+        if not is_no_space(error):
+            raise
+        log.warning("start_step_skipped reason=%s", error)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -1,5 +1,6 @@
 """Ingest of device messages: Hello, progress, receipts and telemetry."""
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -11,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from artifact.window import Window
-from controlplane.errors import InvalidInputError
+from controlplane.errors import InvalidInputError, StorageError, StorageFullError
 from controlplane.fleet import UpdateState
 from controlplane.metrics import Metrics
 from controlplane.rollouts.commands import UpdateResult
@@ -63,11 +64,16 @@ class IngestService:
         self._clock = clock
 
     async def greet(self, device: Device, session: str, greeting: Greeting) -> None:
-        async with self._database.write() as tx:
-            now = self._clock()
-            await sessions.greet(tx, device.id, session, greeting, now)
-            await adopt_generation(tx, device, greeting, now)
-            tx.after_commit(lambda: self._signals.notify(FLEET_CHANGED))
+        try:
+            async with self._database.write() as tx:
+                now = self._clock()
+                await sessions.greet(tx, device.id, session, greeting, now)
+                await adopt_generation(tx, device, greeting, now)
+                tx.after_commit(lambda: self._signals.notify(FLEET_CHANGED))
+        except StorageFullError:
+            # The stream is worth more than its record: the device still gets its orders, and
+            # ``touch`` and its next reports are stored once there is space again.
+            log.warning("device_not_recorded device=%s name=%s", device.id, device.name)
         log.info(
             "device_connected device=%s name=%s current=%s",
             device.id,
@@ -76,10 +82,15 @@ class IngestService:
         )
 
     async def leave(self, device: Device, session: str) -> None:
+        # If the record fails, ``expire`` finds the silent session later.
+        with contextlib.suppress(StorageError):
+            await self._store_leave(device, session)
+        log.info("device_left device=%s name=%s", device.id, device.name)
+
+    async def _store_leave(self, device: Device, session: str) -> None:
         async with self._database.write() as tx:
             if await sessions.leave(tx, device.id, session, self._clock()):
                 tx.after_commit(lambda: self._signals.notify(FLEET_CHANGED))
-        log.info("device_left device=%s name=%s", device.id, device.name)
 
     async def progress(self, device: Device, progress: Progress) -> None:
         async with self._database.write() as tx:

@@ -15,17 +15,22 @@ from sqlalchemy import (
     Table,
     event,
     make_url,
+    text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from controlplane.store.failures import StorageHealth, typed
+
 BUSY_TIMEOUT_MS: Final = 10_000
 # Rows per INSERT batch; measured best for both databases.
 BATCH_ROWS: Final = 1000
 # SQLite takes at most 32,766 parameters in a statement.
 BATCH_IDS: Final = 10_000
+# user_version is a signed 32-bit number.
+MAX_USER_VERSION: Final = 1 << 31
 _WRITES: Final = "flotilla_writes"
 
 
@@ -93,6 +98,8 @@ class Database:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
+        self._path = Path(engine.url.database or "") if self.embedded else None
+        self.health = StorageHealth(self._path)
         self._turn = asyncio.Lock()
 
     @property
@@ -101,22 +108,64 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncIterator[Transaction]:
-        """Open a consistent snapshot; changes made in it are rolled back."""
-        async with self.engine.connect() as connection:
-            yield Transaction(connection)
+        """Open a consistent snapshot; changes made in it are rolled back.
+
+        Raises DatabaseUnavailableError.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            with self._typed_failures(connecting=True):
+                connection = await stack.enter_async_context(self.engine.connect())
+                if not self.embedded:
+                    # PostgreSQL's default gives every statement a snapshot of its own.
+                    await connection.execution_options(isolation_level="REPEATABLE READ")
+            with self._typed_failures():
+                yield Transaction(connection)
+        self.health.read()
 
     @contextlib.asynccontextmanager
     async def write(self) -> AsyncIterator[Transaction]:
-        """Commit when the block ends, roll back if it raises. Do not wait for the network in it."""
+        """Commit when the block ends, roll back if it raises. Do not wait for the network in it.
+
+        Raises StorageFullError and DatabaseUnavailableError.
+        """
         async with contextlib.AsyncExitStack() as stack:
             if self.embedded:
                 await stack.enter_async_context(self._turn)
-            connection = await stack.enter_async_context(self.engine.connect())
-            await connection.execution_options(**{_WRITES: True})
+            with self._typed_failures(connecting=True):
+                connection = await stack.enter_async_context(self.engine.connect())
+                await connection.execution_options(**{_WRITES: True})
             transaction = Transaction(connection)
-            async with connection.begin():
-                yield transaction
+            # The commit is within: on a full disk it is often the first to fail.
+            with self._typed_failures():
+                async with connection.begin():
+                    yield transaction
+        self.health.written()
         transaction.committed()
+
+    async def check_writable(self) -> None:
+        """Commit a small change; raises StorageFullError and DatabaseUnavailableError."""
+        async with self.write() as tx:
+            if self.embedded:
+                # Rewrites the first page, which goes through the write-ahead log like any change.
+                version = await tx.first(text("PRAGMA user_version"))
+                following = (int(version[0]) + 1) % MAX_USER_VERSION if version else 1
+                await tx.execute(text(f"PRAGMA user_version = {following}"))
+            else:
+                # Writes a row of the catalog and a commit record, and leaves nothing behind.
+                await tx.execute(text("CREATE TEMPORARY TABLE write_probe (a int) ON COMMIT DROP"))
+
+    @contextlib.contextmanager
+    def _typed_failures(self, *, connecting: bool = False) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            failure = typed(error, self._path, connecting=connecting)
+            if failure is None:
+                raise
+            self.health.failed(failure)
+            if failure is error:
+                raise
+            raise failure from error
 
     async def close(self) -> None:
         await self.engine.dispose()

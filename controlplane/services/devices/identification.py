@@ -1,12 +1,13 @@
 """Identification of a device by the certificate of its connection, on every call."""
 
+import contextlib
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Final
 
 from cryptography import x509
 
-from controlplane.errors import ForbiddenError, UnauthenticatedError
+from controlplane.errors import ForbiddenError, StorageFullError, UnauthenticatedError
 from controlplane.services.devices.restored import adopt_certificate, is_unrecorded_renewal
 from controlplane.services.devices.states import DeviceStateService, check_active
 from controlplane.services.keys.authority_files import AuthorityFiles
@@ -65,8 +66,9 @@ class IdentificationService:
                 advice="If the box has no newer one, its disk may have been copied: enrol it anew.",
             )
         if serial == device.certificate_serial and device.previous_serial is not None:
-            async with self._database.write() as tx:
-                await devices.forget_previous_serial(tx, device.id, shown=serial, now=self._clock())
+            # A full disk must not lock the device out; its next call records the use.
+            with contextlib.suppress(StorageFullError):
+                await self._record_use(device.id, serial)
         return device
 
     async def check(self, device_id: str, certificate_pem: bytes) -> None:
@@ -76,6 +78,10 @@ class IdentificationService:
         """
         self._check_issuer(certificate_pem)
         await self._states.check(device_id)
+
+    async def _record_use(self, device_id: str, serial: str) -> None:
+        async with self._database.write() as tx:
+            await devices.forget_previous_serial(tx, device_id, shown=serial, now=self._clock())
 
     def _authority_of(self, certificate: x509.Certificate) -> str:
         authority = self._authorities.issuer(certificate)

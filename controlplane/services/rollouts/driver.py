@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
 
-from controlplane.errors import StaleError
+from controlplane.errors import StaleError, StorageError
 from controlplane.fleet import presence
 from controlplane.rollouts import commands
 from controlplane.rollouts.plan import Plan
@@ -45,6 +45,9 @@ class RolloutDriver:
         except StaleError as error:
             # Another request changed the rollout or a device meanwhile; the next tick retries.
             log.info("rollout_tick_stale rollout=%s reason=%s", rollout_id, error)
+        except StorageError:
+            # The database has logged it; the next tick retries.
+            return
         except Exception:
             # A rollout that fails must not stop the others.
             log.exception("rollout_tick_failed rollout=%s", rollout_id)

@@ -1,13 +1,14 @@
 """The chunk store keeps each chunk once, whole, under its digest."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
 
 from artifact.chunks import MAX_INDEX_BYTES
 from controlplane.blobs import MESSAGE_BYTES, ChunkStore
-from controlplane.errors import InvalidInputError, NotFoundError
+from controlplane.errors import InvalidInputError, NotFoundError, StorageFullError
 
 
 @pytest.fixture
@@ -65,9 +66,45 @@ def test_a_failed_write_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StorageFullError, match=r"disk_full: .*No space"):
         store.put(b"weights")
     assert [path for path in (tmp_path / "chunks").rglob("*") if path.is_file()] == []
+
+
+def flushed_by(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files and folders that are flushed from now on."""
+    flushed: list[str] = []
+    real = os.fsync
+
+    def record(descriptor: int) -> None:
+        flushed.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        real(descriptor)
+
+    monkeypatch.setattr("os.fsync", record)
+    return flushed
+
+
+def test_a_folder_that_another_put_made_is_flushed_all_the_same(
+    store: ChunkStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = hashlib.sha256(b"weights").hexdigest()
+    store.path(bytes.fromhex(name)).parent.mkdir(parents=True)
+    flushed = flushed_by(monkeypatch)
+    store.put(b"weights")
+    assert flushed[1:] == [name[2:4], name[:2], "chunks"]
+
+
+def test_a_chunk_that_a_crash_left_unflushed_is_flushed_before_it_is_acknowledged(
+    store: ChunkStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest, _ = store.put(b"weights")
+    name = digest.hex()
+    restarted = ChunkStore(tmp_path / "chunks")
+    flushed = flushed_by(monkeypatch)
+    assert restarted.put(b"weights") == (digest, False)
+    assert flushed == [name[2:4], name[:2], "chunks"]
+    restarted.put(b"weights")
+    assert flushed[3:] == [name[2:4]]
 
 
 def test_messages_are_the_chunks_in_order(store: ChunkStore) -> None:

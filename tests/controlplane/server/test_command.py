@@ -71,6 +71,18 @@ def test_a_first_start_makes_all_there_is_and_a_second_keeps_it(tmp_path: Path) 
         assert json.loads((data_dir / "admin.json").read_text()) == admin
 
 
+def test_nothing_is_readable_by_others_whatever_the_folders_mode(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    (data_dir / "chunks").mkdir(parents=True)
+    (data_dir / "flotilla.db").touch(0o644)
+    for folder in (data_dir, data_dir / "chunks"):
+        folder.chmod(0o755)
+    with serving(data_dir):
+        made = [data_dir, *data_dir.rglob("*")]
+        assert len(made) > 10
+        assert [path for path in made if path.stat().st_mode & 0o077] == []
+
+
 def test_two_cannot_share_a_data_directory(tmp_path: Path) -> None:
     with serving(tmp_path):
         second = subprocess.run(
