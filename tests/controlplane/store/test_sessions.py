@@ -4,6 +4,8 @@ from datetime import datetime, timedelta
 
 from artifact.device_facts import DeviceFacts
 from controlplane.fleet import UpdateState
+from controlplane.server.jobs import jobs
+from controlplane.services.ingest import SILENT_SECONDS
 from controlplane.store import devices, sessions
 from controlplane.store.database import Database
 from controlplane.store.sessions import Greeting, Progress
@@ -35,6 +37,30 @@ async def test_silent_streams_expire(one: Database, now: datetime) -> None:
         await sessions.touch(tx, ["id-box-1"], now + timedelta(seconds=50))
         assert await sessions.expire(tx, now + timedelta(seconds=49)) == 0
         assert await sessions.expire(tx, now + timedelta(seconds=51)) == 1
+
+
+async def idle() -> None:
+    """Do the work of a job."""
+
+
+async def test_a_device_that_sends_no_status_for_an_hour_stays_connected(
+    one: Database, now: datetime
+) -> None:
+    """Devices send on change: presence is the open stream, which gRPC's keepalive watches."""
+    works = ("refresh_metadata", "touch_streams", "expire_streams", "forget_windows")
+    works += ("forget_requests", "renew_certificate")
+    periods = {job.name: job.every for job in jobs(**dict.fromkeys(works, idle))}
+    touch_seconds = periods["touch_streams"].total_seconds()
+    assert touch_seconds <= SILENT_SECONDS / 3
+    async with one.write() as tx:
+        await sessions.greet(tx, "id-box-1", "s", GREETING, now)
+        for touch in range(round(3600 / touch_seconds)):
+            at = now + timedelta(seconds=touch * touch_seconds)
+            await sessions.touch(tx, ["id-box-1"], at)
+            assert await sessions.expire(tx, at - timedelta(seconds=SILENT_SECONDS)) == 0
+        device = await devices.get(tx, "box-1")
+        assert device.connected
+        assert device.last_seen_at == at
 
 
 async def test_progress_of_an_older_generation_is_out_of_date(one: Database, now: datetime) -> None:
