@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from artifact.manifest import Task, Variant
-from runtimes.base import Inspection, LoadSpec, Progress, Quantizer, Scheme
+from runtimes.base import Inspection, Progress, Quantizer, Scheme
 from runtimes.build.description import context_bytes, described_files, recipe_of
 from runtimes.build.published import RECIPE, SOURCE, contents, copy_source, source_bytes
 from runtimes.build.request import BuildRequest, Report, VariantRequest
@@ -20,11 +20,12 @@ from runtimes.errors import (
     QuantizeError,
 )
 from runtimes.evaluation.comparison import Comparison
-from runtimes.evaluation.quality import Evaluation, measure
+from runtimes.evaluation.quality import Evaluation, quality_of
 from runtimes.predictions import Predictions
 from runtimes.quantizing import UNQUANTIZED
 
 if TYPE_CHECKING:
+    from runtimes.evaluation.frames import EvaluationJob
     from runtimes.evaluation.tape import Tape
 
 
@@ -153,16 +154,15 @@ class VariantMaker:
 
     def measured(self, variant: Variant, source: Source) -> Variant:
         """Return the variant with its quality, if there are evaluation data."""
+        from runtimes.evaluation.process import evaluating
+
         if self._evaluation is None:
             return variant
         progress = self._progress(variant.name)
         progress("measuring", 0.0)
-        spec = LoadSpec(self._files(variant), self._task, variant.context_length)
-        engine = source.runtime.load(spec)
-        try:
-            quality = measure(engine, self._evaluation)
-        finally:
-            engine.close()
+        job = self._job(variant, source, self._files(variant), self._evaluation)
+        with evaluating(job, "the variant") as live:
+            quality = quality_of(live, self._evaluation)
         progress("measuring", 1.0)
         return msgspec.structs.replace(variant, quality=quality)
 
@@ -173,7 +173,6 @@ class VariantMaker:
         evaluation data.
         """
         from runtimes.evaluation.compare import compare
-        from runtimes.evaluation.frames import EvaluationJob
 
         evaluation = self._evaluation
         if evaluation is None:
@@ -182,18 +181,9 @@ class VariantMaker:
                 advice="Give evaluation data.",
             )
 
-        def job(files: dict[str, Path]) -> EvaluationJob:
-            return EvaluationJob(
-                runtime=source.runtime.name,
-                files={name: str(path) for name, path in files.items()},
-                task=self._task,
-                context_length=variant.context_length,
-                evaluation=str(evaluation.path),
-            )
-
         found = compare(
-            job(source.files),
-            job(self._files(variant)),
+            self._job(variant, source, source.files, evaluation),
+            self._job(variant, source, self._files(variant), evaluation),
             evaluation,
             self._progress(variant.name),
             self._tape(source),
@@ -212,6 +202,19 @@ class VariantMaker:
             if tape.complete:
                 return tape.replayed()
         return iter(())
+
+    def _job(
+        self, variant: Variant, source: Source, files: dict[str, Path], evaluation: Evaluation
+    ) -> "EvaluationJob":
+        from runtimes.evaluation.frames import EvaluationJob
+
+        return EvaluationJob(
+            runtime=source.runtime.name,
+            files={name: str(path) for name, path in files.items()},
+            task=self._task,
+            context_length=variant.context_length,
+            evaluation=str(evaluation.path),
+        )
 
     def _tape(self, source: Source) -> "Tape":
         from runtimes.evaluation.tape import Tape

@@ -12,6 +12,7 @@ import msgspec
 from artifact.manifest import Task
 from runtimes import registry
 from runtimes.base import LoadSpec
+from runtimes.confinement import confine_calls, confine_files
 from runtimes.errors import BuildError, RuntimeFault
 from runtimes.evaluation.frames import (
     MAX_WORDS,
@@ -42,12 +43,19 @@ def main() -> int:
 def _evaluate(job: EvaluationJob, pipe: BinaryIO) -> None:
     runtime = registry.find(job.runtime)
     evaluation = read_evaluation(Path(job.evaluation), job.task) if job.evaluation else None
+    files = {name: Path(path).resolve() for name, path in job.files.items()}
+    # Opened before the files are confined, since Landlock decides when a file is opened.
+    peak = _open_peak()
+    # Models and their side files come from strangers: as on a device, native code sees them only
+    # in a process that cannot write, connect or read other files.
+    confine_files(files.values())
     runtime.prepare()
     # Imported before counting, so that NumPy does not count as the model's memory.
     importlib.import_module("runtimes.arrays")
-    before = _begin_counting()
+    before = _begin_counting(peak)
+    confine_calls()
     spec = LoadSpec(
-        files={name: Path(path) for name, path in job.files.items()},
+        files=files,
         task=job.task,
         context_length=job.context_length if job.task is Task.TEXT_GENERATION else 0,
     )
@@ -68,14 +76,26 @@ def _evaluate(job: EvaluationJob, pipe: BinaryIO) -> None:
         engine.close()
 
 
-def _begin_counting() -> int:
+def _open_peak() -> int | None:
+    """Open the file that resets the peak of resident memory; return None if there is none."""
+    try:
+        return os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+def _begin_counting(peak: int | None) -> int:
     """Reset the peak of resident memory and return the present bytes; 0 if the kernel cannot."""
+    if peak is None:
+        return 0
     try:
         # Writing 5 resets VmHWM, the peak that importing the engine had (proc(5)).
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        os.write(peak, b"5")
         return _status("VmRSS")
     except OSError:
         return 0
+    finally:
+        os.close(peak)
 
 
 def _status(key: str) -> int:

@@ -6,7 +6,7 @@ Embeddings have no correct answers: they are only compared with the source's (ru
 import hashlib
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -65,15 +65,15 @@ def read_evaluation(path: Path, task: Task) -> Evaluation:
     return Evaluation(path, task, path.read_bytes())
 
 
-def measure(engine: Engine, evaluation: Evaluation) -> Quality:
-    """Measure the quality of a loaded model; raise BuildError if the file does not fit its task."""
+def quality_of(predictions: Iterable[Predictions], evaluation: Evaluation) -> Quality:
+    """Compute the quality of a model from its predictions; raise BuildError for embeddings."""
     if evaluation.task is Task.EMBEDDING:
         raise BuildError(
             "an embedding model has no quality by itself",
             advice="Compare variants with their source instead.",
         )
     meter = QualityMeter(evaluation)
-    for some in predict(engine, evaluation):
+    for some in predictions:
         meter.add(some)
     return meter.quality()
 

@@ -17,7 +17,7 @@ from runtimes.evaluation.compare import compare, compare_predictions
 from runtimes.evaluation.comparison import Comparison
 from runtimes.evaluation.frames import EvaluationJob
 from runtimes.evaluation.process import evaluating
-from runtimes.evaluation.quality import measure, predict, read_evaluation
+from runtimes.evaluation.quality import predict, quality_of, read_evaluation
 from runtimes.evaluation.tape import Tape
 from runtimes.fake import FakeModel, Faults, write_model
 from runtimes.predictions import Predictions
@@ -71,7 +71,9 @@ def test_a_language_model_loses_a_little(
         files = {name: Path(path) for name, path in one.files.items()}
         spec = LoadSpec(files, Task.TEXT_GENERATION, 512, threads=1)
         engine = registry.find(one.runtime).load(spec)
-        assert measure(engine, evaluation).value == pytest.approx(quality.value, rel=1e-4)
+        assert quality_of(predict(engine, evaluation), evaluation).value == pytest.approx(
+            quality.value, rel=1e-4
+        )
         engine.close()
 
 
@@ -209,7 +211,7 @@ def test_texts_that_cannot_be_embedded_are_refused(
         list(predict(engine, evaluation))
     assert caught.value.advice
     with pytest.raises(BuildError, match="no quality by itself"):
-        measure(engine, evaluation)
+        quality_of(predict(engine, evaluation), evaluation)
     engine.close()
 
 

@@ -1,6 +1,7 @@
 """Trials: inputs for free dimensions, and the comparison of a variant's outputs."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ import pytest
 from artifact.manifest import Task
 from runtimes.arrays import to_value
 from runtimes.base import TensorSpec, TensorValue
-from runtimes.errors import InvalidInputError, VariantFailedError
+from runtimes.errors import BuildError, InvalidInputError, VariantFailedError
+from runtimes.evaluation.frames import EvaluationJob
+from runtimes.evaluation.process import evaluating
 from runtimes.evaluation.trial import Trial
 from runtimes.evaluation.trial_inputs import MAX_VALUES, candidate_shapes
 from runtimes.evaluation.trials import compare_outputs
@@ -102,3 +105,49 @@ def test_outputs_that_do_not_match_are_refused(found: list[Predictions], reason:
     with pytest.raises(VariantFailedError, match=reason) as caught:
         compare_outputs(rows(1, 2), found, "generated")
     assert caught.value.advice
+
+
+def test_an_evaluating_process_is_confined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a runtime that reads a file outside the model and opens one for writing."""
+    plugin, folder = tmp_path / "plugin", tmp_path / "models"
+    (plugin / "escape-1.dist-info").mkdir(parents=True)
+    (plugin / "escape.py").write_text(ESCAPE)
+    (plugin / "escape-1.dist-info" / "METADATA").write_text("Name: escape\nVersion: 1\n")
+    (plugin / "escape-1.dist-info" / "entry_points.txt").write_text(
+        "[flotilla.runtimes]\nescape = escape:RUNTIME\n"
+    )
+    folder.mkdir()
+    model = folder / "model.bin"
+    for file in (model, folder / "secret"):
+        file.write_bytes(b"content")
+    monkeypatch.setenv("PYTHONPATH", str(plugin))
+    monkeypatch.setenv("ESCAPE_SECRET", str(folder / "secret"))
+    job = EvaluationJob("escape", {"model.bin": str(model)}, Task.TENSOR, 0, trial=True)
+    with (
+        pytest.raises(BuildError, match="denied reading, denied writing"),
+        evaluating(job, "the source") as live,
+    ):
+        list(live)
+
+
+ESCAPE = """
+import os
+from pathlib import Path
+from runtimes.errors import LoadError
+
+class Runtime:
+    name = "escape"
+    def prepare(self):
+        pass
+    def load(self, spec):
+        done = []
+        for word, flags in (("reading", os.O_RDONLY), ("writing", os.O_RDWR | os.O_CREAT)):
+            try:
+                os.open(os.environ["ESCAPE_SECRET"], flags)
+                done.append(f"allowed {word}")
+            except OSError:
+                done.append(f"denied {word}")
+        raise LoadError(", ".join(done))
+
+RUNTIME = Runtime()
+"""

@@ -12,7 +12,7 @@ from artifact.manifest import Task
 from runtimes import registry
 from runtimes.base import LoadSpec, Scheme
 from runtimes.errors import QuantizeError
-from runtimes.evaluation.quality import measure, read_evaluation
+from runtimes.evaluation.quality import predict, quality_of, read_evaluation
 from runtimes.onnx.blocks import BLOCK_VALUES, pack_blocks
 from runtimes.onnx.inspect import OnnxInspector
 from runtimes.onnx.quantize import OnnxQuantizer
@@ -133,7 +133,8 @@ def test_every_scheme_of_a_classifier_still_classifies(
     engine = registry.find("onnx").load(spec)
     # Inputs and outputs keep their types.
     assert {tensor.datatype for side in engine.tensors() for tensor in side} == {"FP32"}
-    assert measure(engine, read_evaluation(images, Task.CLASSIFICATION)).value > 0.95
+    evaluation = read_evaluation(images, Task.CLASSIFICATION)
+    assert quality_of(predict(engine, evaluation), evaluation).value > 0.95
     engine.close()
 
 
