@@ -1,155 +1,168 @@
-"""The decision by itself, with limits, scores and expectations to be checked by hand."""
+"""Decisions: which variant is tried next, and which limits a measured one misses."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from agent.selection import Candidate, Decision
-from agent.selection.decision import UNCERTAINTY, missed_limits
-from agent.selection.figures import Figures
-from agent.selection.prediction import Source
-from artifact.manifest import Objective
+from agent.selection import Candidate, Decision, Figures, Source
+from agent.selection.decision import UNCERTAINTY
+from agent.selection.figures import missed_limits
+from artifact.manifest import Objective, SelectionPolicy
 
-FAST = Candidate(
-    variant="fast",
-    runtime="llama_cpp",
-    quantization="q4",
-    bucket="ranked",
-    reason="fits",
-    predicted_memory_bytes=100,
-    predicted_tokens_per_second=20.0,
-    source=Source.HARDWARE_CLASS,
-)
-SLOW = replace(FAST, variant="slow", predicted_tokens_per_second=10.0, predicted_memory_bytes=60)
+MIB = 1 << 20
 
 
-def decision(objective: Objective, *candidates: Candidate, limit: int = 5) -> Decision:
+def candidate(name: str, **fields: Any) -> Candidate:
+    return replace(
+        Candidate(
+            variant=name,
+            runtime="llama_cpp",
+            quantization=name,
+            bucket="ranked",
+            reason="",
+            predicted_memory_bytes=2 * MIB,
+        ),
+        **fields,
+    )
+
+
+def decision(objective: Objective, *candidates: Candidate) -> Decision:
     return Decision(
         slot="chat",
-        model="acme/m@1",
+        model="demo/model@1",
         objective=objective,
-        memory_budget_bytes=1000,
+        memory_budget_bytes=4 * MIB,
         min_tokens_per_second=0,
-        max_candidates=limit,
+        max_candidates=5,
         candidates=candidates,
         reason="",
     )
 
 
-def figures(speed: float, memory: int, joules: float | None = None) -> Figures:
-    return Figures(tokens_per_second=speed, memory_bytes=memory, joules_per_token=joules)
+def after(first: Decision, **figures: Any) -> str | None:
+    """Return the variant to try after the first one was measured."""
+    name = first.next_candidate()
+    assert name is not None
+    return first.with_measurement(name, Figures(**figures)).next_candidate()
 
 
-def test_unmeasured_figures_are_zero_or_none() -> None:
-    blank = (FAST.measured_memory_bytes, FAST.measured_tokens_per_second, FAST.context_length)
-    assert blank == (0, 0.0, 0)
-    assert Candidate("v", "r", "q", "ranked", "", 0).predicted_tokens_per_second == 0.0
+@pytest.mark.parametrize(("predicted", "tried"), [(MIB - 1, True), (MIB, False), (MIB + 1, False)])
+def test_a_variant_that_may_take_less_memory_is_tried(predicted: int, tried: bool) -> None:
+    rest = candidate("b", predicted_memory_bytes=predicted)
+    first = decision(Objective.MEMORY, candidate("a"), rest)
+    assert after(first, tokens_per_second=1, memory_bytes=MIB) == ("b" if tried else None)
 
 
-def test_a_measurement_at_the_memory_budget_is_kept_and_one_above_it_excluded() -> None:
-    before = decision(Objective.TOKENS_PER_SECOND, FAST)
-    at = before.with_measurement("fast", figures(9, 1000))
-    assert at.candidate("fast").bucket == "ranked"
-    above = before.with_measurement("fast", figures(9, 1001))
-    assert above.candidate("fast").bucket == "excluded"
+@pytest.mark.parametrize(("joules", "tried"), [(0.49, True), (0.5, False), (0.51, False)])
+def test_a_variant_that_may_take_less_energy_is_tried(joules: float, tried: bool) -> None:
+    rest = candidate("b", predicted_joules_per_token=joules, source=Source.MEASURED_HERE)
+    first = decision(Objective.TOKENS_PER_JOULE, candidate("a"), rest)
+    measured = {"tokens_per_second": 10, "memory_bytes": MIB, "joules_per_token": 0.5}
+    assert after(first, **measured) == ("b" if tried else None)
 
 
-def test_a_decision_fits_while_one_candidate_does() -> None:
-    out = replace(SLOW, bucket="excluded")
-    assert not decision(Objective.QUALITY, FAST, out).nothing_fits
-    assert decision(Objective.QUALITY, out).nothing_fits
-
-
-def test_by_memory_a_smaller_prediction_is_tried_and_a_larger_one_is_not() -> None:
-    first = decision(Objective.MEMORY, FAST, SLOW)
-    tried = first.with_measurement("fast", figures(9, 80))
-    assert tried.next_candidate() == "slow"
-    tried = first.with_measurement("fast", figures(9, 50))
-    assert tried.next_candidate() is None
-
-
-@pytest.mark.parametrize(("joules", "tried"), [(0.4, "slow"), (0.6, None)])
-def test_by_energy_a_predicted_energy_decides(joules: float, tried: str | None) -> None:
-    other = replace(SLOW, predicted_joules_per_token=joules)
-    found = decision(Objective.TOKENS_PER_JOULE, FAST, other).with_measurement(
-        "fast", Figures(tokens_per_second=20, memory_bytes=80, joules_per_token=0.5)
-    )
-    assert found.next_candidate() == tried
-
-
-@pytest.mark.parametrize(("speed", "tried"), [(21.0, "slow"), (19.0, None)])
-def test_by_energy_without_a_prediction_power_is_taken_as_the_best_ones(
-    speed: float, tried: str | None
+@pytest.mark.parametrize(("speed", "tried"), [(10.1, True), (9.9, False)])
+def test_without_a_prediction_of_energy_the_faster_variant_takes_less(
+    speed: float, tried: bool
 ) -> None:
-    other = replace(SLOW, predicted_tokens_per_second=speed)
-    found = decision(Objective.TOKENS_PER_JOULE, FAST, other).with_measurement(
-        "fast", Figures(tokens_per_second=20, memory_bytes=80, joules_per_token=0.5)
+    """The same power for less time per token."""
+    rest = candidate("b", predicted_tokens_per_second=speed, source=Source.MEASURED_HERE)
+    first = decision(Objective.TOKENS_PER_JOULE, candidate("a"), rest)
+    measured = {"tokens_per_second": 10, "memory_bytes": MIB, "joules_per_token": 0.5}
+    assert after(first, **measured) == ("b" if tried else None)
+
+
+def test_energy_decides_only_if_every_measured_variant_has_it() -> None:
+    slow = candidate("a", tried=True, measured_tokens_per_second=5.0)
+    first = decision(Objective.TOKENS_PER_JOULE, slow, candidate("b", tried=True))
+    metered = first.with_measurement(
+        "b", Figures(tokens_per_second=1, memory_bytes=1, joules_per_token=0.1)
     )
-    assert found.next_candidate() == tried
-
-
-def test_energy_decides_only_if_every_measurement_has_it() -> None:
-    both = decision(Objective.TOKENS_PER_JOULE, FAST, SLOW)
-    both = both.with_measurement("fast", figures(0.9, 1))
-    both = both.with_measurement(
-        "slow", Figures(tokens_per_second=0.5, memory_bytes=1, joules_per_token=9)
+    # The first has no energy, so speed decides.
+    assert metered.conclude().chosen_variant == "a"
+    both = metered.with_measurement(
+        "a", Figures(tokens_per_second=5, memory_bytes=1, joules_per_token=0.2)
     )
-    # Without energy for one of them, speed decides.
-    assert both.conclude().chosen_variant == "fast"
-    metered = decision(Objective.TOKENS_PER_JOULE, FAST, SLOW)
-    for name, joules in (("fast", 2.0), ("slow", 0.5)):
-        metered = metered.with_measurement(
-            name, Figures(tokens_per_second=5, memory_bytes=1, joules_per_token=joules)
-        )
-    assert metered.conclude().chosen_variant == "slow"
+    assert both.conclude().chosen_variant == "b"
 
 
-def test_a_prior_of_the_class_is_taken_as_it_is_and_the_roofline_corrected() -> None:
-    own = decision(Objective.TOKENS_PER_SECOND, FAST, replace(SLOW, predicted_tokens_per_second=9))
-    tried = own.with_measurement("fast", figures(8.9, 1))
-    assert tried.next_candidate() == "slow"
-    assert (
-        own.with_measurement(
-            "fast", Figures(tokens_per_second=9.1, memory_bytes=1)
-        ).next_candidate()
-        is None
+def tried_at(ratio: float, predicted: float, **rest: Any) -> bool:
+    """Measure one variant at ``ratio`` of its prediction; return True if the other is tried."""
+    first = candidate("a", predicted_tokens_per_second=10.0)
+    other = candidate("b", predicted_tokens_per_second=predicted, **rest)
+    found = decision(Objective.TOKENS_PER_SECOND, first, other)
+    return after(found, tokens_per_second=10 * ratio, memory_bytes=MIB) == "b"
+
+
+def test_a_computed_speed_is_corrected_by_what_was_measured() -> None:
+    bound = 5 / (0.5 * (1 + UNCERTAINTY))
+    assert tried_at(0.5, bound * 1.01)
+    assert not tried_at(0.5, bound * 0.99)
+
+
+def test_the_speed_of_another_runtime_is_corrected_by_the_uncertainty_alone() -> None:
+    bound = 5 / (1 + UNCERTAINTY)
+    assert tried_at(0.5, bound * 1.01, runtime="onnx")
+    assert not tried_at(0.5, bound * 0.99, runtime="onnx")
+
+
+def test_a_speed_that_others_measured_is_not_corrected() -> None:
+    assert tried_at(0.5, 5.1, source=Source.HARDWARE_CLASS)
+    assert not tried_at(0.5, 4.9, source=Source.HARDWARE_CLASS)
+
+
+def test_a_speed_that_was_not_predicted_corrects_no_other() -> None:
+    found = decision(
+        Objective.TOKENS_PER_SECOND,
+        candidate("a", predicted_tokens_per_second=0.0),
+        candidate("b", predicted_tokens_per_second=10.0),
     )
+    assert after(found, tokens_per_second=5, memory_bytes=MIB) == "b"
 
 
-@pytest.mark.parametrize(("measured", "tried"), [(10.9, "slow"), (11.1, None)])
-def test_without_ratios_a_roofline_gets_the_uncertainty_in_its_favour(
-    measured: float, tried: str | None
-) -> None:
-    """Another runtime's measurement says nothing about this roofline's error."""
-    assert pytest.approx(0.1) == UNCERTAINTY
-    roofline = replace(SLOW, source=Source.ROOFLINE, runtime="onnx")
-    found = decision(Objective.TOKENS_PER_SECOND, FAST, roofline).with_measurement(
-        "fast", Figures(tokens_per_second=measured, memory_bytes=1)
-    )
-    assert found.next_candidate() == tried
+def test_a_variant_of_exactly_the_budget_fits() -> None:
+    found = decision(Objective.QUALITY, candidate("a"))
+    fits = found.with_measurement("a", Figures(tokens_per_second=1, memory_bytes=4 * MIB))
+    assert fits.conclude().chosen_variant == "a"
+    more = found.with_measurement("a", Figures(tokens_per_second=1, memory_bytes=4 * MIB + 1))
+    assert more.nothing_fits
 
 
-def test_an_unpredicted_variant_gives_no_ratio() -> None:
-    blind = replace(FAST, predicted_tokens_per_second=0.0, source=Source.ROOFLINE)
-    roofline = replace(SLOW, source=Source.ROOFLINE)
-    found = decision(Objective.TOKENS_PER_SECOND, blind, roofline).with_measurement(
-        "fast", Figures(tokens_per_second=10.5, memory_bytes=1)
-    )
-    assert found.next_candidate() == "slow"
+def test_a_decision_with_one_variant_left_still_fits() -> None:
+    found = decision(Objective.QUALITY, candidate("a"), candidate("b"))
+    assert not found.with_failure("a", "crashed").nothing_fits
+    assert found.with_failure("a", "crashed").with_failure("b", "crashed").nothing_fits
+
+
+def test_an_unknown_variant_is_a_key_error() -> None:
+    with pytest.raises(KeyError):
+        decision(Objective.QUALITY, candidate("a")).candidate("b")
+
+
+def test_of_unknown_quality_the_known_one_is_better() -> None:
+    known = candidate("a", tried=True, quality_value=-1e9)
+    unknown = candidate("b", tried=True, quality_value=None)
+    for order in ((known, unknown), (unknown, known)):
+        assert decision(Objective.QUALITY, *order).conclude().chosen_variant == "a"
 
 
 @pytest.mark.parametrize(
-    ("ttft", "joules", "misses"),
-    [(0.5, 0.8, 0), (0.51, 0.8, 1), (0.5, 0.81, 1), (None, None, 0), (9.0, 9.0, 2)],
+    ("figures", "missed"),
+    [
+        ({"tokens_per_second": 5.0}, 0),
+        ({"tokens_per_second": 4.9}, 1),
+        ({"tokens_per_second": 0.0}, 0),
+        ({"ttft_seconds": 0.5}, 0),
+        ({"ttft_seconds": 0.51}, 1),
+        ({"joules_per_token": 0.8}, 0),
+        ({"joules_per_token": 0.81}, 1),
+        ({"tokens_per_second": 1, "ttft_seconds": 1, "joules_per_token": 1}, 3),
+        ({}, 0),
+    ],
 )
-def test_limits_hold_up_to_their_value(
-    ttft: float | None, joules: float | None, misses: int
-) -> None:
-    limits = replace(
-        decision(Objective.QUALITY),
-        min_tokens_per_second=5,
-        max_ttft_seconds=0.5,
-        max_joules_per_token=0.8,
+def test_a_figure_at_its_limit_does_not_miss_it(figures: dict[str, Any], missed: int) -> None:
+    policy = SelectionPolicy(
+        min_tokens_per_second=5, max_ttft_seconds=0.5, max_joules_per_token=0.8
     )
-    found = Figures(tokens_per_second=5, ttft_seconds=ttft, joules_per_token=joules)
-    assert len(missed_limits(found, limits, "tokens/s")) == misses
+    assert len(missed_limits(Figures(**figures), policy, "tokens/s")) == missed

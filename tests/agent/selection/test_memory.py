@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from agent.selection import Measurement, rank
-from agent.selection.memory import memory_model
+from agent.selection.memory import memory_model, process_bytes
 from artifact.manifest import SelectionPolicy, SlotPolicy, Task, Variant
 from tests.agent.selection.test_ranking import FACTS, GIB, bare, component, variant, why
 
@@ -130,3 +130,34 @@ def test_a_load_without_a_measured_peak_says_nothing() -> None:
     nothing = [load("long", 6, 0, model="demo/model@1"), load("other", 6, 0)]
     model = memory_model(LONG, "demo/model@1", nothing, {})
     assert (model.factor, model.offset_bytes, model.why) == (1.0, 0, "")
+
+
+def test_adapters_and_the_process_are_added_to_the_model() -> None:
+    model = memory_model(LONG, "a/b@1", [], {"llama_cpp": 100, "onnx": 700})
+    assert model.bytes_at(LONG.context_length) == LONG.memory_bytes + 100
+    assert model.with_more(50).bytes_at(LONG.context_length) == LONG.memory_bytes + 150
+    assert process_bytes("tpu", {"llama_cpp": 100, "onnx": 700}) == 700
+
+
+def test_a_load_of_less_than_half_of_the_estimate_is_not_believed() -> None:
+    tiny = load(LONG.name, 6, 0.1)
+    found = memory_model(LONG, tiny.model, [tiny], {})
+    assert found.bytes_at(LONG.context_length) == LONG.memory_bytes // 2
+    unknown = replace(tiny, memory_bytes=0)
+    assert memory_model(LONG, tiny.model, [unknown], {}).why == ""
+
+
+def test_a_budget_that_the_whole_context_just_fits_is_enough() -> None:
+    model = memory_model(LONG, "a/b@1", [], {})
+    whole = model.bytes_at(LONG.context_length)
+    assert model.longest_context(whole) == LONG.context_length
+    assert model.longest_context(whole - 1) == LONG.context_length - 64
+    half_more = replace(model, factor=1.5)
+    over = half_more.bytes_at(LONG.context_length) - MIB * 48
+    assert half_more.longest_context(over) == LONG.context_length - 64
+    assert (
+        replace(model, variant=msgspec.structs.replace(LONG, context_bytes=0)).longest_context(
+            whole - 1
+        )
+        == 0
+    )

@@ -6,7 +6,7 @@ import pytest
 from artifact.sketch import Sketch
 from artifact.window import Energy, Provenance, Window
 from controlplane.errors import InvalidInputError
-from controlplane.telemetry import DeviceWindow, Grouping, check_window, summarise
+from controlplane.telemetry import DeviceWindow, Grouping, Summary, check_window, summarise
 
 RAPL = Energy(10.0, Provenance("rapl", "package", "counter"))
 WINDOW = Window(
@@ -122,6 +122,14 @@ def test_energy_of_different_provenance_is_not_added() -> None:
         {"duration_seconds": 1e9},
         {"variant": "x" * 257},
         {"latency_seconds": Sketch(zeros=-1)},
+        {"ttft_seconds": Sketch(zeros=-1)},
+        {"errors": -1},
+        {"peak_memory_bytes": (1 << 53) + 1},
+        {"throttled_seconds": -0.1},
+        {"throttled_seconds": 7 * 86400 + 1.0},
+        {"energy": replace(RAPL, joules=1e12 + 1e3)},
+        {"energy": replace(RAPL, provenance=Provenance("rapl", "moon", "counter"))},
+        {"energy": replace(RAPL, provenance=Provenance("rapl", "package", "felt"))},
         {"energy": replace(RAPL, provenance=Provenance("guess", "package", "counter"))},
         {"energy": replace(RAPL, joules=-1.0)},
     ],
@@ -162,3 +170,38 @@ def test_peak_memory_is_the_largest_window() -> None:
     window = replace(WINDOW, peak_memory_bytes=0)
     (row,) = summarise([DeviceWindow("box-1", "class-a", window)], Grouping.VARIANT)
     assert row.peak_memory_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"requests": 0, "errors": 0, "generated_tokens": 1 << 53},
+        {"decode_seconds": 0.0, "duration_seconds": 7 * 86400.0},
+        {"variant": "x" * 256, "route": ""},
+        {"energy": replace(RAPL, joules=0.0)},
+        {"energy": replace(RAPL, joules=1e12)},
+    ],
+)
+def test_a_window_at_its_bounds_is_taken(change: dict[str, object]) -> None:
+    check_window(replace(WINDOW, **change))  # type: ignore[arg-type]
+
+
+def row_of(**change: object) -> Summary:
+    window = replace(WINDOW, **change)  # type: ignore[arg-type]
+    (row,) = summarise([DeviceWindow("box-1", "class-a", window)], Grouping.VARIANT)
+    return row
+
+
+def test_without_decoded_tokens_or_time_there_is_no_rate() -> None:
+    one = Sketch.of([0.1])
+    assert row_of(generated_tokens=1, ttft_seconds=one).tokens_per_second is None
+    assert row_of(decode_seconds=0.0).tokens_per_second is None
+    assert row_of(generated_tokens=2, ttft_seconds=one).tokens_per_second == pytest.approx(0.5)
+
+
+def test_without_tokens_or_joules_there_is_no_efficiency() -> None:
+    unused = row_of(generated_tokens=0)
+    assert (unused.joules, unused.tokens_per_joule) == (10.0, None)
+    nothing = row_of(energy=replace(RAPL, joules=0.0))
+    assert (nothing.joules, nothing.tokens_per_joule) == (0.0, None)
+    assert row_of(energy=None).energy_provenance == ""
