@@ -85,14 +85,6 @@ class UpdateEngine:
     def assign(self, assignment: Assignment) -> None:
         """Accept an assignment if its generation is newer than all seen so far; idempotent."""
         newest = self._wanted or self._update.assignment
-        if assignment.generation < newest.generation:
-            # The server restored an old backup: it continues above this generation by itself
-            # once it has read this agent's Hello, or, if it is an older version, never.
-            log.warning(
-                "assignment_below_newest generation=%d newest=%d cause=server_restored_from_backup",
-                assignment.generation,
-                newest.generation,
-            )
         if assignment.generation <= newest.generation:
             return
         self._wanted = assignment
@@ -101,7 +93,8 @@ class UpdateEngine:
     def is_outdated(self, assignment: Assignment) -> bool:
         """Check for an assignment from before one that the device took on.
 
-        An older generation, or the same one with another release: the server has lost assignments.
+        An older generation, or the same one with another release: the server lost assignments, as
+        after a restore. It continues above this device's generation once it has read Hello.
         """
         newest = self._wanted or self._update.assignment
         if assignment.generation == newest.generation:
