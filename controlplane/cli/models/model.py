@@ -15,7 +15,12 @@ from artifact.sizes import in_bytes
 from controlplane.cli.app import GlobalOptions, RefusedError, pass_settings
 from controlplane.cli.models.adapter import adapter_command
 from controlplane.cli.models.recipe_file import load_recipe, parse_lineage
-from controlplane.cli.models.variants import lineage_of, print_variants, recipes_of
+from controlplane.cli.models.variants import (
+    lineage_of,
+    print_variants,
+    recipes_of,
+    warnings_of,
+)
 from controlplane.cli.output import clean, note, print_fields, print_json, print_table
 from runtimes.build import (
     MODEL_FILE,
@@ -233,6 +238,7 @@ def _inspect_built(settings: GlobalOptions, folder: Path) -> None:
             "lineage": lineage_of(built),
             "description": built.description,
             "made": recipes_of(built.variants),
+            "warnings": warnings_of(built.variants),
         }
     )
     click.echo()

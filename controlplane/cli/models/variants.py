@@ -39,6 +39,11 @@ def recipes_of(variants: Sequence[Variant]) -> str:
     return "; ".join(f"{one.name}: {one.recipe}" for one in variants if one.recipe)
 
 
+def warnings_of(variants: Sequence[Variant]) -> str:
+    """Return the warnings that the build left in the manifest; empty if there are none."""
+    return "; ".join(f"{one.name}: {each}" for one in variants for each in one.warnings)
+
+
 def _quality(quality: Quality | None) -> str:
     return f"{quality.metric} {quality.value:.4g}" if quality else "unmeasured"
 

@@ -8,7 +8,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from controlplane.cli.command import cli
+from runtimes.base import Scheme
 from runtimes.fake import FakeModel, write_model
+from runtimes.llama_cpp.quantize import LlamaCppQuantizer
 
 
 def flotilla(*arguments: Any) -> Result:
@@ -107,3 +109,18 @@ def test_inspect_refuses_a_file_that_is_not_what_its_name_says(tmp_path: Path) -
     unknown = tmp_path / "model.bin"
     unknown.write_bytes(b"x")
     assert flotilla("model", "inspect", unknown).exit_code == 1
+
+
+def test_a_model_as_published_is_the_default_and_warnings_are_shown(
+    tmp_path: Path, demo_models: Path
+) -> None:
+    q8 = tmp_path / "q8.gguf"
+    LlamaCppQuantizer().quantize(demo_models / "base.gguf", Scheme("q8_0"), q8, lambda *_: None)
+    built = build(tmp_path / "out", q8)
+    assert built.exit_code == 0, built.output
+    assert "source" in built.stdout
+    again = build(tmp_path / "again", q8, "--variant", "q4_0")
+    assert "quantized again, from q8_0 to q4_0" in again.stderr
+    shown = flotilla("model", "inspect", tmp_path / "again")
+    assert "quantized again" in shown.stdout
+    assert "as published" in flotilla("model", "inspect", tmp_path / "out").stdout
