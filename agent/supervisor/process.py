@@ -87,16 +87,17 @@ class WorkerProcess(asyncio.Protocol):
     async def start(self, timeouts: WorkerTimeouts, threads: int) -> None:
         """Spawn the process and load the model; on LoadFailedError no process is left."""
         loaded = False
+        limit = timeouts.load_limit_seconds(self.spec.variant.size_bytes)
         try:
             await self._spawn()
-            async with asyncio.timeout(timeouts.load_seconds):
+            async with asyncio.timeout(limit):
                 await self._load(threads)
             # Only from here on: a load sends no sign of life and has its own limit.
             self._silence_seconds = timeouts.silence_seconds
             loaded = True
         except TimeoutError as error:
             raise LoadFailedError(
-                f"{self._name()} did not load within {timeouts.load_seconds:g} s",
+                f"{self._name()} did not load within {limit:.0f} s",
                 reason="timed_out",
                 advice="Give the box a smaller variant, or look at its storage.",
             ) from error

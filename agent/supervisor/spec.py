@@ -54,7 +54,10 @@ class WorkerStats:
 class WorkerTimeouts:
     """Time limits of a worker, and the spacing of its restarts (full jitter, doubling)."""
 
+    # A load may take ``load_seconds`` and, beside them, the time to read its files at the rate of a
+    # slow SD card: a load sends no sign of progress.
     load_seconds: float = 300.0
+    load_bytes_per_second: float = 4 << 20
     # A worker that sends no event for so long while it owes an answer, also to a caller that has
     # given up, is stuck and is killed.
     silence_seconds: float = 300.0
@@ -64,3 +67,7 @@ class WorkerTimeouts:
     backoff_most_seconds: float = 30.0
     # A process that ran for so long resets the backoff.
     stable_after_seconds: float = 60.0
+
+    def load_limit_seconds(self, size_bytes: int) -> float:
+        """Return the longest time that loading files of this size may take."""
+        return self.load_seconds + size_bytes / self.load_bytes_per_second

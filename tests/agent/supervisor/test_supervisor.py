@@ -138,6 +138,17 @@ async def test_a_failed_load_says_why_and_leaves_nothing(
     assert children() == []
 
 
+@pytest.mark.parametrize(
+    ("size_gib", "seconds_per_gib", "loads"), [(7, 100, True), (7, 2000, False), (0.1, 400, True)]
+)
+def test_the_time_to_load_grows_with_the_files(
+    size_gib: float, seconds_per_gib: float, loads: bool
+) -> None:
+    """7 GiB from a card that reads 10 MiB/s take 12 minutes, which is slow and not stuck."""
+    limit = WorkerTimeouts().load_limit_seconds(round(size_gib * (1 << 30)))
+    assert (size_gib * seconds_per_gib < limit) == loads
+
+
 async def test_an_unknown_runtime_is_named(supervisor: Supervisor, tmp_path: Path) -> None:
     spec = worker_spec(tmp_path)
     spec = replace(spec, variant=msgspec.structs.replace(spec.variant, runtime="nobody-has"))
