@@ -44,6 +44,7 @@ def to_value(name: str, array: NDArray[Any]) -> TensorValue:
             f"the tensor {name!r} has the type {array.dtype}, which the protocol cannot carry",
             advice="Export the model with numeric tensors.",
         )
+    # Outputs may be views with strides; the protocol's data are row-major.
     return TensorValue(name, datatype, array.shape, np.ascontiguousarray(array).tobytes())
 
 

@@ -37,10 +37,12 @@ def _tensors(path: Path) -> list[Tensor]:
         try:
             inspection = registry.find(name).inspector().inspect(path)
         except UnsafeFileError:
+            # Not a file of this runtime, or a malformed one: bytes can always be compared.
             continue
         return [
             Tensor(tensor.name, tensor.type, tensor.shape, Span(tensor.offset, tensor.size))
             for tensor in inspection.tensors
+            # External weights are another file of the variant, with a delta of its own.
             if not tensor.file
         ]
     return []

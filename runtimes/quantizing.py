@@ -62,6 +62,7 @@ def atomic_output(scheme: Scheme, destination: Path, progress: Progress) -> Iter
     progress(what, 0.0)
     try:
         yield half_made
+        # On the disk before the rename, or a power loss could leave a complete name without data.
         with half_made.open("rb+") as file:
             os.fsync(file.fileno())
         half_made.replace(destination)
@@ -90,6 +91,7 @@ def read_text(path: Path) -> str:
         ) from error
     if path.suffix != JSON_LINES:
         return text
+    # A blank line keeps the end of one text from merging with the beginning of the next.
     return "\n\n".join(line.text for line in read_lines(path, text, _TextLine))
 
 

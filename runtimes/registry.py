@@ -13,6 +13,7 @@ GROUP = "flotilla.runtimes"
 FAKE = "fake"
 
 
+# Cached, because entry points are read from the metadata of every installed package.
 @cache
 def _runtimes() -> dict[str, Runtime]:
     found: dict[str, Runtime] = {

@@ -58,6 +58,7 @@ def _check_input(value: TensorValue, spec: TensorSpec) -> None:
             advice=f"Send the shape {list(spec.shape)}, where -1 is any size.",
         )
     size = math.prod(value.shape) * DATATYPE_BYTES[spec.datatype]
+    # Engines build arrays over these bytes without a copy, so that the length must be exact.
     if size > MAX_TENSOR_BYTES or len(value.data) != size:
         raise InvalidInputError(
             f"input {spec.name!r} has {len(value.data):,} bytes; its shape {list(value.shape)} "

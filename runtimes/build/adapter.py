@@ -51,6 +51,7 @@ def build_adapter(request: AdapterRequest) -> Adapter:
             file=file,
             bases=tuple(bases),
         )
+        # Structs are not checked when they are made: decoding applies the manifest's bounds.
         try:
             adapter = msgspec.json.decode(msgspec.json.encode(adapter), type=Adapter)
         except msgspec.ValidationError as error:
@@ -82,6 +83,7 @@ def _fitting(runtime: Runtime, adapter: Inspection, base: Path) -> list[str]:
         for file in variant.files:
             if not file.name.endswith(f".{runtime.format}"):
                 continue
+            # Each variant is inspected: quantizing may have removed layers that the adapter needs.
             found = inspect_apart(location, base / variant.name / file.name).inspection
             try:
                 runtime.check_adapter(adapter, found)

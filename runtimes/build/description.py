@@ -28,6 +28,7 @@ def described(request: BuildRequest, task: Task, variants: Sequence[Variant]) ->
         also_from=request.also_from,
         description=request.description,
     )
+    # Structs are not checked when they are made: decoding applies the manifest's bounds.
     try:
         model = msgspec.json.decode(msgspec.json.encode(model), type=ModelVersion)
         check_lineage(model)

@@ -36,6 +36,7 @@ def _embeddings(texts: list[str], predictions: Iterable[Predictions]) -> Iterato
     for some in predictions:
         for number, row in zip(some.targets, some.rows, strict=True):
             text = texts[int(number)]
+            # The target of an embedding is the number of its line.
             if len(text) <= _LONGEST_TEXT:
                 vector = tuple(round(float(value), _DIGITS) for value in row)
                 yield Embedding(text=text, vector=vector)

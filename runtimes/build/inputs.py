@@ -19,6 +19,7 @@ def digest_of_inputs(
 ) -> str:
     """Return the SHA-256 over the files, the request and the engines' versions."""
     document = {
+        # Another version may quantize or describe otherwise.
         "flotilla": version("flotilla"),
         "sources": [
             {

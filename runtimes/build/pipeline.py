@@ -81,10 +81,12 @@ def build(request: BuildRequest, report: Report) -> BuildResult:
             raise search.failure()
         if by_recipe:
             _write_report(folder, inputs, search.attempts)
+        # A plain build reports its attempts only if it skipped one.
         attempts = search.attempts if by_recipe or search.errors else ()
         model = described(request, task, kept)
         data = msgspec.json.format(msgspec.json.encode(model), indent=1)
         (folder / MODEL_FILE).write_bytes(data)
+        # By recipe, the report's digest of inputs has decided above.
         unchanged = not by_recipe and same_model(request.out, data)
         if not unchanged:
             put_in_place(folder, request, replace=request.force or again)

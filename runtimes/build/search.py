@@ -108,6 +108,7 @@ class Search:
         for source in dict.fromkeys(str(candidate.source.path) for candidate in candidates):
             of_source = [one for one in candidates if str(one.source.path) == source]
             sizes = [self._predicted_size(one) for one in of_source]
+            # One unknown size makes sizes incomparable: schemes are listed from large to small.
             if all(sizes):
                 by_size = sorted(zip(sizes, of_source, strict=True), key=lambda pair: -pair[0])
                 of_source = [one for _, one in by_size]
@@ -139,6 +140,7 @@ class Search:
         try:
             variant = maker.make(candidate.request, candidate.source)
         except QuantizeError as error:
+            # The scheme does not apply to this model; the next candidate may.
             maker.drop(candidate.request.name)
             self.errors.append(error)
             self._note(candidate, AttemptOutcome.REFUSED, str(error))

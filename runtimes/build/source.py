@@ -43,6 +43,7 @@ def open_source(path: Path) -> Source:
     main = _main_file(path) if path.is_dir() else path
     if not main.is_file():
         raise BuildError(f"{main} does not exist or is not a file", advice="Check the path.")
+    # By its ending only: the inspection decides whether the content is what the name says.
     runtime = registry.find_by_format(main.suffix.removeprefix("."))
     # Sorted, the inner folder comes last, and its files replace those of the outer one.
     folders = {path, main.parent} if path.is_dir() else set()

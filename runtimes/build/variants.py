@@ -92,6 +92,7 @@ class VariantMaker:
             for name, path in source.side_files.items():
                 shutil.copyfile(path, folder / name)
             self._quantize(source, request.how, main)
+        # The made file is inspected, not the source: schemes leave some tensors as they are.
         inspection = runtime.inspector().inspect(main)
         paths = sorted(folder.iterdir())
         size = sum(path.stat().st_size for path in paths)

@@ -47,6 +47,7 @@ def compare(
 
 
 def _variant_predictions(live: Iterable[Predictions]) -> Iterator[Predictions]:
+    # Faults of the source pass unchanged: no other variant could be compared with it either.
     with _faults_of_variant():
         yield from live
 
@@ -77,6 +78,7 @@ def compare_predictions(
 ) -> Comparison:
     """Compare two streams of predictions; the result has no memory figure."""
     loss = _LossOfVectors(evaluation) if evaluation.task is Task.EMBEDDING else _Loss(evaluation)
+    # In step, so that one frame of each is in memory; the pipe makes the faster process wait.
     for expected, found in zip_longest(left, right):
         if expected is None or found is None or not _is_comparable(expected, found):
             raise BuildError(
@@ -156,6 +158,7 @@ class _Distance:
         # Row by row, because a large vocabulary in float64 takes megabytes per row.
         for p, q in zip(expected.rows, found.rows, strict=True):
             log_p, log_q = _log_probabilities(p), _log_probabilities(q)
+            # KL is not negative; rounding may make it so for equal rows.
             self._nats += max(0.0, float((np.exp(log_p) * (log_p - log_q)).sum()))
 
     def divergence(self) -> Divergence:

@@ -14,6 +14,7 @@ from runtimes.predictions import Predictions
 MAX_FRAME_BYTES: Final = 1 << 30
 MAX_WORDS: Final = 4096
 
+# Kind, fraction done, rows and columns; of an ending, its length in bytes in the place of rows.
 _HEADER: Final = struct.Struct("<cdII")
 _ROWS: Final = b"R"
 _END: Final = b"E"

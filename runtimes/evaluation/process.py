@@ -65,6 +65,7 @@ def evaluating(job: EvaluationJob, what: str) -> Iterator[Evaluating]:
     with (
         tempfile.TemporaryFile() as complaints,
         subprocess.Popen(
+            # -P: modules in the working folder must not shadow the engine's.
             [sys.executable, "-P", "-m", "runtimes.evaluation"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -74,6 +75,7 @@ def evaluating(job: EvaluationJob, what: str) -> Iterator[Evaluating]:
     ):
         try:
             stdin = cast("BinaryIO", process.stdin)
+            # A process that died early breaks the pipe; reading its frames reports why.
             with contextlib.suppress(BrokenPipeError), stdin:
                 stdin.write(msgspec.json.encode(job))
             yield Evaluating(process, complaints, what)

@@ -203,12 +203,14 @@ def _predict_rows(engine: Engine, evaluation: Evaluation) -> Iterator[Prediction
             "labels",
             advice=f"It needs one row per label of {', '.join(sorted(declared))}.",
         )
+    # The model must accept batches: its first dimension is free, or the last batch fails.
     for start in range(0, len(labels), _BATCH_ROWS):
         rows = slice(start, start + _BATCH_ROWS)
         inputs = [
             to_value(name, arrays[name][rows].astype(DTYPES[spec.datatype]))
             for name, spec in declared.items()
         ]
+        # The first output has the scores, one row for each input row.
         scores = to_array(engine.infer(inputs)[0]).reshape(len(labels[rows]), -1)
         done = (start + len(labels[rows])) / len(labels)
         yield Predictions(labels[rows], scores.astype(np.float32, copy=False), done)

@@ -67,6 +67,7 @@ class Trial:
             try:
                 outputs = engine.infer(values)
             except InvalidInputError as error:
+                # Our guess of the sizes was wrong; that is not the model's fault.
                 refusal = str(error)
                 if time.monotonic() > deadline:
                     break

@@ -75,6 +75,7 @@ def compare_outputs(
                 f"{shapes[1]}",
                 advice="Use another scheme, or deploy the model as published (source).",
             )
+        # Values that are infinite in the source, such as masks, may have any value in the variant.
         finite = np.isfinite(left.rows)
         a, b = left.rows[finite].astype(np.float64), right.rows[finite].astype(np.float64)
         if lost := int((~np.isfinite(b)).sum()):
@@ -83,6 +84,7 @@ def compare_outputs(
                 "where the source's are finite",
                 advice="Use another scheme: values overflow or were lost in this one.",
             )
+        # In float64: squares of large float32 values overflow.
         difference += float(np.square(a - b).sum())
         reference += float(np.square(a).sum())
         values += a.size

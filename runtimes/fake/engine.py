@@ -120,6 +120,7 @@ class FakeEngine:
         refuse_adapter(sampling.adapter, tuple(self._adapters))
         model = self._adapters.get(sampling.adapter, self._model)
         tokens = FakeTokens(model, self._context_length, self._sleep)
+        # Like llama.cpp, one generation more than ``parallel`` ends the earliest.
         self._generations = [each for each in self._generations if not each.over]
         if len(self._generations) == self._parallel:
             self._generations.pop(0).close()
@@ -154,6 +155,7 @@ class FakeEngine:
         """Yield rows that give the right byte the likelihood of the perplexity, others the rest."""
         score = self._score(text)
         perplexity = math.exp(score.negative_log_likelihood / score.tokens)
+        # exp(-NLL) for the right byte; the other 255 share what is left of the probability.
         right, wrong = -math.log(perplexity), math.log((1 - 1 / perplexity or 1e-9) / 255)
         targets = text.encode()[1:]
         for start in range(0, len(targets), TOKENS_PER_STEP):

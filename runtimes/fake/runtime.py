@@ -49,6 +49,7 @@ class FakeRuntime:
             case "error":
                 raise LoadError("staged failure on load")
             case "crash":
+                # As a shell reports SIGSEGV; no handler and no cleanup runs.
                 os._exit(139)
             case "hang":
                 time.sleep(3600)

@@ -54,6 +54,7 @@ class FakeQuantizer:
         with atomic_output(scheme, destination, progress) as half_made:
             write_model(half_made, smaller)
 
+    # Predicted from the whole file, although only the padding shrinks: tests use large paddings.
     def predict_size(self, source: Path, scheme: Scheme) -> int:
         check_scheme("fake", scheme, self.schemes)
         return int(source.stat().st_size * SCHEMES[scheme.name])

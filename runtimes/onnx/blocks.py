@@ -62,6 +62,7 @@ def pack_blocks(
     zero, highest = 1 << (bits - 1), (1 << bits) - 1
     inputs, outputs = matrix.shape
     blocks = -(-inputs // block_values)
+    # Zeros fill the last block; the operator knows the true width (K) and ignores them.
     padded = np.zeros((outputs, blocks * block_values), dtype=np.float32)
     padded[:, :inputs] = matrix.T
     values = padded.reshape(outputs, blocks, block_values)
@@ -71,6 +72,7 @@ def pack_blocks(
     best_scales = np.zeros(best_error.shape, dtype=np.float32)
     for part in _SCALE_PARTS:
         scales = largest * np.float32(-part / zero)
+        # A block of zeros has the scale 0.
         divisors = np.where(scales == 0, np.float32(1), scales)
         quants = np.clip(np.rint(values / divisors) + zero, 0, highest)
         error = np.square((quants - zero) * scales - values).sum(axis=-1, keepdims=True)

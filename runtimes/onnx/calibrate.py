@@ -116,6 +116,7 @@ def _array_feeds(inputs: dict[str, Any], calibration: Path) -> Iterator[Feed]:
     # 0: the first dimension is free.
     fixed = max((_dims(value)[0].dim_value for value in inputs.values() if _dims(value)), default=0)
     step = fixed or min(rows, _BATCH_ROWS)
+    # A last batch that is not full is left out: the first dimension may be fixed.
     for start in range(0, min(rows, MAX_ROWS) - step + 1, step):
         yield {
             name: arrays[name][start : start + step].astype(_dtype(value))

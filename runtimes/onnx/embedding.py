@@ -103,6 +103,7 @@ class OnnxEmbeddingEngine:
             "token_type_ids": np.zeros_like(mask),
             "position_ids": np.broadcast_to(np.arange(width, dtype=np.int64), mask.shape),
         }
+        # Some exports take int32, and not all take token types and positions.
         wanted = {name: _typed(feed[name], value) for name, value in self._inputs.items()}
         (output,) = self._session.run([self._output], wanted)
         values: Floats = output.astype(np.float32, copy=False)
@@ -110,6 +111,7 @@ class OnnxEmbeddingEngine:
             values = pool(values, mask, self._settings.modes)
         lengths = np.linalg.norm(values, axis=1, keepdims=True)
         check_number(float(lengths.max()))
+        # A zero vector stays zero instead of becoming NaN.
         unit: Floats = values / np.maximum(lengths, np.finfo(np.float32).tiny)
         return unit
 
@@ -142,6 +144,7 @@ class OnnxEmbeddingEngine:
 def _batches(tokens: list[list[int]]) -> Iterator[list[int]]:
     """Yield batches of positions, by length so that little is padding; each batch fits a pass."""
     batch: list[int] = []
+    # Shortest first: the next text is the batch's longest, to which all others are padded.
     for at in sorted(range(len(tokens)), key=lambda at: len(tokens[at])):
         if batch and len(tokens[at]) * (len(batch) + 1) > PASS_TOKENS:
             yield batch

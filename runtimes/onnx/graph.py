@@ -73,6 +73,7 @@ def _merge_copies(graph: onnx.GraphProto) -> None:
             continue
         content = tensor.raw_data or numpy_helper.to_array(tensor).tobytes()
         key = (tensor.data_type, tuple(tensor.dims), content)
+        # The first tensor with these bytes stays; _drop_unread removes the others.
         original = first.setdefault(key, tensor.name)
         if original != tensor.name:
             same[tensor.name] = original

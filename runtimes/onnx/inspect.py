@@ -66,6 +66,7 @@ def _task(model: ModelFile) -> Task:
         return Task.TEXT_GENERATION
     if is_encoder((each.name for each in model.inputs), (each.name for each in model.outputs)):
         return Task.EMBEDDING
+    # Our own exports state the task; graphs of others are tensors.
     named = model.properties.get("task")
     return Task.CLASSIFICATION if named == Task.CLASSIFICATION else Task.TENSOR
 
@@ -82,6 +83,7 @@ def _parameters(model: ModelFile) -> int:
 
 def _quantization(model: ModelFile) -> str:
     """Name the scheme by the graph's operators, else by the type of most bytes of its weights."""
+    # A graph may mix schemes; the one with the fewest bits names it.
     if model.packed:
         bits = min(bits for _, _, bits in model.packed)
         return "int8_weights" if bits == 8 else f"int{bits}"  # noqa: PLR2004 - int8 is the dynamic one

@@ -262,6 +262,7 @@ class _Walk:
                     self._property(part, external)
         offset, size = (data.start, data.end - data.start) if data else (message.start, 0)
         type_name, needed = self._needs(name, kind, dims)
+        # Other data fields hold varints or text, whose length says nothing about the shape.
         if raw and size != needed:
             raise self._wire.unsafe(f"tensor {name!a} has {size} bytes; {dims} needs {needed}")
         if not external:
@@ -296,6 +297,7 @@ class _Walk:
         for key in ("offset", "length"):
             if not _NUMBER.fullmatch(entries.get(key, "0")):
                 raise self._wire.unsafe(f"tensor {name!a} has the {key} {entries[key]!a}")
+        # Without a length, the tensor extends to the size that its shape gives.
         if int(entries.get("length", needed)) != needed:
             raise self._wire.unsafe(
                 f"tensor {name!a} has {entries['length']} external bytes; its shape needs {needed}"
@@ -345,6 +347,7 @@ class _Walk:
 
     def _dimension(self, message: Field) -> int:
         for part in self._inside(message, 1):
+            # A negative size is a varint of ten bytes, which reads as a huge number.
             return part.value if part.value < 1 << 40 else -1
         return -1
 

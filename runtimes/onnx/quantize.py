@@ -134,6 +134,7 @@ def _to_int8(model: Any, conversion: _Conversion) -> None:
         per_channel=True,
         nodes_to_exclude=non_finite_nodes(model),
     )
+    # The tool writes an unchanged model without a word if it finds no matrix.
     if not any("Integer" in kind for kind in read_model(conversion.destination).operators):
         raise _nothing_to_do(conversion.source, "int8")
 
@@ -202,4 +203,5 @@ def _save(model: Any, destination: Path) -> None:
             f"{MAX_MODEL_BYTES:,}",
             advice="Use a smaller scheme, or deploy the model as GGUF.",
         )
+    # Deterministic: maps have no order otherwise, and equal variants must share their chunks.
     destination.write_bytes(model.SerializeToString(deterministic=True))

@@ -21,6 +21,7 @@ def write_servable(source: Path, destination: Path) -> str:
     """Write a copy whose outputs are tensors; return the changes, or "" if none are needed."""
     if _OPERATOR not in read_model(source).operators:
         return ""
+    # External weights stay where they are; only the graph changes.
     model = onnx.load(source, load_external_data=False)
     classes = _unfold(model)
     if classes is None:

@@ -72,6 +72,7 @@ def _open_session(spec: LoadSpec) -> Any:
     check_external(model, path, spec.files)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = spec.threads or compute_threads()
+    # Nodes run one after the other: parallel branches would compete for the same threads.
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
     # The memory pattern plans one block per shape, beside the memory that the first run took: with

@@ -106,6 +106,7 @@ def read_chat_template(path: Path) -> str:
 
 def read_bounded(path: Path, limit: int) -> bytes:
     """Read a file of at most ``limit`` bytes; raise UnsafeFileError if it is larger."""
+    # One byte more than allowed tells a file that is too large, however large it is.
     with path.open("rb") as file:
         data = file.read(limit + 1)
     if len(data) > limit:

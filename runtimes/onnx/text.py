@@ -92,6 +92,7 @@ class OnnxTextEngine:
         tokens = np.array(self._encode(text), dtype=np.int64)
         check_scorable(tokens)
         for begin in range(0, len(tokens) - 1, self.context_length):
+            # Each window of a long text starts with an empty cache, as perplexity is measured.
             self._decoder.forget()
             end = min(begin + self.context_length, len(tokens) - 1)
             for start in range(begin, end, BATCH_TOKENS):
@@ -135,6 +136,7 @@ class OnnxTextEngine:
         self._decoder.forget()
         prompt = np.array(tokens, dtype=np.int64)
         for start in range(0, len(prompt), BATCH_TOKENS):
+            # A pass at a time, so that other requests get their turn during a long prompt.
             if start:
                 yield
             logits = self._decoder.run(prompt[start : start + BATCH_TOKENS])
@@ -206,6 +208,7 @@ class Decoder:
             "attention_mask": np.ones((1, total), dtype=np.int64),
             "position_ids": np.arange(self._length, total, dtype=np.int64)[None],
         }
+        # Bound outputs stay in ONNX Runtime's memory: the cache is not copied to NumPy and back.
         binding = self._session.io_binding()
         for name in self._inputs & set(feed):
             binding.bind_cpu_input(name, feed[name])

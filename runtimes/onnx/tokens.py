@@ -67,6 +67,7 @@ class TextTokenizer:
             raise LoadError(
                 f"{TOKENIZER} cannot be read: {str(error)[:500]}", advice="Export it again."
             ) from error
+        # Files may state lengths for training; the context is checked by the engine.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._pieces = PieceDecoder(self._tokenizer, msgspec.structs.asdict(document))
@@ -104,6 +105,7 @@ class TextTokenizer:
         """Return the UTF-8 bytes of a token; empty for special tokens."""
         if token in self._special:
             return b""
+        # Added tokens are spelled as text, not in the vocabulary's spelling of bytes.
         if token in self._added:
             return self._added[token].encode()
         return self._pieces.piece(self._tokenizer.id_to_token(token) or "")

@@ -62,6 +62,7 @@ class WireReader:
             elif wire == LENGTH:
                 length, begin = self.varint(position, end)
                 position = begin + length
+            # Groups (wire types 3 and 4) are obsolete and no ONNX writer uses them.
             elif wire in _FIXED_BYTES:
                 position += _FIXED_BYTES[wire]
             else:
@@ -116,5 +117,6 @@ class WireReader:
 
 
 def _signed(value: int) -> int:
+    # int64 is written in two's complement over 64 bits.
     value &= (1 << 64) - 1
     return value - (1 << 64) if value >> 63 else value
