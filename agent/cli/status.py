@@ -94,6 +94,9 @@ def format_status(found: dict[str, Any]) -> str:
     lines[2:2] = [f"warning    {text}" for text in found.get("warnings", ())]
     if update.get("detail"):
         lines.append(f"           {update['detail']}")
+    if faults := update.get("device_faults"):
+        counted = ", ".join(f"{reason} {count}" for reason, count in sorted(faults.items()))
+        lines.append(f"           faults of this device: {counted}")
     if found["running"]:
         lines.append(f"energy     {found['energy']}")
     if found.get("throttled"):

@@ -49,6 +49,8 @@ class Update(Struct, frozen=True, kw_only=True):
     detail: str = ""
     received_bytes: int = 0
     switch_seconds: float = 0.0
+    # Faults of the device during the assignment, by reason.
+    device_faults: dict[str, int] = {}
 
 
 class HeldRelease(Struct, frozen=True, kw_only=True):
@@ -99,3 +101,4 @@ class Receipt(Struct, frozen=True, kw_only=True):
     finished_at: datetime
     current_release: str
     last_good_release: str
+    device_faults: dict[str, int] = {}

@@ -20,6 +20,7 @@ from agent.selection import Candidate, Decision, Prior
 from agent.selection.figures import CANDIDATE_FIGURES
 from agent.telemetry import QueuedWindow
 from agent.update.engine import Status
+from agent.update.faults import is_device_fault
 from agent.update.measurements import MAX_PRIORS
 from artifact.device_facts import CpuTopology, DeviceFacts
 from artifact.health import ReleaseHealth
@@ -165,6 +166,7 @@ def status_to_wire(
             slots=[device_pb2.SlotHealth(**asdict(slot)) for slot in health.slots],
         ),
         warnings=[text[:MAX_DETAIL_CHARACTERS] for text in warnings],
+        device_faults=status.device_faults,
     )
 
 
@@ -183,7 +185,15 @@ def receipt_to_wire(receipt: Receipt) -> device_pb2.Receipt:
         finished_at=_timestamp(receipt.finished_at),
         current_release=receipt.current_release,
         last_good_release=receipt.last_good_release,
+        fault=_fault_to_wire(receipt.reason),
+        device_faults=receipt.device_faults,
     )
+
+
+def _fault_to_wire(reason: str) -> device_pb2.Fault.ValueType:
+    if not reason:
+        return device_pb2.FAULT_UNSPECIFIED
+    return device_pb2.FAULT_DEVICE if is_device_fault(reason) else device_pb2.FAULT_RELEASE
 
 
 def _check_to_wire(check: CheckResult) -> device_pb2.ProbationCheck:

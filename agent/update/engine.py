@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
@@ -52,6 +52,8 @@ class Status:
     bytes_total: int
     current_release: str
     last_good_release: str
+    # Faults of the device during the assignment, by reason.
+    device_faults: dict[str, int] = field(default_factory=dict)
 
 
 class UpdateEngine:
@@ -115,6 +117,7 @@ class UpdateEngine:
             bytes_total=progress.total_bytes,
             current_release=self._keeper.serving_reference(pointers),
             last_good_release=reference_of(pointers.last_good),
+            device_faults=dict(self._job.device_faults),
         )
 
     async def run(self) -> None:
@@ -252,6 +255,7 @@ class UpdateEngine:
             return
         if event is Event.RESTARTED and self.state in {State.SWITCHING, State.SOAKING}:
             # A restart is a fault of the box, not of the release.
+            self._job.device_faults["interrupted"] += 1
             self._fail("interrupted", f"the agent was stopped while {self.state}")
         stores = dict(self._update.stores)
         stores[state] = stores.get(state, 0) + 1
@@ -271,6 +275,7 @@ class UpdateEngine:
             detail=job.detail[:MAX_DETAIL_CHARACTERS],
             received_bytes=job.received_bytes + job.progress.received_bytes,
             switch_seconds=job.switch_seconds,
+            device_faults=dict(job.device_faults),
         )
         # State, pointers and receipt go into one transaction: no crash can separate them.
         receipt = self._receipt(entered, pointers) if state in OUTCOMES else None
@@ -310,6 +315,7 @@ class UpdateEngine:
             finished_at=self._now(),
             current_release=self._keeper.serving_reference(pointers),
             last_good_release=reference_of(pointers.last_good),
+            device_faults=update.device_faults,
         )
 
     async def _store(

@@ -1,5 +1,6 @@
 """The working state of one assignment in the update machine."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import msgspec
@@ -39,6 +40,8 @@ class UpdateJob:
     detail: str = ""
     # What the current step waits for, shown in the status; empty if it does not wait.
     waiting: str = ""
+    # Faults of the device by reason, counted apart from the outcome.
+    device_faults: Counter[str] = field(default_factory=Counter)
     _release: Release | None = None
 
     @property
@@ -93,6 +96,7 @@ def resume_job(update: Update, pointers: Pointers) -> UpdateJob:
         switch_seconds=update.switch_seconds,
         reason=update.reason,
         detail=update.detail,
+        device_faults=Counter(update.device_faults),
     )
 
 

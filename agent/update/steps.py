@@ -29,6 +29,7 @@ from agent.storage.download import Downloader
 from agent.storage.file_store import FileStore
 from agent.storage.transfer import ChunkSource, Transfer
 from agent.supervisor import Worker
+from agent.update.faults import TRANSIENT, reason_of
 from agent.update.job import StepFailedError, UpdateJob
 from agent.update.keeper import Keeper
 from agent.update.loading import Loader, files_of
@@ -86,8 +87,8 @@ class Steps:
     measurements: MeasurementStore = field(default_factory=MeasurementStore)
     backoff: Callable[[], Backoff] = lambda: Backoff(0.5, 15)
     clock: Callable[[], float] = time.monotonic
-    # How long a fault of the box's clock, or metadata that nobody has signed again, is waited out
-    # before the update is rejected for it.
+    # Longest wait without progress for the end of a device fault (agent.update.faults), before the
+    # update is rejected for it.
     patience_seconds: float = 0.0
     patience_backoff: Callable[[], Backoff] = lambda: Backoff(5, 60)
 
@@ -107,11 +108,9 @@ class Steps:
     async def verify(self, job: UpdateJob) -> Event:
         """Verify that director and publisher agree on the release, and its manifest's digest."""
         try:
-            return await self._verify_patiently(job)
-        except ExpiredMetadataError as error:
-            raise StepFailedError("metadata_expired", str(error)) from error
-        except ClockSetBackError as error:
-            raise StepFailedError("clock_set_back", str(error)) from error
+            return await self._wait_out_faults(job, lambda: self._verify(job))
+        except (ExpiredMetadataError, ClockSetBackError) as error:
+            raise StepFailedError(reason_of(error), str(error)) from error
         except InvalidManifestError as error:
             raise StepFailedError("invalid_manifest", str(error)) from error
         except ArtifactError as error:
@@ -119,27 +118,34 @@ class Steps:
         except ChunkMissingError as error:
             raise StepFailedError("manifest_missing", str(error)) from error
 
-    async def _verify_patiently(self, job: UpdateJob) -> Event:
-        """Verify, and repeat while the box's clock or expired metadata is in the way.
+    async def _wait_out_faults(self, job: UpdateJob, work: Callable[[], Awaitable[T]]) -> T:
+        """Do ``work``, and repeat it while a fault of the device or of its link is in the way.
 
-        Neither is the release's fault, and both often end within minutes: a box without a battery
-        gets the time from the network after it starts.
+        None of them is the release's fault, and they often end within minutes: a box without a
+        battery gets the time from the network after it starts, an operator clears the disk. Raises
+        the fault once it has lasted for ``patience_seconds`` without a byte received.
         """
         backoff = self.patience_backoff()
-        deadline = self.clock() + self.patience_seconds
-        while True:
-            try:
-                event = await self._verify(job)
-            except (ExpiredMetadataError, ClockSetBackError) as error:
-                if self.clock() >= deadline:
-                    raise
-                log.warning("verification_waits error=%s", ascii(str(error)))
-                job.waiting = f"{error} {error.advice}"
-                self.changed()
-                await asyncio.sleep(backoff.next_seconds())
-            else:
-                job.waiting = ""
-                return event
+        received, since = job.progress.received_bytes, self.clock()
+        try:
+            while True:
+                try:
+                    return await work()
+                except TRANSIENT as error:
+                    reason = reason_of(error)
+                    job.device_faults[reason] += 1
+                    if job.progress.received_bytes > received:
+                        # A slow link that delivers something is waited for.
+                        received, since = job.progress.received_bytes, self.clock()
+                        backoff.reset()
+                    if self.clock() - since >= self.patience_seconds:
+                        raise
+                    log.warning("device_fault_waits reason=%s error=%s", reason, ascii(str(error)))
+                    job.waiting = f"{error} {error.advice}"
+                    self.changed()
+                    await asyncio.sleep(backoff.next_seconds())
+        finally:
+            job.waiting = ""
 
     async def _verify(self, job: UpdateJob) -> Event:
         wanted = job.assignment
@@ -232,16 +238,19 @@ class Steps:
     async def fetch(self, job: UpdateJob) -> Event:
         """Download every file of the selected variants."""
         try:
-            try:
-                await self.downloader.fetch(files_of(job.held), job.progress, self.changed)
-            except DiskFullError:
-                # Superseded assignments may have left files.
-                if not await self.clear_store():
-                    raise
-                await self.downloader.fetch(files_of(job.held), job.progress, self.changed)
+            await self._wait_out_faults(job, lambda: self._fetch(job))
         except DownloadError as error:
             raise StepFailedError(error.reason, f"{error} {error.advice}") from error
         return Event.DONE
+
+    async def _fetch(self, job: UpdateJob) -> None:
+        try:
+            await self.downloader.fetch(files_of(job.held), job.progress, self.changed)
+        except DiskFullError:
+            # Superseded assignments may have left files.
+            if not await self.clear_store():
+                raise
+            await self.downloader.fetch(files_of(job.held), job.progress, self.changed)
 
     async def stage(self, job: UpdateJob) -> Event:
         """Start a worker for every slot, beside the live ones if memory allows."""

@@ -29,7 +29,7 @@ from flotilla.v1 import telemetry_window_pb2 as flotilla_dot_v1_dot_telemetry__w
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66lotilla/v1/device.proto\x12\x0b\x66lotilla.v1\x1a\x1a\x66lotilla/v1/hardware.proto\x1a\x1b\x66lotilla/v1/selection.proto\x1a\x1d\x66lotilla/v1/server_keys.proto\x1a\"flotilla/v1/telemetry_window.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xce\x01\n\x0e\x43onnectRequest\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.flotilla.v1.HelloH\x00\x12+\n\x06status\x18\x02 \x01(\x0b\x32\x19.flotilla.v1.UpdateStatusH\x00\x12-\n\x07receipt\x18\x03 \x01(\x0b\x32\x1a.flotilla.v1.SignedReceiptH\x00\x12\x30\n\ttelemetry\x18\x04 \x01(\x0b\x32\x1b.flotilla.v1.TelemetryBatchH\x00\x42\t\n\x07message\"\xc8\x01\n\x0f\x43onnectResponse\x12-\n\nassignment\x18\x01 \x01(\x0b\x32\x17.flotilla.v1.AssignmentH\x00\x12\x1f\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x10.flotilla.v1.AckH\x00\x12)\n\x08settings\x18\x03 \x01(\x0b\x32\x15.flotilla.v1.SettingsH\x00\x12/\n\x0b\x61uthorities\x18\x04 \x01(\x0b\x32\x18.flotilla.v1.AuthoritiesH\x00\x42\t\n\x07message\"\xa0\x02\n\x05Hello\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\t\x12\x15\n\ragent_version\x18\x02 \x01(\t\x12)\n\x05\x66\x61\x63ts\x18\x03 \x01(\x0b\x32\x1a.flotilla.v1.HardwareFacts\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12\x17\n\x0f\x63urrent_release\x18\x05 \x01(\t\x12\x19\n\x11last_good_release\x18\x06 \x01(\t\x12\x43\n\x11metadata_versions\x18\x07 \x03(\x0b\x32(.flotilla.v1.Hello.MetadataVersionsEntry\x1a\x37\n\x15MetadataVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xb6\x01\n\nAssignment\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x0f\n\x07release\x18\x02 \x01(\t\x12\x17\n\x0fmanifest_sha256\x18\x03 \x01(\t\x12/\n\x08\x64irector\x18\x04 \x01(\x0b\x32\x1d.flotilla.v1.DirectorMetadata\x12\x39\n\x12\x63lass_measurements\x18\x05 \x03(\x0b\x32\x1d.flotilla.v1.ClassMeasurement\"\xa8\x01\n\x10\x43lassMeasurement\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07variant\x18\x02 \x01(\t\x12\x19\n\x11tokens_per_second\x18\x03 \x01(\x01\x12\x1d\n\x10joules_per_token\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x04\x12\x0f\n\x07\x64\x65vices\x18\x06 \x01(\rB\x13\n\x11_joules_per_token\"W\n\x10\x44irectorMetadata\x12\x11\n\ttimestamp\x18\x01 \x01(\x0c\x12\x10\n\x08snapshot\x18\x02 \x01(\x0c\x12\x0f\n\x07targets\x18\x03 \x01(\x0c\x12\r\n\x05roots\x18\x04 \x03(\x0c\">\n\x03\x41\x63k\x12\x1b\n\x13receipt_generations\x18\x01 \x03(\x04\x12\x1a\n\x12telemetry_sequence\x18\x02 \x01(\x04\"M\n\x08Settings\x12 \n\x18telemetry_window_seconds\x18\x01 \x01(\x01\x12\x1f\n\x17status_interval_seconds\x18\x02 \x01(\x01\"\xf6\x01\n\x0cUpdateStatus\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\'\n\x05state\x18\x02 \x01(\x0e\x32\x18.flotilla.v1.UpdateState\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x12\n\nbytes_done\x18\x04 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x05 \x01(\x04\x12\x17\n\x0f\x63urrent_release\x18\x06 \x01(\t\x12\x19\n\x11last_good_release\x18\x07 \x01(\t\x12*\n\x06health\x18\x08 \x01(\x0b\x32\x1a.flotilla.v1.ReleaseHealth\x12\x10\n\x08warnings\x18\t \x03(\t\"H\n\rReleaseHealth\x12\x0f\n\x07release\x18\x01 \x01(\t\x12&\n\x05slots\x18\x02 \x03(\x0b\x32\x17.flotilla.v1.SlotHealth\"d\n\nSlotHealth\x12\x0c\n\x04slot\x18\x01 \x01(\t\x12\r\n\x05ready\x18\x02 \x01(\x08\x12\x17\n\x0fworker_restarts\x18\x03 \x01(\x04\x12\x10\n\x08requests\x18\x04 \x01(\x04\x12\x0e\n\x06\x65rrors\x18\x05 \x01(\x04\"3\n\rSignedReceipt\x12\x0f\n\x07receipt\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\xf0\x02\n\x07Receipt\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x0f\n\x07release\x18\x02 \x01(\t\x12)\n\x07outcome\x18\x03 \x01(\x0e\x32\x18.flotilla.v1.UpdateState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x18\n\x10\x62ytes_downloaded\x18\x06 \x01(\x04\x12\x16\n\x0eswitch_seconds\x18\x07 \x01(\x01\x12\x31\n\tdecisions\x18\x08 \x03(\x0b\x32\x1e.flotilla.v1.SelectionDecision\x12+\n\x06\x63hecks\x18\t \x03(\x0b\x32\x1b.flotilla.v1.ProbationCheck\x12/\n\x0b\x66inished_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x63urrent_release\x18\x0b \x01(\t\x12\x19\n\x11last_good_release\x18\x0c \x01(\t\"M\n\x0eProbationCheck\x12\x0c\n\x04slot\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07outcome\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\"P\n\x0eTelemetryBatch\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\t\x12-\n\x07windows\x18\x02 \x03(\x0b\x32\x1c.flotilla.v1.TelemetryWindow\"5\n\x12\x46\x65tchChunksRequest\x12\x0f\n\x07\x64igests\x18\x01 \x03(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"#\n\x13\x46\x65tchChunksResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"$\n\x14\x46\x65tchMetadataRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"%\n\x15\x46\x65tchMetadataResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"*\n\x17RenewCertificateRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\x0c\"b\n\x18RenewCertificateResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12-\n\x0b\x61uthorities\x18\x02 \x01(\x0b\x32\x18.flotilla.v1.Authorities\",\n\x0b\x46ileDigests\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\r\n\x05index\x18\x02 \x01(\x0c\"d\n\x0fGetDeltaRequest\x12\'\n\x05\x62\x61ses\x18\x01 \x03(\x0b\x32\x18.flotilla.v1.FileDigests\x12(\n\x06target\x18\x02 \x01(\x0b\x32\x18.flotilla.v1.FileDigests\"\xa3\x01\n\x10GetDeltaResponse\x12&\n\x05state\x18\x01 \x01(\x0e\x32\x17.flotilla.v1.DeltaState\x12\x1b\n\x13retry_after_seconds\x18\x02 \x01(\x01\x12\x13\n\x0b\x62\x61se_sha256\x18\x03 \x01(\x0c\x12\'\n\x05\x64\x65lta\x18\x04 \x01(\x0b\x32\x18.flotilla.v1.FileDigests\x12\x0c\n\x04size\x18\x05 \x01(\x04*\x93\x03\n\x0bUpdateState\x12\x1c\n\x18UPDATE_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11UPDATE_STATE_IDLE\x10\x01\x12\x1a\n\x16UPDATE_STATE_VERIFYING\x10\x02\x12\x19\n\x15UPDATE_STATE_PLANNING\x10\x03\x12\x19\n\x15UPDATE_STATE_FETCHING\x10\x04\x12\x18\n\x14UPDATE_STATE_STAGING\x10\x05\x12\x1a\n\x16UPDATE_STATE_PROBATION\x10\x06\x12\x1a\n\x16UPDATE_STATE_SWITCHING\x10\x07\x12\x18\n\x14UPDATE_STATE_SOAKING\x10\x08\x12\x1a\n\x16UPDATE_STATE_COMMITTED\x10\t\x12\x19\n\x15UPDATE_STATE_REJECTED\x10\n\x12\x1d\n\x19UPDATE_STATE_ROLLING_BACK\x10\x0b\x12\x1c\n\x18UPDATE_STATE_ROLLED_BACK\x10\x0c\x12\x1d\n\x19UPDATE_STATE_INCONSISTENT\x10\r*r\n\nDeltaState\x12\x1b\n\x17\x44\x45LTA_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x45LTA_STATE_READY\x10\x01\x12\x1a\n\x16\x44\x45LTA_STATE_BEING_MADE\x10\x02\x12\x14\n\x10\x44\x45LTA_STATE_NONE\x10\x03\x32\xaf\x03\n\rDeviceService\x12H\n\x07\x43onnect\x12\x1b.flotilla.v1.ConnectRequest\x1a\x1c.flotilla.v1.ConnectResponse(\x01\x30\x01\x12R\n\x0b\x46\x65tchChunks\x12\x1f.flotilla.v1.FetchChunksRequest\x1a .flotilla.v1.FetchChunksResponse0\x01\x12V\n\rFetchMetadata\x12!.flotilla.v1.FetchMetadataRequest\x1a\".flotilla.v1.FetchMetadataResponse\x12_\n\x10RenewCertificate\x12$.flotilla.v1.RenewCertificateRequest\x1a%.flotilla.v1.RenewCertificateResponse\x12G\n\x08GetDelta\x12\x1c.flotilla.v1.GetDeltaRequest\x1a\x1d.flotilla.v1.GetDeltaResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66lotilla/v1/device.proto\x12\x0b\x66lotilla.v1\x1a\x1a\x66lotilla/v1/hardware.proto\x1a\x1b\x66lotilla/v1/selection.proto\x1a\x1d\x66lotilla/v1/server_keys.proto\x1a\"flotilla/v1/telemetry_window.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xce\x01\n\x0e\x43onnectRequest\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.flotilla.v1.HelloH\x00\x12+\n\x06status\x18\x02 \x01(\x0b\x32\x19.flotilla.v1.UpdateStatusH\x00\x12-\n\x07receipt\x18\x03 \x01(\x0b\x32\x1a.flotilla.v1.SignedReceiptH\x00\x12\x30\n\ttelemetry\x18\x04 \x01(\x0b\x32\x1b.flotilla.v1.TelemetryBatchH\x00\x42\t\n\x07message\"\xc8\x01\n\x0f\x43onnectResponse\x12-\n\nassignment\x18\x01 \x01(\x0b\x32\x17.flotilla.v1.AssignmentH\x00\x12\x1f\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x10.flotilla.v1.AckH\x00\x12)\n\x08settings\x18\x03 \x01(\x0b\x32\x15.flotilla.v1.SettingsH\x00\x12/\n\x0b\x61uthorities\x18\x04 \x01(\x0b\x32\x18.flotilla.v1.AuthoritiesH\x00\x42\t\n\x07message\"\xa0\x02\n\x05Hello\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\t\x12\x15\n\ragent_version\x18\x02 \x01(\t\x12)\n\x05\x66\x61\x63ts\x18\x03 \x01(\x0b\x32\x1a.flotilla.v1.HardwareFacts\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12\x17\n\x0f\x63urrent_release\x18\x05 \x01(\t\x12\x19\n\x11last_good_release\x18\x06 \x01(\t\x12\x43\n\x11metadata_versions\x18\x07 \x03(\x0b\x32(.flotilla.v1.Hello.MetadataVersionsEntry\x1a\x37\n\x15MetadataVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xb6\x01\n\nAssignment\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x0f\n\x07release\x18\x02 \x01(\t\x12\x17\n\x0fmanifest_sha256\x18\x03 \x01(\t\x12/\n\x08\x64irector\x18\x04 \x01(\x0b\x32\x1d.flotilla.v1.DirectorMetadata\x12\x39\n\x12\x63lass_measurements\x18\x05 \x03(\x0b\x32\x1d.flotilla.v1.ClassMeasurement\"\xa8\x01\n\x10\x43lassMeasurement\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07variant\x18\x02 \x01(\t\x12\x19\n\x11tokens_per_second\x18\x03 \x01(\x01\x12\x1d\n\x10joules_per_token\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x04\x12\x0f\n\x07\x64\x65vices\x18\x06 \x01(\rB\x13\n\x11_joules_per_token\"W\n\x10\x44irectorMetadata\x12\x11\n\ttimestamp\x18\x01 \x01(\x0c\x12\x10\n\x08snapshot\x18\x02 \x01(\x0c\x12\x0f\n\x07targets\x18\x03 \x01(\x0c\x12\r\n\x05roots\x18\x04 \x03(\x0c\">\n\x03\x41\x63k\x12\x1b\n\x13receipt_generations\x18\x01 \x03(\x04\x12\x1a\n\x12telemetry_sequence\x18\x02 \x01(\x04\"M\n\x08Settings\x12 \n\x18telemetry_window_seconds\x18\x01 \x01(\x01\x12\x1f\n\x17status_interval_seconds\x18\x02 \x01(\x01\"\xef\x02\n\x0cUpdateStatus\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\'\n\x05state\x18\x02 \x01(\x0e\x32\x18.flotilla.v1.UpdateState\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x12\n\nbytes_done\x18\x04 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x05 \x01(\x04\x12\x17\n\x0f\x63urrent_release\x18\x06 \x01(\t\x12\x19\n\x11last_good_release\x18\x07 \x01(\t\x12*\n\x06health\x18\x08 \x01(\x0b\x32\x1a.flotilla.v1.ReleaseHealth\x12\x10\n\x08warnings\x18\t \x03(\t\x12\x42\n\rdevice_faults\x18\n \x03(\x0b\x32+.flotilla.v1.UpdateStatus.DeviceFaultsEntry\x1a\x33\n\x11\x44\x65viceFaultsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"H\n\rReleaseHealth\x12\x0f\n\x07release\x18\x01 \x01(\t\x12&\n\x05slots\x18\x02 \x03(\x0b\x32\x17.flotilla.v1.SlotHealth\"d\n\nSlotHealth\x12\x0c\n\x04slot\x18\x01 \x01(\t\x12\r\n\x05ready\x18\x02 \x01(\x08\x12\x17\n\x0fworker_restarts\x18\x03 \x01(\x04\x12\x10\n\x08requests\x18\x04 \x01(\x04\x12\x0e\n\x06\x65rrors\x18\x05 \x01(\x04\"3\n\rSignedReceipt\x12\x0f\n\x07receipt\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\x87\x04\n\x07Receipt\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x0f\n\x07release\x18\x02 \x01(\t\x12)\n\x07outcome\x18\x03 \x01(\x0e\x32\x18.flotilla.v1.UpdateState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x18\n\x10\x62ytes_downloaded\x18\x06 \x01(\x04\x12\x16\n\x0eswitch_seconds\x18\x07 \x01(\x01\x12\x31\n\tdecisions\x18\x08 \x03(\x0b\x32\x1e.flotilla.v1.SelectionDecision\x12+\n\x06\x63hecks\x18\t \x03(\x0b\x32\x1b.flotilla.v1.ProbationCheck\x12/\n\x0b\x66inished_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x63urrent_release\x18\x0b \x01(\t\x12\x19\n\x11last_good_release\x18\x0c \x01(\t\x12!\n\x05\x66\x61ult\x18\r \x01(\x0e\x32\x12.flotilla.v1.Fault\x12=\n\rdevice_faults\x18\x0e \x03(\x0b\x32&.flotilla.v1.Receipt.DeviceFaultsEntry\x1a\x33\n\x11\x44\x65viceFaultsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"M\n\x0eProbationCheck\x12\x0c\n\x04slot\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07outcome\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\"P\n\x0eTelemetryBatch\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\t\x12-\n\x07windows\x18\x02 \x03(\x0b\x32\x1c.flotilla.v1.TelemetryWindow\"5\n\x12\x46\x65tchChunksRequest\x12\x0f\n\x07\x64igests\x18\x01 \x03(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"#\n\x13\x46\x65tchChunksResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"$\n\x14\x46\x65tchMetadataRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"%\n\x15\x46\x65tchMetadataResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"*\n\x17RenewCertificateRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\x0c\"b\n\x18RenewCertificateResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12-\n\x0b\x61uthorities\x18\x02 \x01(\x0b\x32\x18.flotilla.v1.Authorities\",\n\x0b\x46ileDigests\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\r\n\x05index\x18\x02 \x01(\x0c\"d\n\x0fGetDeltaRequest\x12\'\n\x05\x62\x61ses\x18\x01 \x03(\x0b\x32\x18.flotilla.v1.FileDigests\x12(\n\x06target\x18\x02 \x01(\x0b\x32\x18.flotilla.v1.FileDigests\"\xa3\x01\n\x10GetDeltaResponse\x12&\n\x05state\x18\x01 \x01(\x0e\x32\x17.flotilla.v1.DeltaState\x12\x1b\n\x13retry_after_seconds\x18\x02 \x01(\x01\x12\x13\n\x0b\x62\x61se_sha256\x18\x03 \x01(\x0c\x12\'\n\x05\x64\x65lta\x18\x04 \x01(\x0b\x32\x18.flotilla.v1.FileDigests\x12\x0c\n\x04size\x18\x05 \x01(\x04*\x93\x03\n\x0bUpdateState\x12\x1c\n\x18UPDATE_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11UPDATE_STATE_IDLE\x10\x01\x12\x1a\n\x16UPDATE_STATE_VERIFYING\x10\x02\x12\x19\n\x15UPDATE_STATE_PLANNING\x10\x03\x12\x19\n\x15UPDATE_STATE_FETCHING\x10\x04\x12\x18\n\x14UPDATE_STATE_STAGING\x10\x05\x12\x1a\n\x16UPDATE_STATE_PROBATION\x10\x06\x12\x1a\n\x16UPDATE_STATE_SWITCHING\x10\x07\x12\x18\n\x14UPDATE_STATE_SOAKING\x10\x08\x12\x1a\n\x16UPDATE_STATE_COMMITTED\x10\t\x12\x19\n\x15UPDATE_STATE_REJECTED\x10\n\x12\x1d\n\x19UPDATE_STATE_ROLLING_BACK\x10\x0b\x12\x1c\n\x18UPDATE_STATE_ROLLED_BACK\x10\x0c\x12\x1d\n\x19UPDATE_STATE_INCONSISTENT\x10\r*C\n\x05\x46\x61ult\x12\x15\n\x11\x46\x41ULT_UNSPECIFIED\x10\x00\x12\x11\n\rFAULT_RELEASE\x10\x01\x12\x10\n\x0c\x46\x41ULT_DEVICE\x10\x02*r\n\nDeltaState\x12\x1b\n\x17\x44\x45LTA_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x45LTA_STATE_READY\x10\x01\x12\x1a\n\x16\x44\x45LTA_STATE_BEING_MADE\x10\x02\x12\x14\n\x10\x44\x45LTA_STATE_NONE\x10\x03\x32\xaf\x03\n\rDeviceService\x12H\n\x07\x43onnect\x12\x1b.flotilla.v1.ConnectRequest\x1a\x1c.flotilla.v1.ConnectResponse(\x01\x30\x01\x12R\n\x0b\x46\x65tchChunks\x12\x1f.flotilla.v1.FetchChunksRequest\x1a .flotilla.v1.FetchChunksResponse0\x01\x12V\n\rFetchMetadata\x12!.flotilla.v1.FetchMetadataRequest\x1a\".flotilla.v1.FetchMetadataResponse\x12_\n\x10RenewCertificate\x12$.flotilla.v1.RenewCertificateRequest\x1a%.flotilla.v1.RenewCertificateResponse\x12G\n\x08GetDelta\x12\x1c.flotilla.v1.GetDeltaRequest\x1a\x1d.flotilla.v1.GetDeltaResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,10 +38,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_HELLO_METADATAVERSIONSENTRY']._loaded_options = None
   _globals['_HELLO_METADATAVERSIONSENTRY']._serialized_options = b'8\001'
-  _globals['_UPDATESTATE']._serialized_start=3127
-  _globals['_UPDATESTATE']._serialized_end=3530
-  _globals['_DELTASTATE']._serialized_start=3532
-  _globals['_DELTASTATE']._serialized_end=3646
+  _globals['_UPDATESTATUS_DEVICEFAULTSENTRY']._loaded_options = None
+  _globals['_UPDATESTATUS_DEVICEFAULTSENTRY']._serialized_options = b'8\001'
+  _globals['_RECEIPT_DEVICEFAULTSENTRY']._loaded_options = None
+  _globals['_RECEIPT_DEVICEFAULTSENTRY']._serialized_options = b'8\001'
+  _globals['_UPDATESTATE']._serialized_start=3399
+  _globals['_UPDATESTATE']._serialized_end=3802
+  _globals['_FAULT']._serialized_start=3804
+  _globals['_FAULT']._serialized_end=3871
+  _globals['_DELTASTATE']._serialized_start=3873
+  _globals['_DELTASTATE']._serialized_end=3987
   _globals['_CONNECTREQUEST']._serialized_start=199
   _globals['_CONNECTREQUEST']._serialized_end=405
   _globals['_CONNECTRESPONSE']._serialized_start=408
@@ -61,37 +67,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETTINGS']._serialized_start=1410
   _globals['_SETTINGS']._serialized_end=1487
   _globals['_UPDATESTATUS']._serialized_start=1490
-  _globals['_UPDATESTATUS']._serialized_end=1736
-  _globals['_RELEASEHEALTH']._serialized_start=1738
-  _globals['_RELEASEHEALTH']._serialized_end=1810
-  _globals['_SLOTHEALTH']._serialized_start=1812
-  _globals['_SLOTHEALTH']._serialized_end=1912
-  _globals['_SIGNEDRECEIPT']._serialized_start=1914
-  _globals['_SIGNEDRECEIPT']._serialized_end=1965
-  _globals['_RECEIPT']._serialized_start=1968
-  _globals['_RECEIPT']._serialized_end=2336
-  _globals['_PROBATIONCHECK']._serialized_start=2338
-  _globals['_PROBATIONCHECK']._serialized_end=2415
-  _globals['_TELEMETRYBATCH']._serialized_start=2417
-  _globals['_TELEMETRYBATCH']._serialized_end=2497
-  _globals['_FETCHCHUNKSREQUEST']._serialized_start=2499
-  _globals['_FETCHCHUNKSREQUEST']._serialized_end=2552
-  _globals['_FETCHCHUNKSRESPONSE']._serialized_start=2554
-  _globals['_FETCHCHUNKSRESPONSE']._serialized_end=2589
-  _globals['_FETCHMETADATAREQUEST']._serialized_start=2591
-  _globals['_FETCHMETADATAREQUEST']._serialized_end=2627
-  _globals['_FETCHMETADATARESPONSE']._serialized_start=2629
-  _globals['_FETCHMETADATARESPONSE']._serialized_end=2666
-  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=2668
-  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=2710
-  _globals['_RENEWCERTIFICATERESPONSE']._serialized_start=2712
-  _globals['_RENEWCERTIFICATERESPONSE']._serialized_end=2810
-  _globals['_FILEDIGESTS']._serialized_start=2812
-  _globals['_FILEDIGESTS']._serialized_end=2856
-  _globals['_GETDELTAREQUEST']._serialized_start=2858
-  _globals['_GETDELTAREQUEST']._serialized_end=2958
-  _globals['_GETDELTARESPONSE']._serialized_start=2961
-  _globals['_GETDELTARESPONSE']._serialized_end=3124
-  _globals['_DEVICESERVICE']._serialized_start=3649
-  _globals['_DEVICESERVICE']._serialized_end=4080
+  _globals['_UPDATESTATUS']._serialized_end=1857
+  _globals['_UPDATESTATUS_DEVICEFAULTSENTRY']._serialized_start=1806
+  _globals['_UPDATESTATUS_DEVICEFAULTSENTRY']._serialized_end=1857
+  _globals['_RELEASEHEALTH']._serialized_start=1859
+  _globals['_RELEASEHEALTH']._serialized_end=1931
+  _globals['_SLOTHEALTH']._serialized_start=1933
+  _globals['_SLOTHEALTH']._serialized_end=2033
+  _globals['_SIGNEDRECEIPT']._serialized_start=2035
+  _globals['_SIGNEDRECEIPT']._serialized_end=2086
+  _globals['_RECEIPT']._serialized_start=2089
+  _globals['_RECEIPT']._serialized_end=2608
+  _globals['_RECEIPT_DEVICEFAULTSENTRY']._serialized_start=1806
+  _globals['_RECEIPT_DEVICEFAULTSENTRY']._serialized_end=1857
+  _globals['_PROBATIONCHECK']._serialized_start=2610
+  _globals['_PROBATIONCHECK']._serialized_end=2687
+  _globals['_TELEMETRYBATCH']._serialized_start=2689
+  _globals['_TELEMETRYBATCH']._serialized_end=2769
+  _globals['_FETCHCHUNKSREQUEST']._serialized_start=2771
+  _globals['_FETCHCHUNKSREQUEST']._serialized_end=2824
+  _globals['_FETCHCHUNKSRESPONSE']._serialized_start=2826
+  _globals['_FETCHCHUNKSRESPONSE']._serialized_end=2861
+  _globals['_FETCHMETADATAREQUEST']._serialized_start=2863
+  _globals['_FETCHMETADATAREQUEST']._serialized_end=2899
+  _globals['_FETCHMETADATARESPONSE']._serialized_start=2901
+  _globals['_FETCHMETADATARESPONSE']._serialized_end=2938
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=2940
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=2982
+  _globals['_RENEWCERTIFICATERESPONSE']._serialized_start=2984
+  _globals['_RENEWCERTIFICATERESPONSE']._serialized_end=3082
+  _globals['_FILEDIGESTS']._serialized_start=3084
+  _globals['_FILEDIGESTS']._serialized_end=3128
+  _globals['_GETDELTAREQUEST']._serialized_start=3130
+  _globals['_GETDELTAREQUEST']._serialized_end=3230
+  _globals['_GETDELTARESPONSE']._serialized_start=3233
+  _globals['_GETDELTARESPONSE']._serialized_end=3396
+  _globals['_DEVICESERVICE']._serialized_start=3990
+  _globals['_DEVICESERVICE']._serialized_end=4421
 # @@protoc_insertion_point(module_scope)

@@ -63,6 +63,26 @@ UPDATE_STATE_ROLLED_BACK: UpdateState.ValueType  # 12
 UPDATE_STATE_INCONSISTENT: UpdateState.ValueType  # 13
 Global___UpdateState: _TypeAlias = UpdateState  # noqa: Y015
 
+class _Fault:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FaultEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Fault.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FAULT_UNSPECIFIED: _Fault.ValueType  # 0
+    FAULT_RELEASE: _Fault.ValueType  # 1
+    FAULT_DEVICE: _Fault.ValueType  # 2
+    """The device or its link: its clock, its disk, a restart. A rollout may assign the release again."""
+
+class Fault(_Fault, metaclass=_FaultEnumTypeWrapper):
+    """The side whose fault ended an update."""
+
+FAULT_UNSPECIFIED: Fault.ValueType  # 0
+FAULT_RELEASE: Fault.ValueType  # 1
+FAULT_DEVICE: Fault.ValueType  # 2
+"""The device or its link: its clock, its disk, a restart. A rollout may assign the release again."""
+Global___Fault: _TypeAlias = Fault  # noqa: Y015
+
 class _DeltaState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -390,6 +410,26 @@ Global___Settings: _TypeAlias = Settings  # noqa: Y015
 class UpdateStatus(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class DeviceFaultsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     GENERATION_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
@@ -399,6 +439,7 @@ class UpdateStatus(_message.Message):
     LAST_GOOD_RELEASE_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    DEVICE_FAULTS_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     state: Global___UpdateState.ValueType
     detail: _builtins.str
@@ -417,6 +458,10 @@ class UpdateStatus(_message.Message):
         assignment older than the device's own, metadata or a certificate that expires soon.
         """
 
+    @_builtins.property
+    def device_faults(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """As in Receipt, so far."""
+
     def __init__(
         self,
         *,
@@ -429,10 +474,11 @@ class UpdateStatus(_message.Message):
         last_good_release: _builtins.str = ...,
         health: Global___ReleaseHealth | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        device_faults: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["health", b"health"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "current_release", b"current_release", "detail", b"detail", "generation", b"generation", "health", b"health", "last_good_release", b"last_good_release", "state", b"state", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "current_release", b"current_release", "detail", b"detail", "device_faults", b"device_faults", "generation", b"generation", "health", b"health", "last_good_release", b"last_good_release", "state", b"state", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -529,6 +575,26 @@ Global___SignedReceipt: _TypeAlias = SignedReceipt  # noqa: Y015
 class Receipt(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class DeviceFaultsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     GENERATION_FIELD_NUMBER: _builtins.int
     RELEASE_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
@@ -541,14 +607,15 @@ class Receipt(_message.Message):
     FINISHED_AT_FIELD_NUMBER: _builtins.int
     CURRENT_RELEASE_FIELD_NUMBER: _builtins.int
     LAST_GOOD_RELEASE_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
+    DEVICE_FAULTS_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     release: _builtins.str
     outcome: Global___UpdateState.ValueType
     """COMMITTED, REJECTED, ROLLED_BACK or INCONSISTENT."""
     reason: _builtins.str
     """Machine-readable reason when not committed, such as probation_failed or no_variant_fits.
-    "interrupted" alone is not the release's fault (the agent was stopped amid a switch), so a
-    rollout may give it again.
+    ``fault`` classifies it.
     """
     detail: _builtins.str
     bytes_downloaded: _builtins.int
@@ -557,12 +624,20 @@ class Receipt(_message.Message):
     current_release: _builtins.str
     """What serves after it, and what the box would fall back to."""
     last_good_release: _builtins.str
+    fault: Global___Fault.ValueType
+    """Unspecified when committed, and from agents before 0.2."""
     @_builtins.property
     def decisions(self) -> _containers.RepeatedCompositeFieldContainer[_selection_pb2.SelectionDecision]: ...
     @_builtins.property
     def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProbationCheck]: ...
     @_builtins.property
     def finished_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def device_faults(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Faults of the device while it followed the assignment, by reason: "disk_full", "interrupted".
+        They are counted even if a retry succeeded. At most 16.
+        """
+
     def __init__(
         self,
         *,
@@ -578,10 +653,12 @@ class Receipt(_message.Message):
         finished_at: _timestamp_pb2.Timestamp | None = ...,
         current_release: _builtins.str = ...,
         last_good_release: _builtins.str = ...,
+        fault: Global___Fault.ValueType = ...,
+        device_faults: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["finished_at", b"finished_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_downloaded", b"bytes_downloaded", "checks", b"checks", "current_release", b"current_release", "decisions", b"decisions", "detail", b"detail", "finished_at", b"finished_at", "generation", b"generation", "last_good_release", b"last_good_release", "outcome", b"outcome", "reason", b"reason", "release", b"release", "switch_seconds", b"switch_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_downloaded", b"bytes_downloaded", "checks", b"checks", "current_release", b"current_release", "decisions", b"decisions", "detail", b"detail", "device_faults", b"device_faults", "fault", b"fault", "finished_at", b"finished_at", "generation", b"generation", "last_good_release", b"last_good_release", "outcome", b"outcome", "reason", b"reason", "release", b"release", "switch_seconds", b"switch_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
