@@ -6,8 +6,9 @@ import pytest
 
 from controlplane.errors import ConflictError
 from controlplane.rollouts import commands
-from controlplane.rollouts.commands import UpdateResult
+from controlplane.rollouts.commands import UpdateResult, settle
 from controlplane.rollouts.machine import MemberState, RolloutState
+from controlplane.rollouts.records import Member
 
 from .conftest import NEW, OLD, STRATEGY, NewFleet, states
 
@@ -92,3 +93,20 @@ def test_a_receipt_of_another_generation_or_a_second_one_changes_nothing(
     fleet.receive("d0", UpdateResult(1, committed=False))
     fleet.receive("d1", UpdateResult(2, committed=False))
     assert fleet.store.members == before
+
+
+@pytest.mark.parametrize("state", [MemberState.PENDING, MemberState.REVERTED])
+def test_a_receipt_settles_only_a_device_that_is_expected_to_report(state: MemberState) -> None:
+    member = Member(device_id="d", name="d", wave=0, state=state, generation=3)
+    for interrupted in (False, True):
+        result = UpdateResult(3, committed=False, interrupted=interrupted)
+        assert settle(member, result, max_retries=5) == member
+
+
+def test_a_member_begins_untouched() -> None:
+    member = Member(device_id="d", name="d", wave=0)
+    assert (member.state, member.succeeded, member.generation) == (MemberState.PENDING, None, 0)
+    assert (member.reachable_at_assignment, member.sent_back, member.retries) == (False, False, 0)
+    assert (member.bytes_downloaded, member.switch_seconds) == (0, 0.0)
+    assert UpdateResult(1, committed=True).bytes_downloaded == 0
+    assert UpdateResult(1, committed=True).switch_seconds == 0.0
