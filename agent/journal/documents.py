@@ -36,6 +36,9 @@ class SlotPlan(Struct, frozen=True, kw_only=True):
     variant: str
     # Checks of every variant that was tried, by variant name.
     checks: dict[str, tuple[CheckResult, ...]] = {}
+    # The decision's memory figures count the whole worker process. Agents before 0.2 counted the
+    # model alone.
+    counts_process: bool = False
 
 
 class Update(Struct, frozen=True, kw_only=True):

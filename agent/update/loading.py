@@ -6,6 +6,7 @@ from typing import Final
 
 from agent.errors import LoadFailedError
 from agent.journal import HeldRelease, SlotPlan
+from agent.selection.memory import process_bytes
 from agent.serving import Deployment, Serving
 from agent.storage.file_store import FileStore
 from agent.supervisor import Supervisor, Worker, WorkerSpec
@@ -14,6 +15,8 @@ from artifact.manifest import Component, File, Release, decode_release
 from runtimes.processor.threads import is_small
 
 SHORT_OF_MEMORY: Final = frozenset({"not_started", "out_of_memory"})
+# Beside the model's budget, in plans of agents before 0.2.
+OLDER_TOLERANCE_BYTES: Final = 64 << 20
 
 
 class Loader:
@@ -36,7 +39,7 @@ class Loader:
                 variant=variant,
                 files={file.name: self._store.path(file) for file in variant.files},
                 context_length=shorter or variant.context_length,
-                memory_limit_bytes=plan.decision.memory_budget_bytes,
+                memory_limit_bytes=_memory_limit(plan, variant.runtime),
                 idle_unload_seconds=component.idle_unload_seconds,
                 adapters={each.name: self._store.path(each.file) for each in component.adapters},
                 max_concurrency=component.max_concurrency,
@@ -101,6 +104,18 @@ def _large_models(release: Release) -> int:
         for component in release.components
     )
     return sum(not is_small(size) for size in largest)
+
+
+def _memory_limit(plan: SlotPlan, runtime: str) -> int:
+    """Return the limit of a slot's process.
+
+    A plan of an older agent bounds the model alone: without the process and the tolerance of that
+    time the release that serves would not load after an upgrade of the agent.
+    """
+    budget = plan.decision.memory_budget_bytes
+    if plan.counts_process or not budget:
+        return budget
+    return budget + process_bytes(runtime) + OLDER_TOLERANCE_BYTES
 
 
 def files_of(held: HeldRelease | None) -> list[File]:

@@ -206,7 +206,8 @@ class Steps:
         job.proven = False
         for decision in decisions:
             variant = decision.next_candidate()
-            job.set_plan(decision.slot, SlotPlan(decision=decision, variant=variant or ""))
+            plan = SlotPlan(decision=decision, variant=variant or "", counts_process=True)
+            job.set_plan(decision.slot, plan)
             if variant is None:
                 raise StepFailedError("no_variant_fits", f"slot {decision.slot}: {decision.reason}")
         return Event.DONE

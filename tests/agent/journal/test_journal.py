@@ -217,29 +217,6 @@ def test_who_asks_first_does_not_undo_what_another_thread_records(
     journal.close()
 
 
-ONE, TWO, THREE = (held(f"acme/a@{number}") for number in (1, 2, 3))
-
-
-@pytest.mark.parametrize(
-    ("before", "new", "fell_back", "after"),
-    [
-        (Pointers(current=ONE), TWO, False, Pointers(current=TWO, last_good=ONE)),
-        # The same release again keeps the one to fall back to.
-        (Pointers(current=TWO, last_good=ONE), TWO, False, Pointers(current=TWO, last_good=ONE)),
-        # What did not load is never the last good one.
-        (Pointers(current=TWO, last_good=ONE), THREE, True, Pointers(current=THREE, last_good=ONE)),
-        # Serving nothing keeps the last good one for the next release.
-        (Pointers(last_good=ONE), TWO, False, Pointers(current=TWO, last_good=ONE)),
-        (Pointers(current=TWO, last_good=ONE), None, False, Pointers(last_good=TWO)),
-        (Pointers(candidate=TWO, current=ONE), TWO, False, Pointers(current=TWO, last_good=ONE)),
-    ],
-)
-def test_a_commit_moves_the_pointers(
-    before: Pointers, new: HeldRelease | None, fell_back: bool, after: Pointers
-) -> None:
-    assert before.committed(new, fell_back=fell_back) == after
-
-
 def test_the_journal_and_its_copy_are_private(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.db")
     journal.record(update=UPDATE)

@@ -1,8 +1,10 @@
 """A box that cannot load its current release serves last_good and keeps retrying."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from agent.errors import LoadFailedError, NothingServedError
@@ -11,7 +13,7 @@ from agent.supervisor import Worker, WorkerSpec
 from agent.update.loading import files_of
 from agent.update.machine import State
 from runtimes.fake import FakeModel, Faults
-from tests.agent.box import Life, World, eventually
+from tests.agent.box import MIB, Life, World, eventually
 from tests.faults.answers import HAPPY, ONE, TWO, answer
 
 THREE = "acme/assistant@3"
@@ -87,6 +89,27 @@ async def test_a_current_release_that_is_short_of_memory_is_not_given_up(world: 
         assert life.engine.status().current_release == TWO
         assert life.pointers == ("", TWO, ONE)
         assert len(life.supervisor._workers) == 1
+
+
+async def test_a_release_planned_by_an_older_agent_serves_after_an_upgrade(world: World) -> None:
+    """Its budget of 2 MiB bounded the model alone; a whole process of the fake runtime takes 22."""
+    await commit(world, "1")
+    journal = Journal(world.root / "journal.db")
+    pointers = journal.pointers()
+    assert pointers.current is not None
+    plan = pointers.current.slots["chat"]
+    assert plan.counts_process
+    old = msgspec.structs.replace(
+        plan,
+        decision=replace(plan.decision, memory_budget_bytes=2 * MIB),
+        counts_process=False,
+    )
+    current = msgspec.structs.replace(pointers.current, slots={"chat": old})
+    journal.record(pointers=msgspec.structs.replace(pointers, current=current))
+    journal.close()
+    async with Life(world) as life:
+        await eventually(lambda: life.serves == ONE)
+        assert await answer(life) == "This is release 1"
 
 
 async def test_what_serves_in_its_place_is_not_stopped_for_a_try(world: World) -> None:
