@@ -134,8 +134,8 @@ class Predictor:
             if one.quantization == variant.quantization
         ]
         share = sum(weight for weight, _ in same)
-        left = sum(weight * error for weight, error in same) / (share + RESIDUAL_PULL)
-        return (slowness * bare + constant * _units(variant.matrices)) * math.exp(left)
+        residual = sum(weight * error for weight, error in same) / (share + RESIDUAL_PULL)
+        return (slowness * bare + constant * _units(variant.matrices)) * math.exp(residual)
 
     def _ttft_seconds(
         self, variant: Variant, token_seconds: float, alike: Sequence[Measurement]

@@ -233,3 +233,36 @@ def test_measurements_without_a_speed_or_a_ttft_are_left_out() -> None:
     silent = replace(measured(variant("f16", 350e6), "acme/o@1"), ttft_seconds=0)
     with_ttft = predictor(known).predict(one).figures.ttft_seconds
     assert predictor(known, silent).predict(one).figures.ttft_seconds == with_ttft
+
+
+def test_a_kernel_that_was_not_measured_leaves_the_speed_unknown() -> None:
+    part = MicroBenchmark(weight_bytes_per_second={"q4_k": 5e9})
+    one = msgspec.structs.replace(
+        variant("q4_k_m", 350e6), decode_bytes={"q4_k": 10**8, "f16": 10**8}
+    )
+    found = replace(predictor(), benchmark=part).predict(one)
+    assert found.figures.tokens_per_second == 0.0
+
+
+def test_a_measurement_without_speed_calibrates_nothing() -> None:
+    failed = replace(measured(variant("q8_0", 350e6), "a/other@1"), tokens_per_second=0.0)
+    one = variant("q4_k_m", 350e6)
+    found = replace(predictor(), measured=[failed]).predict(one)
+    assert found == predictor().predict(one)
+    assert found.source is Source.ROOFLINE
+
+
+def test_ttft_is_calibrated_by_measurements_that_have_it() -> None:
+    one, other = variant("q4_k_m", 350e6), variant("q8_0", 350e6)
+    known = replace(measured(other, "a/other@1"), ttft_seconds=0.7)
+    for useless in (replace(known, ttft_seconds=0.0), replace(known, parameters=0)):
+        found = replace(predictor(), measured=[known, useless]).predict(one)
+        assert found.figures.ttft_seconds == pytest.approx(0.7)
+
+
+def test_a_fit_never_has_a_negative_constant() -> None:
+    """The large model is slower than its size says: only a negative constant would fit both."""
+    slowness, constant = _fit([1.0, 4.0], [1.0, 1.0], [0.5, 8.0], [1.0, 1.0])
+    assert constant == 0.0
+    # Least squares of the relative errors with the prior s = 1.
+    assert slowness == pytest.approx((PULL + 2.0 + 0.5) / (PULL + 4.0 + 0.25))

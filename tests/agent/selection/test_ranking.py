@@ -6,7 +6,7 @@ from functools import partial
 import msgspec
 import pytest
 
-from agent.selection import Decision, Figures, Knowledge, Prior, rank
+from agent.selection import Decision, Figures, Knowledge, Measurement, Prior, rank
 from artifact.device_facts import DeviceFacts, MicroBenchmark
 from artifact.manifest import (
     Component,
@@ -340,3 +340,57 @@ def test_an_unknown_variant_is_a_key_error() -> None:
 def test_without_any_bound_there_is_no_memory_budget() -> None:
     unknown = bare(replace(FACTS, memory_bytes=0, model_memory_bytes=0))
     assert rank(component(Q4), SelectionPolicy(), unknown).memory_budget_bytes == 0
+
+
+def test_a_rooflines_ttft_is_too_rough_to_cast_doubt() -> None:
+    slow = replace(FACTS, benchmark=replace(FACTS.benchmark, matmul_flops_per_second=1e9))
+    known = Knowledge(slow)
+    (one,) = component(msgspec.structs.replace(Q4, parameters=10**9)).model.variants
+    policy = SelectionPolicy(max_ttft_seconds=0.5)
+    candidate = rank(component(one), policy, known).candidate("q4-k-m")
+    assert candidate.predicted_ttft_seconds is not None
+    assert candidate.predicted_ttft_seconds > 0.5
+    assert (candidate.bucket, candidate.doubt) == ("ranked", "")
+    # The same TTFT by a measurement of another variant does.
+    measured = Measurement(
+        model="demo/other@1",
+        variant="x",
+        task=Task.TEXT_GENERATION,
+        runtime="llama_cpp",
+        quantization="x",
+        size_bytes=one.size_bytes,
+        parameters=10**9,
+        context_length=2048,
+        estimated_memory_bytes=0,
+        memory_bytes=0,
+        tokens_per_second=5,
+        ttft_seconds=2.0,
+    )
+    candidate = rank(component(one), policy, replace(known, measured=[measured])).candidate(
+        "q4-k-m"
+    )
+    assert candidate.doubt == "predicted 2 s to the first token, 0.5 allowed"
+    assert candidate.bucket == "ranked"
+
+
+@pytest.mark.parametrize(("more", "doubted"), [(0, False), (1, True)])
+def test_a_class_that_took_exactly_the_budget_casts_no_doubt(more: int, doubted: bool) -> None:
+    taken = FACTS.model_memory_bytes + more
+    priors = {"q4-k-m": Prior(tokens_per_second=9, memory_bytes=taken)}
+    decision = rank(component(Q4), SelectionPolicy(), Knowledge(FACTS, priors=priors))
+    assert bool(decision.candidate("q4-k-m").doubt) == doubted
+
+
+@pytest.mark.parametrize(("value", "fits"), [(0.05, True), (0.2, False)])
+def test_a_loss_against_a_best_of_zero_is_absolute(value: float, fits: bool) -> None:
+    best, other = variant("best", 1, perplexity=0.0), variant("other", 1, perplexity=value)
+    policy = SelectionPolicy(max_quality_loss=0.1)
+    names = order(rank(component(best, other), policy, KNOWN))
+    assert names == (["best", "other"] if fits else ["best"])
+
+
+@pytest.mark.parametrize(("value", "fits"), [(1.5, True), (1.51, False)])
+def test_a_loss_of_exactly_what_is_allowed_fits(value: float, fits: bool) -> None:
+    best, other = variant("best", 1, perplexity=1.0), variant("other", 1, perplexity=value)
+    policy = SelectionPolicy(max_quality_loss=0.5)
+    assert ("other" in order(rank(component(best, other), policy, KNOWN))) == fits
