@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from controlplane.config import DEFAULT_TELEMETRY_WINDOW_SECONDS, Config, parse_address, parse_rate
-from controlplane.server.running import running
+from controlplane.server.running import downgrade_schema, running
 from controlplane.server.systemd import feed_watchdog, notify
 
 
@@ -74,6 +74,12 @@ from controlplane.server.systemd import feed_watchdog, notify
     metavar="SECONDS",
     help="The time over which devices aggregate telemetry before they send it.",
 )
+@click.option(
+    "--downgrade-schema",
+    "schema",
+    metavar="REVISION",
+    help="Take the database back for an older version, whose schema this is, and exit.",
+)
 def serve(
     data_dir: Path,
     *,
@@ -85,6 +91,7 @@ def serve(
     device_bandwidth: str | None,
     site_bandwidth: str | None,
     telemetry_window: float,
+    schema: str | None,
 ) -> None:
     """Run the control plane until SIGTERM or Ctrl-C.
 
@@ -105,7 +112,7 @@ def serve(
     # Whatever the folder's mode: database, chunks and keys are for this user alone.
     os.umask(0o077)
     _log_to_stderr()
-    asyncio.run(run(config))
+    asyncio.run(run(config) if schema is None else downgrade_schema(config, schema))
 
 
 async def run(config: Config) -> None:

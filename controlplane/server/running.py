@@ -15,8 +15,8 @@ from controlplane.server.jobs import PeriodicJob, drive_rollouts, jobs, schedule
 from controlplane.server.ports import start_device_port, start_http, start_public_port
 from controlplane.services.keys.server_keys import ServerKeys
 from controlplane.store import requests
-from controlplane.store.database import embedded_url, open_database
-from controlplane.store.migrate import migrate
+from controlplane.store.database import Database, embedded_url, open_database
+from controlplane.store.migrate import downgrade, migrate
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +41,7 @@ async def running(config: Config, clock: Callable[[], datetime] = now) -> AsyncI
             timedelta(days=config.server_certificate_days),
             clock(),
         )
-        database = open_database(
-            config.database_url or embedded_url(config.data_dir / "flotilla.db")
-        )
+        database = _open(config)
         stack.push_async_callback(database.close)
         await migrate(database)
         services = Services(config, database, keys, clock)
@@ -65,6 +63,20 @@ async def running(config: Config, clock: Callable[[], datetime] = now) -> AsyncI
         log.info("server_started public=%s device=%s http=%s", public, device, http)
         yield endpoints
         log.info("server_stopping")
+
+
+async def downgrade_schema(config: Config, to: str) -> None:
+    """Undo the migrations after ``to``, while no server runs on the data directory."""
+    with locked(config.data_dir):
+        database = _open(config)
+        try:
+            await downgrade(database, to)
+        finally:
+            await database.close()
+
+
+def _open(config: Config) -> Database:
+    return open_database(config.database_url or embedded_url(config.data_dir / "flotilla.db"))
 
 
 def _jobs(services: Services, reserve: DiskReserve) -> tuple[PeriodicJob, ...]:

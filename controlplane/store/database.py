@@ -35,6 +35,7 @@ _WRITES: Final = "flotilla_writes"
 
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 AnyRow = Row[*tuple[Any, ...]]
 
 
@@ -83,6 +84,10 @@ class Transaction:
         insert = postgresql.insert if self.dialect == "postgresql" else sqlite.insert
         statement = insert(table).on_conflict_do_nothing()
         await self.execute_batches(statement, rows)
+
+    async def run_sync(self, work: Callable[[Connection], Result]) -> Result:
+        """Run synchronous code, such as a migration, on this transaction's connection."""
+        return await self._connection.run_sync(work)
 
     def after_commit(self, action: Callable[[], None]) -> None:
         """Call ``action`` after the commit; never after a rollback."""

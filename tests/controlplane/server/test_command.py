@@ -1,9 +1,11 @@
 """`flotilla serve` as a process: files, lock, ports and shutdown."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import sqlite3
 import ssl
 import stat
 import subprocess
@@ -45,6 +47,32 @@ def get(address: str, path: str) -> str:
     with urllib.request.urlopen(f"http://{address}{path}", timeout=5) as answer:
         assert answer.status == 200
         return str(answer.read().decode())
+
+
+def schema_of(data_dir: Path) -> str:
+    with contextlib.closing(sqlite3.connect(data_dir / "flotilla.db")) as database:
+        return str(database.execute("SELECT version_num FROM alembic_version").fetchone()[0])
+
+
+def downgraded(data_dir: Path, schema: str) -> "subprocess.CompletedProcess[str]":
+    command = [FLOTILLA, "serve", "--data-dir", str(data_dir), "--downgrade-schema", schema]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_schema_is_taken_back_for_an_older_version(tmp_path: Path) -> None:
+    with serving(tmp_path):
+        now = schema_of(tmp_path)
+        running = downgraded(tmp_path, "0005")
+        assert running.returncode != 0
+        assert "another control plane runs" in running.stderr
+        assert schema_of(tmp_path) == now
+    unknown = downgraded(tmp_path, "0042")
+    assert unknown.returncode != 0
+    assert f"this version knows 0001 to {now}" in unknown.stderr
+    assert downgraded(tmp_path, "0005").returncode == 0
+    assert schema_of(tmp_path) == "0005"
+    with serving(tmp_path):
+        assert schema_of(tmp_path) == now
 
 
 def test_a_first_start_makes_all_there_is_and_a_second_keeps_it(tmp_path: Path) -> None:

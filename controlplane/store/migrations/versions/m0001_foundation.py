@@ -180,3 +180,21 @@ def upgrade() -> None:
     op.create_index(
         "ix_telemetry_windows_started_at", "telemetry_windows", ["started_at"], unique=False
     )
+
+
+def downgrade() -> None:
+    # Tables with foreign keys go before those that they point to.
+    for table in (
+        "telemetry_windows",
+        "receipts",
+        "join_token_uses",
+        "assignments",
+        "trust_metadata",
+        "requests",
+        "releases",
+        "join_tokens",
+        "devices",
+        "audit_events",
+        "api_tokens",
+    ):
+        op.drop_table(table)

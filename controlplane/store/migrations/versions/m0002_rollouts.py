@@ -49,3 +49,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("rollout_id", "device_id", name="pk_rollout_devices"),
     )
     op.create_index("ix_rollout_devices_device_id", "rollout_devices", ["device_id"], unique=False)
+
+
+def downgrade() -> None:
+    op.drop_table("rollout_devices")
+    op.drop_table("rollouts")

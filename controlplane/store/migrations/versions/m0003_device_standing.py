@@ -15,3 +15,9 @@ def upgrade() -> None:
     )
     op.add_column("devices", sa.Column("certificate_seen_at", UtcDateTime(), nullable=True))
     op.create_index("ix_devices_public_key", "devices", ["public_key"], unique=False)
+
+
+def downgrade() -> None:
+    op.drop_index("ix_devices_public_key", "devices")
+    op.drop_column("devices", "certificate_seen_at")
+    op.drop_column("devices", "state_reason")

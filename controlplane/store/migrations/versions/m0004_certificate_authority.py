@@ -12,3 +12,7 @@ def upgrade() -> None:
         "devices",
         sa.Column("certificate_authority", sa.String(64), nullable=False, server_default=""),
     )
+
+
+def downgrade() -> None:
+    op.drop_column("devices", "certificate_authority")

@@ -16,3 +16,8 @@ def upgrade() -> None:
         "telemetry_windows",
         sa.Column("escalations", sa.BigInteger(), nullable=False, server_default="0"),
     )
+
+
+def downgrade() -> None:
+    op.drop_column("telemetry_windows", "escalations")
+    op.drop_column("telemetry_windows", "route")

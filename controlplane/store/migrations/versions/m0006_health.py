@@ -12,3 +12,8 @@ down_revision = "0005"
 def upgrade() -> None:
     op.add_column("devices", sa.Column("health", Json()))
     op.add_column("devices", sa.Column("health_at", UtcDateTime()))
+
+
+def downgrade() -> None:
+    op.drop_column("devices", "health_at")
+    op.drop_column("devices", "health")
