@@ -132,4 +132,5 @@ def _device(member: Member) -> wire.RolloutDevice:
         generation=member.generation,
         bytes_downloaded=member.bytes_downloaded,
         switch_seconds=member.switch_seconds,
+        sent_back=member.sent_back,
     )

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from artifact.errors import ArtifactError
+from controlplane.cli.exit_codes import ExitCode, exit_code_of_error
 from controlplane.errors import ControlPlaneError
 from runtimes.errors import RuntimeFault
 
@@ -26,13 +27,16 @@ pass_settings = click.make_pass_decorator(GlobalOptions)
 
 
 class RefusedError(click.ClickException):
-    """A refused or failed request: one message, then the next step. Exit code 1."""
+    """A refused or failed command: one message, then the next step."""
 
-    exit_code = 1
-
-    def __init__(self, message: str, *, advice: str = "") -> None:
+    def __init__(
+        self, message: str, *, advice: str = "", exit_code: ExitCode = ExitCode.REFUSED
+    ) -> None:
         super().__init__(message)
         self.advice = advice
+        self.code = exit_code
+        # Click declares it for the class, and reads it from the instance.
+        self.exit_code = int(exit_code)  # type: ignore[misc]
 
     def show(self, file: Any = None) -> None:
         click.echo(f"Error: {self.message}", file=file or sys.stderr)
@@ -77,7 +81,17 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except (ControlPlaneError, ArtifactError, RuntimeFault) as error:
-            raise RefusedError(str(error), advice=error.advice) from error
+            raise RefusedError(
+                str(error), advice=error.advice, exit_code=exit_code_of_error(error)
+            ) from error
+        except (KeyboardInterrupt, click.Abort) as error:
+            # Click would print "Aborted!" and exit with 1, which reads as a failure of the command.
+            # It turns the end of stdin at a prompt into Abort too.
+            if isinstance(error.__context__, EOFError):
+                raise RefusedError(
+                    "a prompt got no answer: stdin has ended", exit_code=ExitCode.USAGE
+                ) from error
+            raise RefusedError("interrupted", exit_code=ExitCode.INTERRUPTED) from error
 
 
 def _accept_json(command: click.Command) -> None:

@@ -14,6 +14,7 @@ import msgspec
 
 from artifact.tls_faults import TlsFault, read_tls_fault
 from controlplane.cli.app import GlobalOptions, RefusedError
+from controlplane.cli.exit_codes import ExitCode, exit_code_of_status
 from controlplane.cli.mutations import MutationInterceptor
 
 TIMEOUT_SECONDS = 30.0
@@ -46,16 +47,19 @@ def load_context(path: Path) -> Context:
             f"there is no context file {path}",
             advice="Name one with --context or FLOTILLA_CONTEXT; "
             "`flotilla serve --data-dir DIR` writes DIR/admin.json.",
+            exit_code=ExitCode.USAGE,
         ) from error
     except OSError as error:
         raise RefusedError(
             f"cannot read the context file {path}: {error.strerror}",
             advice="Check who owns it; it holds a secret token and is for its owner only.",
+            exit_code=ExitCode.USAGE,
         ) from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise RefusedError(
             f"{path} is not a context file: {error}",
             advice='It is JSON: {"server": "HOST:PORT", "token": "...", "ca_pem": "..."}.',
+            exit_code=ExitCode.USAGE,
         ) from error
 
 
@@ -103,10 +107,11 @@ def refusal(error: grpc.RpcError, context: Context) -> RefusedError:
     code, details = error.code(), error.details() or ""
     if code is grpc.StatusCode.UNAVAILABLE and not _advice(error):
         message, advice = _unreachable(details, context)
-        return RefusedError(message, advice=advice)
+        return RefusedError(message, advice=advice, exit_code=ExitCode.UNREACHABLE)
     return RefusedError(
         details or f"the server answered {code.name}",
         advice=_advice(error) or _ADVICE_BY_CODE.get(code, ""),
+        exit_code=exit_code_of_status(code.name),
     )
 
 

@@ -6,6 +6,9 @@ from typing import Any, Final, NamedTuple
 
 import grpc
 
+from controlplane.cli.app import RefusedError
+from controlplane.cli.exit_codes import ExitCode
+
 # A change to a large fleet takes longer than a query, and a client that gives up does not undo it.
 MUTATION_SECONDS: Final = 300.0
 # Waits before repeating a call whose connection broke, in seconds.
@@ -40,12 +43,22 @@ class MutationInterceptor(grpc.UnaryUnaryClientInterceptor):
             details.wait_for_ready,
             details.compression,
         )
-        call = continuation(patient, request)
+        try:
+            return self._repeat(lambda: continuation(patient, request))
+        except KeyboardInterrupt as error:
+            raise RefusedError(
+                "interrupted before the server answered; it may have made the change",
+                advice="Check with `list` or `show` before you repeat the command.",
+                exit_code=ExitCode.INTERRUPTED,
+            ) from error
+
+    def _repeat(self, send: Callable[[], Any]) -> Any:
+        call = send()
         for seconds in RETRY_SECONDS:
             if not _was_interrupted(call):
                 break
             self._sleep(seconds)
-            call = continuation(patient, request)
+            call = send()
         return call
 
 

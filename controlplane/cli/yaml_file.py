@@ -8,6 +8,7 @@ import msgspec
 from artifact.sizes import parse_size
 from artifact.yaml_text import YamlTextError, read_yaml
 from controlplane.cli.app import RefusedError
+from controlplane.cli.exit_codes import ExitCode
 
 MAX_FILE_BYTES = 4 << 20
 # Tensors of probation checks may stand in the file.
@@ -27,9 +28,9 @@ class YamlFile:
         try:
             self._text = read_yaml(text, max_nodes=MAX_FILE_VALUES)
         except YamlTextError as error:
-            raise RefusedError(f"{path}, {error}", advice=example) from error
+            raise _usage(f"{path}, {error}", example) from error
         if self._text.value is None:
-            raise RefusedError(f"{path} is empty", advice=example)
+            raise _usage(f"{path} is empty", example)
         self.raw: Any = self._text.value
 
     def convert(self, schema: type[T]) -> T:
@@ -46,9 +47,9 @@ class YamlFile:
         line = self._text.line_of(place)
         field = f"{place.lstrip('.')}: " if place else ""
         quoted = "`str`, got" in reason
-        raise RefusedError(
+        raise _usage(
             f"{self._path}, line {line}: {field}{reason}",
-            advice='Put quotes around versions and names that look like numbers: version: "1.0".'
+            'Put quotes around versions and names that look like numbers: version: "1.0".'
             if quoted
             else self._example,
         ) from error
@@ -73,13 +74,17 @@ def read_bounded(path: Path) -> bytes:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise RefusedError(
+        raise _usage(
             f"cannot read {path}: {error.strerror}",
-            advice="Check the path; paths in a file are relative to it.",
+            "Check the path; paths in a file are relative to it.",
         ) from error
     if len(data) > MAX_FILE_BYTES:
-        raise RefusedError(
+        raise _usage(
             f"{path} has more than {MAX_FILE_BYTES} bytes",
-            advice="Such a file holds names and checks; files of models stay in their folder.",
+            "Such a file holds names and checks; files of models stay in their folder.",
         )
     return data
+
+
+def _usage(message: str, advice: str) -> RefusedError:
+    return RefusedError(message, advice=advice, exit_code=ExitCode.USAGE)

@@ -42,6 +42,7 @@ from artifact.errors import UntrustedError
 from artifact.trust.authority import digest, issuer_of
 from artifact.trust.statements import Authorities
 from controlplane.cli.command import cli
+from controlplane.cli.exit_codes import ExitCode
 from controlplane.services.keys.authority_files import AuthorityFiles
 from tests.agent.box import Life, World
 from tests.agent.box import eventually as soon
@@ -255,7 +256,7 @@ async def test_a_box_that_was_off_while_it_began_is_waited_for(
     root = await enrolled(plane, tmp_path / "box-1")
     await done(plane, "ca", "rotate")
     refused = await flotilla(plane, "ca", "retire")
-    assert refused.exit_code == 1
+    assert refused.exit_code == ExitCode.REFUSED
     assert "1 active device(s) have no certificate of the new authority yet: box-1" in (
         refused.output
     )
@@ -280,7 +281,7 @@ async def test_a_box_that_missed_all_of_it_comes_back_with_a_new_token(tmp_path:
         root = await enrolled(plane, tmp_path / "box-1")
         device_id = load_config(DataDir(root)).device_id
         await done(plane, "ca", "rotate")
-        assert (await flotilla(plane, "ca", "retire", "--leave-silent", "30d")).exit_code == 1
+        assert (await flotilla(plane, "ca", "retire", "--leave-silent", "30d")).exit_code == 3
         clock.ahead = timedelta()
         await done(plane, "ca", "retire", "--leave-silent", "30d")
         async with running_box(root) as box:
@@ -378,7 +379,7 @@ async def test_an_operator_follows_in_time_or_is_told_how(plane: Plane, tmp_path
     await done(plane, "ca", "retire", context=diligent)
     await done(plane, "device", "list", context=diligent)
     refused = await flotilla(plane, "device", "list", context=late)
-    assert refused.exit_code == 1
+    assert refused.exit_code == ExitCode.UNREACHABLE
     assert "the context's CA did not sign" in refused.output
     assert "admin.json" in refused.output
 

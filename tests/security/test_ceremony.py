@@ -25,16 +25,22 @@ def commands() -> list[str]:
 
 
 async def run(command: str, directory: Path, environment: dict[str, str]) -> str:
-    # `keys sign` asks for confirmation.
-    process = await asyncio.create_subprocess_exec(
-        *("bash", "-euc", command),
-        cwd=directory,
-        env=environment,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    output, _ = await process.communicate(b"y\n")
+    # A terminal, on which commands that cannot be undone ask for confirmation.
+    terminal, stdin = os.openpty()
+    try:
+        os.write(terminal, b"y\n")
+        process = await asyncio.create_subprocess_exec(
+            *("bash", "-euc", command),
+            cwd=directory,
+            env=environment,
+            stdin=stdin,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        output, _ = await process.communicate()
+    finally:
+        os.close(stdin)
+        os.close(terminal)
     assert process.returncode == 0, f"{command}\n{output.decode()}"
     return output.decode()
 

@@ -19,6 +19,7 @@ from agent.update.machine import State
 from artifact.device_facts import DeviceFacts
 from artifact.manifest import File, Task, Variant
 from controlplane.cli.command import cli
+from controlplane.cli.exit_codes import ExitCode
 from runtimes import registry
 from runtimes.errors import UnsafeFileError
 from runtimes.onnx import side_files, wire
@@ -58,7 +59,7 @@ def test_the_operator_is_told_and_nothing_is_built(
         flotilla("model", "inspect", path),
         flotilla("model", "build", path, *built),
     ):
-        assert result.exit_code == 1, result.output
+        assert result.exit_code == ExitCode.REFUSED, result.output
         assert f"Error: {path.name}" in result.stderr
         assert "Traceback" not in result.output
         assert len(result.stderr.splitlines()) >= 2, "there is no advice"

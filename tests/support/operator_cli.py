@@ -7,6 +7,7 @@ from typing import Any
 from click.testing import CliRunner, Result
 
 from controlplane.cli.command import cli
+from controlplane.cli.exit_codes import ExitCode
 
 
 class Operator:
@@ -38,7 +39,7 @@ def document(result: Result) -> dict[str, Any]:
 
 
 def refusal(result: Result) -> str:
-    """What a refused command said: exit code 1, nothing on stdout."""
-    assert result.exit_code == 1, result.output
+    """Return the message of a refused command, which printed nothing on stdout."""
+    assert result.exit_code in {ExitCode.REFUSED, ExitCode.USAGE}, result.output
     assert not result.stdout
     return str(result.stderr)

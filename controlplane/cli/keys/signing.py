@@ -14,6 +14,7 @@ from artifact.trust.metadata import parse
 from artifact.trust.update import Update
 from controlplane.cli.app import GlobalOptions, RefusedError, pass_settings
 from controlplane.cli.client import connect
+from controlplane.cli.confirmation import confirm, yes_option
 from controlplane.cli.keys.ceremony import (
     MAX_PENDING_BYTES,
     Pending,
@@ -37,7 +38,7 @@ _file = click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @_file
 @folder_option
 @passphrase_option
-@click.option("--yes", is_flag=True, help="Sign without asking.")
+@yes_option
 @pass_settings
 def sign(
     settings: GlobalOptions, *, file: Path, folder: Path, passphrase_file: Path | None, yes: bool
@@ -45,8 +46,7 @@ def sign(
     """Add the signatures of the root keys in DIR to the change in FILE, after showing it."""
     pending = _read(file)
     _show(pending)
-    if not yes and not click.confirm("Sign this?", err=True):
-        raise RefusedError("nothing was signed")
+    confirm(["Your key will sign this change."], yes=yes)
     key_folder = KeyFolder(folder.expanduser())
     before = len(parse(Root, pending.root, Root.type).signatures)
     root = sign_with_folder(

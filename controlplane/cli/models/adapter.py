@@ -8,6 +8,7 @@ import msgspec
 from artifact.manifest import split_reference
 from artifact.sizes import in_bytes
 from controlplane.cli.app import GlobalOptions, pass_settings
+from controlplane.cli.models.interruption import interruptible
 from controlplane.cli.output import note, print_fields, print_json
 from runtimes.build.adapter import AdapterRequest, build_adapter
 
@@ -57,7 +58,8 @@ def adapter_command(
         out=out,
         force=force,
     )
-    adapter = build_adapter(request)
+    with interruptible():
+        adapter = build_adapter(request)
     if settings.json:
         print_json({**msgspec.to_builtins(adapter), "directory": str(out)})
         return

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from artifact.manifest import Lineage, Task
 from artifact.sizes import in_bytes
 from controlplane.cli.app import GlobalOptions, RefusedError, pass_settings
 from controlplane.cli.models.adapter import adapter_command
+from controlplane.cli.models.interruption import interruptible
 from controlplane.cli.models.recipe_file import load_recipe, parse_lineage
 from controlplane.cli.models.variants import (
     lineage_of,
@@ -121,7 +122,8 @@ def build_command(settings: GlobalOptions, /, *, recipe: Path | None, **options:
     """
     request = _by_recipe(recipe, options) if recipe else _by_options(options)
     try:
-        result = build(request, _Progress().report)
+        with interruptible() as check_interrupt:
+            result = build(request, _Progress(check_interrupt).report)
     except GoalsMissedError as error:
         _print_attempts(settings, error.attempts)
         raise
@@ -268,10 +270,12 @@ def _facts(source: Source) -> dict[str, Any]:
 class _Progress:
     """Progress on stderr: one line per step, redrawn on a terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, check_interrupt: Callable[[], None]) -> None:
         self._last = ("", "", -1)
+        self._check_interrupt = check_interrupt
 
     def report(self, variant: str, what: str, done: float) -> None:
+        self._check_interrupt()
         percent = int(done * 100)
         redraw = sys.stderr.isatty()
         if (variant, what, percent) == self._last or (not redraw and percent not in {0, 100}):

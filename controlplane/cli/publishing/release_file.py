@@ -27,6 +27,7 @@ from artifact.manifest import (
 from artifact.sizes import parse_size
 from artifact.trust.metadata import HardwareClasses
 from controlplane.cli.app import RefusedError
+from controlplane.cli.exit_codes import ExitCode
 from controlplane.cli.yaml_file import YamlFile, read_bounded, size_at
 
 _EXAMPLE = "docs/release-file.md shows a release file with every field."
@@ -114,5 +115,6 @@ def _read_check_files(path: Path, raw: Any) -> None:
                     f"{file} is not JSON: {error}",
                     advice='It holds {"inputs": [...], "outputs": [...]}, tensors in the Open '
                     "Inference Protocol's form, or an embedding model's expected.json.",
+                    exit_code=ExitCode.USAGE,
                 ) from error
             check.update(tensors if isinstance(tensors, dict) else {"inputs": tensors})

@@ -8,8 +8,10 @@ from flotilla.v1 import rollout_pb2, rollout_pb2_grpc
 
 from controlplane.cli.app import GlobalOptions, RefusedError, pass_settings
 from controlplane.cli.client import TIMEOUT_SECONDS, connect, every_page, request_id
+from controlplane.cli.exit_codes import ExitCode
 from controlplane.cli.output import ago, message_to_json, note, print_json, print_table
-from controlplane.cli.parameters import limit_option
+from controlplane.cli.parameters import DURATION, limit_option
+from controlplane.cli.rollouts.outcome import continuing, require_end
 from controlplane.cli.rollouts.view import follow, print_rollout, progress, state_name
 from controlplane.rollouts.machine import RolloutState
 from controlplane.rollouts.strategy import MAX_STRATEGY_BYTES
@@ -19,7 +21,15 @@ reason_option = click.option(
     "--reason", default="", metavar="TEXT", help="Why; kept with the rollout and in the audit log."
 )
 wait_option = click.option(
-    "--wait", is_flag=True, help="Stay until it ends or pauses; exit with 1 unless it ends well."
+    "--wait",
+    is_flag=True,
+    help="Stay until it ends or pauses; exit with 0 only if it ends as requested.",
+)
+timeout_option = click.option(
+    "--timeout",
+    type=DURATION,
+    metavar="DURATION",
+    help="Stop waiting after this, with exit code 7; the rollout continues.",
 )
 
 
@@ -45,9 +55,16 @@ def rollout() -> None:
     help="YAML or JSON; without it 10 % first, then all, and back if more than 10 % fail.",
 )
 @wait_option
+@timeout_option
 @pass_settings
 def start(
-    settings: GlobalOptions, release: str, *, selector: str, strategy_file: Path | None, wait: bool
+    settings: GlobalOptions,
+    release: str,
+    *,
+    selector: str,
+    strategy_file: Path | None,
+    wait: bool,
+    timeout: float | None,
 ) -> None:
     """Move the devices that match SELECTOR to a release.
 
@@ -79,7 +96,7 @@ def start(
     started = answer.rollout
     count = sum(wave.targeted for wave in started.waves)
     note(f"Rollout {started.id}: {release} to {count} device{'' if count == 1 else 's'}.")
-    _finish(settings, started, wait=wait, wanted=RolloutState.SUCCEEDED)
+    _finish(settings, started, wait=wait, timeout=timeout, wanted=RolloutState.SUCCEEDED)
 
 
 def _read_strategy(path: Path) -> str:
@@ -88,7 +105,9 @@ def _read_strategy(path: Path) -> str:
             return file.read(MAX_STRATEGY_BYTES + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise RefusedError(
-            f"cannot read the strategy {path}: {error}", advice="It must be a small UTF-8 text."
+            f"cannot read the strategy {path}: {error}",
+            advice="It must be a small UTF-8 text.",
+            exit_code=ExitCode.USAGE,
         ) from error
 
 
@@ -137,19 +156,27 @@ def show(settings: GlobalOptions, rollout_id: str) -> None:
 
 @rollout.command()
 @rollout_argument
+@timeout_option
 @pass_settings
-def watch(settings: GlobalOptions, rollout_id: str) -> None:
-    """Print a rollout at every change until it ends; with --json one document per line."""
+def watch(settings: GlobalOptions, rollout_id: str, *, timeout: float | None) -> None:
+    """Print a rollout at every change until it ends; with --json one document per line.
+
+    The exit code is 0 only if the rollout succeeded.
+    """
     last = None
-    for seen in follow(settings, rollout_id):
-        if settings.json:
-            print_json(message_to_json(seen))
-        else:
-            click.echo(f"{datetime.now(UTC):%H:%M:%S} {state_name(seen):12} {progress(seen)}")
-        last = seen
-    if last is not None and not settings.json:
+    with continuing(rollout_id, exists=lambda: last is not None):
+        for seen in follow(settings, rollout_id, timeout):
+            if settings.json:
+                print_json(message_to_json(seen))
+            else:
+                click.echo(f"{datetime.now(UTC):%H:%M:%S} {state_name(seen):12} {progress(seen)}")
+            last = seen
+    if last is None:
+        return
+    if not settings.json:
         click.echo()
         print_rollout(last)
+    require_end(last, RolloutState.SUCCEEDED)
 
 
 @rollout.command()
@@ -197,8 +224,11 @@ def abort(settings: GlobalOptions, rollout_id: str, *, reason: str) -> None:
 @rollout_argument
 @reason_option
 @wait_option
+@timeout_option
 @pass_settings
-def rollback(settings: GlobalOptions, rollout_id: str, *, reason: str, wait: bool) -> None:
+def rollback(
+    settings: GlobalOptions, rollout_id: str, *, reason: str, wait: bool, timeout: float | None
+) -> None:
     """Return every device that the rollout changed to its previous release.
 
     Works while the rollout runs and after it ended. Devices that a later rollout moved stay.
@@ -210,28 +240,33 @@ def rollback(settings: GlobalOptions, rollout_id: str, *, reason: str, wait: boo
             ),
             timeout=TIMEOUT_SECONDS,
         )
-    _finish(settings, answer.rollout, wait=wait, wanted=RolloutState.ROLLED_BACK)
+    _finish(settings, answer.rollout, wait=wait, timeout=timeout, wanted=RolloutState.ROLLED_BACK)
 
 
 def _finish(
-    settings: GlobalOptions, answer: rollout_pb2.Rollout, *, wait: bool, wanted: RolloutState
+    settings: GlobalOptions,
+    answer: rollout_pb2.Rollout,
+    *,
+    wait: bool,
+    timeout: float | None,
+    wanted: RolloutState,
 ) -> None:
-    """Wait if requested, print the rollout, and refuse unless it ended in ``wanted``."""
-    last = _wait(settings, answer) if wait else answer
+    """Wait if requested, print the rollout, and fail unless it ended in ``wanted``."""
+    if not wait:
+        _print(settings, answer)
+        return
+    with continuing(answer.id):
+        last = _wait(settings, answer, timeout)
     _print(settings, last)
-    state = RolloutState(state_name(last))
-    if wait and state is not wanted:
-        verb = "is" if state is RolloutState.PAUSED else "ended"
-        raise RefusedError(
-            f"rollout {last.id} {verb} {state}: {last.reason or 'no reason was given'}",
-            advice="`flotilla rollout show` lists the devices, `flotilla device explain` says why.",
-        )
+    require_end(last, wanted)
 
 
-def _wait(settings: GlobalOptions, answer: rollout_pb2.Rollout) -> rollout_pb2.Rollout:
+def _wait(
+    settings: GlobalOptions, answer: rollout_pb2.Rollout, timeout: float | None
+) -> rollout_pb2.Rollout:
     """Follow the rollout until it ends, or pauses for an operator's decision."""
     last, shown = answer, ""
-    for seen in follow(settings, answer.id):
+    for seen in follow(settings, answer.id, timeout):
         last = seen
         line = f"{state_name(seen):12} {progress(seen)}"
         if line != shown:

@@ -1,5 +1,6 @@
 """Views of a rollout: its state, and following its changes."""
 
+import math
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -10,10 +11,12 @@ import grpc
 from flotilla.v1 import rollout_pb2, rollout_pb2_grpc
 
 from artifact.sizes import in_bytes
-from controlplane.cli.app import GlobalOptions
+from controlplane.cli.app import GlobalOptions, RefusedError
 from controlplane.cli.client import connect
+from controlplane.cli.exit_codes import ExitCode
 from controlplane.cli.output import (
     ago,
+    duration,
     enum_name,
     note,
     print_fields,
@@ -45,21 +48,36 @@ def _wave_state(wave: rollout_pb2.Wave) -> str:
     return enum_name("WaveState", rollout_pb2.WaveState.Name(wave.state))
 
 
-def follow(settings: GlobalOptions, rollout_id: str) -> Iterator[rollout_pb2.Rollout]:
-    """Yield the rollout now and at every change until it ends, across restarts of the server."""
+def follow(
+    settings: GlobalOptions, rollout_id: str, timeout: float | None = None
+) -> Iterator[rollout_pb2.Rollout]:
+    """Yield the rollout now and at every change until it ends, across restarts of the server.
+
+    Raises RefusedError with code TIMED_OUT after ``timeout`` seconds.
+    """
     request = rollout_pb2.WatchRolloutRequest(id=rollout_id)
+    ends_at = math.inf if timeout is None else time.monotonic() + timeout
     with connect(settings) as channel:
         stub = rollout_pb2_grpc.RolloutServiceStub(channel)
         heard_at: float | None = None
         attempt = 0
         while True:
+            remaining = ends_at - time.monotonic()
+            if remaining <= 0:
+                raise RefusedError(
+                    f"it did not end within {duration(timeout or 0)}", exit_code=ExitCode.TIMED_OUT
+                )
             try:
-                for answer in stub.WatchRollout(request):
+                # The deadline of the call is that of the whole wait: a quiet stream ends with it.
+                limit = None if timeout is None else remaining
+                for answer in stub.WatchRollout(request, timeout=limit):
                     heard_at, attempt = time.monotonic(), 0
                     yield answer.rollout
                     if RolloutState(state_name(answer.rollout)).finished:
                         return
             except grpc.RpcError as error:
+                if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and timeout is not None:
+                    continue
                 # Fail if the server was never reached; once it was, it may be restarting.
                 patient = heard_at is not None and time.monotonic() - heard_at < PATIENCE_SECONDS
                 if error.code() not in LOST or not patient:
@@ -67,7 +85,7 @@ def follow(settings: GlobalOptions, rollout_id: str) -> Iterator[rollout_pb2.Rol
             if attempt == 0:
                 note("The server went away; waiting for it to come back.")
             attempt += 1
-            pause = min(MAX_PAUSE_SECONDS, 0.2 * 2**attempt)
+            pause = min(MAX_PAUSE_SECONDS, 0.2 * 2**attempt, max(0.0, ends_at - time.monotonic()))
             time.sleep(random.uniform(0, pause))  # noqa: S311 - jitter, not a secret
 
 

@@ -25,17 +25,17 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66lotilla/v1/rollout.proto\x12\x0b\x66lotilla.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"^\n\x13StartRolloutRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07release\x18\x02 \x01(\t\x12\x10\n\x08selector\x18\x03 \x01(\t\x12\x10\n\x08strategy\x18\x04 \x01(\t\"=\n\x14StartRolloutResponse\x12%\n\x07rollout\x18\x01 \x01(\x0b\x32\x14.flotilla.v1.Rollout\"\xc7\x02\n\x07Rollout\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07release\x18\x02 \x01(\t\x12\x10\n\x08selector\x18\x03 \x01(\t\x12(\n\x05state\x18\x04 \x01(\x0e\x32\x19.flotilla.v1.RolloutState\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ncreated_by\x18\x08 \x01(\t\x12 \n\x05waves\x18\t \x03(\x0b\x32\x11.flotilla.v1.Wave\x12+\n\x07\x64\x65vices\x18\n \x03(\x0b\x32\x1a.flotilla.v1.RolloutDevice\x12\x10\n\x08strategy\x18\x0b \x01(\t\"\xcd\x01\n\x04Wave\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.flotilla.v1.WaveState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x10\n\x08targeted\x18\x04 \x01(\r\x12\x11\n\treachable\x18\x05 \x01(\r\x12\x10\n\x08reported\x18\x06 \x01(\r\x12\x11\n\tsucceeded\x18\x07 \x01(\r\x12\x0e\n\x06\x66\x61iled\x18\x08 \x01(\r\x12&\n\x05gates\x18\t \x03(\x0b\x32\x17.flotilla.v1.GateResult\";\n\nGateResult\x12\x0c\n\x04gate\x18\x01 \x01(\t\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"\xbd\x01\n\rRolloutDevice\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04wave\x18\x03 \x01(\r\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x18\n\x10previous_release\x18\x06 \x01(\t\x12\x12\n\ngeneration\x18\x07 \x01(\x04\x12\x18\n\x10\x62ytes_downloaded\x18\x08 \x01(\x04\x12\x16\n\x0eswitch_seconds\x18\t \x01(\x01\"<\n\x13ListRolloutsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"W\n\x14ListRolloutsResponse\x12&\n\x08rollouts\x18\x01 \x03(\x0b\x32\x14.flotilla.v1.Rollout\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x11GetRolloutRequest\x12\n\n\x02id\x18\x01 \x01(\t\";\n\x12GetRolloutResponse\x12%\n\x07rollout\x18\x01 \x01(\x0b\x32\x14.flotilla.v1.Rollout\"!\n\x13WatchRolloutRequest\x12\n\n\x02id\x18\x01 \x01(\t\"=\n\x14WatchRolloutResponse\x12%\n\x07rollout\x18\x01 \x01(\x0b\x32\x14.flotilla.v1.Rollout\"E\n\x13PauseRolloutRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"=\n\x14PauseRolloutResponse\x12%\n\x07rollout\x18\x01 \x01(\x0b\x32\x14.flotilla.v1.Rollout\"6\n\x14ResumeRolloutRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\">\n\x15ResumeRolloutResponse\x12%\n\x07rollout\x18\x01 \x01(\x0b\x32\x14.flotilla.v1.Rollout\"E\n\x13\x41\x62ortRolloutRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"=\n\x14\x41\x62ortRolloutResponse\x12%\n\x07rollout\x18\x01 \x01(\x0b\x32\x14.flotilla.v1.Rollout\"H\n\x16RollbackRolloutRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"@\n\x17RollbackRolloutResponse\x12%\n\x07rollout\x18\x01 \x01(\x0b\x32\x14.flotilla.v1.Rollout*\xb4\x02\n\x0cRolloutState\x12\x1d\n\x19ROLLOUT_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13ROLLOUT_STATE_DRAFT\x10\x01\x12#\n\x1fROLLOUT_STATE_AWAITING_APPROVAL\x10\x02\x12\x1b\n\x17ROLLOUT_STATE_SCHEDULED\x10\x03\x12\x19\n\x15ROLLOUT_STATE_RUNNING\x10\x04\x12\x18\n\x14ROLLOUT_STATE_PAUSED\x10\x05\x12\x1b\n\x17ROLLOUT_STATE_SUCCEEDED\x10\x06\x12\x1e\n\x1aROLLOUT_STATE_ROLLING_BACK\x10\x07\x12\x1d\n\x19ROLLOUT_STATE_ROLLED_BACK\x10\x08\x12\x19\n\x15ROLLOUT_STATE_ABORTED\x10\t*\xd5\x01\n\tWaveState\x12\x1a\n\x16WAVE_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12WAVE_STATE_PENDING\x10\x01\x12\x16\n\x12WAVE_STATE_RUNNING\x10\x02\x12\x16\n\x12WAVE_STATE_SOAKING\x10\x03\x12\x19\n\x15WAVE_STATE_EVALUATING\x10\x04\x12\x15\n\x11WAVE_STATE_PASSED\x10\x05\x12\x15\n\x11WAVE_STATE_FAILED\x10\x06\x12\x1b\n\x17WAVE_STATE_INCONCLUSIVE\x10\x07\x32\xc0\x05\n\x0eRolloutService\x12S\n\x0cStartRollout\x12 .flotilla.v1.StartRolloutRequest\x1a!.flotilla.v1.StartRolloutResponse\x12S\n\x0cListRollouts\x12 .flotilla.v1.ListRolloutsRequest\x1a!.flotilla.v1.ListRolloutsResponse\x12M\n\nGetRollout\x12\x1e.flotilla.v1.GetRolloutRequest\x1a\x1f.flotilla.v1.GetRolloutResponse\x12U\n\x0cWatchRollout\x12 .flotilla.v1.WatchRolloutRequest\x1a!.flotilla.v1.WatchRolloutResponse0\x01\x12S\n\x0cPauseRollout\x12 .flotilla.v1.PauseRolloutRequest\x1a!.flotilla.v1.PauseRolloutResponse\x12V\n\rResumeRollout\x12!.flotilla.v1.ResumeRolloutRequest\x1a\".flotilla.v1.ResumeRolloutResponse\x12S\n\x0c\x41\x62ortRollout\x12 .flotilla.v1.AbortRolloutRequest\x1a!.flotilla.v1.AbortRolloutResponse\x12\\\n\x0fRollbackRollout\x12#.flotilla.v1.RollbackRolloutRequest\x1a$.flotilla.v1.RollbackRolloutResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66lotilla/v1/rollout.proto\x12\x0b\x66lotilla.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"^\n\x13StartRolloutRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07release\x18\x02 \x01(\t\x12\x10\n\x08selector\x18\x03 \x01(\t\x12\x10\n\x08strategy\x18\x04 \x01(\t\"=\n\x14StartRolloutResponse\x12%\n\x07rollout\x18\x01 \x01(\x0b\x32\x14.flotilla.v1.Rollout\"\xc7\x02\n\x07Rollout\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07release\x18\x02 \x01(\t\x12\x10\n\x08selector\x18\x03 \x01(\t\x12(\n\x05state\x18\x04 \x01(\x0e\x32\x19.flotilla.v1.RolloutState\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ncreated_by\x18\x08 \x01(\t\x12 \n\x05waves\x18\t \x03(\x0b\x32\x11.flotilla.v1.Wave\x12+\n\x07\x64\x65vices\x18\n \x03(\x0b\x32\x1a.flotilla.v1.RolloutDevice\x12\x10\n\x08strategy\x18\x0b \x01(\t\"\xcd\x01\n\x04Wave\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.flotilla.v1.WaveState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x10\n\x08targeted\x18\x04 \x01(\r\x12\x11\n\treachable\x18\x05 \x01(\r\x12\x10\n\x08reported\x18\x06 \x01(\r\x12\x11\n\tsucceeded\x18\x07 \x01(\r\x12\x0e\n\x06\x66\x61iled\x18\x08 \x01(\r\x12&\n\x05gates\x18\t \x03(\x0b\x32\x17.flotilla.v1.GateResult\";\n\nGateResult\x12\x0c\n\x04gate\x18\x01 \x01(\t\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"\xd0\x01\n\rRolloutDevice\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04wave\x18\x03 \x01(\r\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x18\n\x10previous_release\x18\x06 \x01(\t\x12\x12\n\ngeneration\x18\x07 \x01(\x04\x12\x18\n\x10\x62ytes_downloaded\x18\x08 \x01(\x04\x12\x16\n\x0eswitch_seconds\x18\t \x01(\x01\x12\x11\n\tsent_back\x18\n \x01(\x08\"<\n\x13ListRolloutsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"W\n\x14ListRolloutsResponse\x12&\n\x08rollouts\x18\x01 \x03(\x0b\x32\x14.flotilla.v1.Rollout\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x11GetRolloutRequest\x12\n\n\x02id\x18\x01 \x01(\t\";\n\x12GetRolloutResponse\x12%\n\x07rollout\x18\x01 \x01(\x0b\x32\x14.flotilla.v1.Rollout\"!\n\x13WatchRolloutRequest\x12\n\n\x02id\x18\x01 \x01(\t\"=\n\x14WatchRolloutResponse\x12%\n\x07rollout\x18\x01 \x01(\x0b\x32\x14.flotilla.v1.Rollout\"E\n\x13PauseRolloutRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"=\n\x14PauseRolloutResponse\x12%\n\x07rollout\x18\x01 \x01(\x0b\x32\x14.flotilla.v1.Rollout\"6\n\x14ResumeRolloutRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\">\n\x15ResumeRolloutResponse\x12%\n\x07rollout\x18\x01 \x01(\x0b\x32\x14.flotilla.v1.Rollout\"E\n\x13\x41\x62ortRolloutRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"=\n\x14\x41\x62ortRolloutResponse\x12%\n\x07rollout\x18\x01 \x01(\x0b\x32\x14.flotilla.v1.Rollout\"H\n\x16RollbackRolloutRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"@\n\x17RollbackRolloutResponse\x12%\n\x07rollout\x18\x01 \x01(\x0b\x32\x14.flotilla.v1.Rollout*\xb4\x02\n\x0cRolloutState\x12\x1d\n\x19ROLLOUT_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13ROLLOUT_STATE_DRAFT\x10\x01\x12#\n\x1fROLLOUT_STATE_AWAITING_APPROVAL\x10\x02\x12\x1b\n\x17ROLLOUT_STATE_SCHEDULED\x10\x03\x12\x19\n\x15ROLLOUT_STATE_RUNNING\x10\x04\x12\x18\n\x14ROLLOUT_STATE_PAUSED\x10\x05\x12\x1b\n\x17ROLLOUT_STATE_SUCCEEDED\x10\x06\x12\x1e\n\x1aROLLOUT_STATE_ROLLING_BACK\x10\x07\x12\x1d\n\x19ROLLOUT_STATE_ROLLED_BACK\x10\x08\x12\x19\n\x15ROLLOUT_STATE_ABORTED\x10\t*\xd5\x01\n\tWaveState\x12\x1a\n\x16WAVE_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12WAVE_STATE_PENDING\x10\x01\x12\x16\n\x12WAVE_STATE_RUNNING\x10\x02\x12\x16\n\x12WAVE_STATE_SOAKING\x10\x03\x12\x19\n\x15WAVE_STATE_EVALUATING\x10\x04\x12\x15\n\x11WAVE_STATE_PASSED\x10\x05\x12\x15\n\x11WAVE_STATE_FAILED\x10\x06\x12\x1b\n\x17WAVE_STATE_INCONCLUSIVE\x10\x07\x32\xc0\x05\n\x0eRolloutService\x12S\n\x0cStartRollout\x12 .flotilla.v1.StartRolloutRequest\x1a!.flotilla.v1.StartRolloutResponse\x12S\n\x0cListRollouts\x12 .flotilla.v1.ListRolloutsRequest\x1a!.flotilla.v1.ListRolloutsResponse\x12M\n\nGetRollout\x12\x1e.flotilla.v1.GetRolloutRequest\x1a\x1f.flotilla.v1.GetRolloutResponse\x12U\n\x0cWatchRollout\x12 .flotilla.v1.WatchRolloutRequest\x1a!.flotilla.v1.WatchRolloutResponse0\x01\x12S\n\x0cPauseRollout\x12 .flotilla.v1.PauseRolloutRequest\x1a!.flotilla.v1.PauseRolloutResponse\x12V\n\rResumeRollout\x12!.flotilla.v1.ResumeRolloutRequest\x1a\".flotilla.v1.ResumeRolloutResponse\x12S\n\x0c\x41\x62ortRollout\x12 .flotilla.v1.AbortRolloutRequest\x1a!.flotilla.v1.AbortRolloutResponse\x12\\\n\x0fRollbackRollout\x12#.flotilla.v1.RollbackRolloutRequest\x1a$.flotilla.v1.RollbackRolloutResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'flotilla.v1.rollout_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLLOUTSTATE']._serialized_start=1897
-  _globals['_ROLLOUTSTATE']._serialized_end=2205
-  _globals['_WAVESTATE']._serialized_start=2208
-  _globals['_WAVESTATE']._serialized_end=2421
+  _globals['_ROLLOUTSTATE']._serialized_start=1916
+  _globals['_ROLLOUTSTATE']._serialized_end=2224
+  _globals['_WAVESTATE']._serialized_start=2227
+  _globals['_WAVESTATE']._serialized_end=2440
   _globals['_STARTROLLOUTREQUEST']._serialized_start=75
   _globals['_STARTROLLOUTREQUEST']._serialized_end=169
   _globals['_STARTROLLOUTRESPONSE']._serialized_start=171
@@ -47,35 +47,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GATERESULT']._serialized_start=772
   _globals['_GATERESULT']._serialized_end=831
   _globals['_ROLLOUTDEVICE']._serialized_start=834
-  _globals['_ROLLOUTDEVICE']._serialized_end=1023
-  _globals['_LISTROLLOUTSREQUEST']._serialized_start=1025
-  _globals['_LISTROLLOUTSREQUEST']._serialized_end=1085
-  _globals['_LISTROLLOUTSRESPONSE']._serialized_start=1087
-  _globals['_LISTROLLOUTSRESPONSE']._serialized_end=1174
-  _globals['_GETROLLOUTREQUEST']._serialized_start=1176
-  _globals['_GETROLLOUTREQUEST']._serialized_end=1207
-  _globals['_GETROLLOUTRESPONSE']._serialized_start=1209
-  _globals['_GETROLLOUTRESPONSE']._serialized_end=1268
-  _globals['_WATCHROLLOUTREQUEST']._serialized_start=1270
-  _globals['_WATCHROLLOUTREQUEST']._serialized_end=1303
-  _globals['_WATCHROLLOUTRESPONSE']._serialized_start=1305
-  _globals['_WATCHROLLOUTRESPONSE']._serialized_end=1366
-  _globals['_PAUSEROLLOUTREQUEST']._serialized_start=1368
-  _globals['_PAUSEROLLOUTREQUEST']._serialized_end=1437
-  _globals['_PAUSEROLLOUTRESPONSE']._serialized_start=1439
-  _globals['_PAUSEROLLOUTRESPONSE']._serialized_end=1500
-  _globals['_RESUMEROLLOUTREQUEST']._serialized_start=1502
-  _globals['_RESUMEROLLOUTREQUEST']._serialized_end=1556
-  _globals['_RESUMEROLLOUTRESPONSE']._serialized_start=1558
-  _globals['_RESUMEROLLOUTRESPONSE']._serialized_end=1620
-  _globals['_ABORTROLLOUTREQUEST']._serialized_start=1622
-  _globals['_ABORTROLLOUTREQUEST']._serialized_end=1691
-  _globals['_ABORTROLLOUTRESPONSE']._serialized_start=1693
-  _globals['_ABORTROLLOUTRESPONSE']._serialized_end=1754
-  _globals['_ROLLBACKROLLOUTREQUEST']._serialized_start=1756
-  _globals['_ROLLBACKROLLOUTREQUEST']._serialized_end=1828
-  _globals['_ROLLBACKROLLOUTRESPONSE']._serialized_start=1830
-  _globals['_ROLLBACKROLLOUTRESPONSE']._serialized_end=1894
-  _globals['_ROLLOUTSERVICE']._serialized_start=2424
-  _globals['_ROLLOUTSERVICE']._serialized_end=3128
+  _globals['_ROLLOUTDEVICE']._serialized_end=1042
+  _globals['_LISTROLLOUTSREQUEST']._serialized_start=1044
+  _globals['_LISTROLLOUTSREQUEST']._serialized_end=1104
+  _globals['_LISTROLLOUTSRESPONSE']._serialized_start=1106
+  _globals['_LISTROLLOUTSRESPONSE']._serialized_end=1193
+  _globals['_GETROLLOUTREQUEST']._serialized_start=1195
+  _globals['_GETROLLOUTREQUEST']._serialized_end=1226
+  _globals['_GETROLLOUTRESPONSE']._serialized_start=1228
+  _globals['_GETROLLOUTRESPONSE']._serialized_end=1287
+  _globals['_WATCHROLLOUTREQUEST']._serialized_start=1289
+  _globals['_WATCHROLLOUTREQUEST']._serialized_end=1322
+  _globals['_WATCHROLLOUTRESPONSE']._serialized_start=1324
+  _globals['_WATCHROLLOUTRESPONSE']._serialized_end=1385
+  _globals['_PAUSEROLLOUTREQUEST']._serialized_start=1387
+  _globals['_PAUSEROLLOUTREQUEST']._serialized_end=1456
+  _globals['_PAUSEROLLOUTRESPONSE']._serialized_start=1458
+  _globals['_PAUSEROLLOUTRESPONSE']._serialized_end=1519
+  _globals['_RESUMEROLLOUTREQUEST']._serialized_start=1521
+  _globals['_RESUMEROLLOUTREQUEST']._serialized_end=1575
+  _globals['_RESUMEROLLOUTRESPONSE']._serialized_start=1577
+  _globals['_RESUMEROLLOUTRESPONSE']._serialized_end=1639
+  _globals['_ABORTROLLOUTREQUEST']._serialized_start=1641
+  _globals['_ABORTROLLOUTREQUEST']._serialized_end=1710
+  _globals['_ABORTROLLOUTRESPONSE']._serialized_start=1712
+  _globals['_ABORTROLLOUTRESPONSE']._serialized_end=1773
+  _globals['_ROLLBACKROLLOUTREQUEST']._serialized_start=1775
+  _globals['_ROLLBACKROLLOUTREQUEST']._serialized_end=1847
+  _globals['_ROLLBACKROLLOUTRESPONSE']._serialized_start=1849
+  _globals['_ROLLBACKROLLOUTRESPONSE']._serialized_end=1913
+  _globals['_ROLLOUTSERVICE']._serialized_start=2443
+  _globals['_ROLLOUTSERVICE']._serialized_end=3147
 # @@protoc_insertion_point(module_scope)

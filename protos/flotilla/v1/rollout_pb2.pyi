@@ -266,6 +266,7 @@ class RolloutDevice(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     BYTES_DOWNLOADED_FIELD_NUMBER: _builtins.int
     SWITCH_SECONDS_FIELD_NUMBER: _builtins.int
+    SENT_BACK_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     name: _builtins.str
     wave: _builtins.int
@@ -276,6 +277,8 @@ class RolloutDevice(_message.Message):
     generation: _builtins.int
     bytes_downloaded: _builtins.int
     switch_seconds: _builtins.float
+    sent_back: _builtins.bool
+    """Assigned its previous release again; then `state` is about that."""
     def __init__(
         self,
         *,
@@ -288,10 +291,11 @@ class RolloutDevice(_message.Message):
         generation: _builtins.int = ...,
         bytes_downloaded: _builtins.int = ...,
         switch_seconds: _builtins.float = ...,
+        sent_back: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_downloaded", b"bytes_downloaded", "detail", b"detail", "device_id", b"device_id", "generation", b"generation", "name", b"name", "previous_release", b"previous_release", "state", b"state", "switch_seconds", b"switch_seconds", "wave", b"wave"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_downloaded", b"bytes_downloaded", "detail", b"detail", "device_id", b"device_id", "generation", b"generation", "name", b"name", "previous_release", b"previous_release", "sent_back", b"sent_back", "state", b"state", "switch_seconds", b"switch_seconds", "wave", b"wave"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

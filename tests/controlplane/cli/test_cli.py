@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from controlplane.cli.command import COMMANDS, cli
+from controlplane.cli.exit_codes import ExitCode
 
 
 def run(*arguments: str) -> Result:
@@ -64,7 +65,7 @@ def test_misuse_exits_with_2_and_says_what_is_wrong(arguments: list[str], said: 
 
 def test_a_missing_context_is_refused_with_the_way_to_get_one() -> None:
     result = run("--context", "/nowhere/context.json", "device", "list")
-    assert result.exit_code == 1
+    assert result.exit_code == ExitCode.USAGE
     assert result.stderr.startswith("Error: there is no context file /nowhere/context.json\n")
     assert "flotilla serve --data-dir" in result.stderr
 
@@ -84,7 +85,7 @@ def test_a_file_that_is_no_context_is_refused(tmp_path: Path, content: str) -> N
     path = tmp_path / "context.json"
     path.write_text(content, encoding="latin-1")
     result = run("--context", str(path), "device", "list")
-    assert result.exit_code == 1
+    assert result.exit_code == ExitCode.USAGE
     assert "is not a context file" in result.stderr
 
 
@@ -99,7 +100,7 @@ def test_an_absent_server_is_told_in_plain_words(tmp_path: Path, certificate: st
     path.write_text(json.dumps({"server": "127.0.0.1:1", "token": "t", "ca_pem": certificate}))
     for arguments in (["device", "list"], ["rollout", "watch", "r"]):
         result = run("--context", str(path), *arguments)
-        assert result.exit_code == 1
+        assert result.exit_code == ExitCode.UNREACHABLE
         assert result.stderr.startswith("Error: cannot reach 127.0.0.1:1: connection refused\n")
         assert "flotilla serve" in result.stderr
         assert len(result.stderr.splitlines()) == 2

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from controlplane.cli.exit_codes import ExitCode
 from controlplane.store import devices
 from controlplane.store.database import Transaction
 
@@ -84,7 +86,7 @@ def test_devices_are_quarantined_released_banned_and_retired(server: Server) -> 
         assert (event["action"], "a test" in event["detail"]) == (f"device.{command}", True)
     assert server.json("device", "retire", "suspect")["state"] == "retired"
     refused = server.run("device", "release", "id-suspect")
-    assert refused.exit_code == 1
+    assert refused.exit_code == ExitCode.REFUSED
     assert "retired" in refused.output
 
 
@@ -123,20 +125,20 @@ def test_api_tokens_are_made_listed_used_and_revoked(server: Server, tmp_path: P
     context.write_text(json.dumps({**admin, "token": made["secret"]}))
     assert server.run("device", "list", context=context).exit_code == 0
     refused = server.run("device", "label", "box-1", "a=b", context=context)
-    assert refused.exit_code == 1
+    assert refused.exit_code == ExitCode.DENIED
     assert "viewer" in refused.stderr
     listed = {one["name"]: one for one in server.json("access", "token", "list")["tokens"]}
     assert "secret" not in json.dumps(listed)
     assert server.json("access", "token", "revoke", made["token"]["id"])["revoked"] is True
     refused = server.run("device", "list", context=context)
-    assert refused.exit_code == 1
+    assert refused.exit_code == ExitCode.DENIED
     assert "revoked" in refused.stderr
     assert "flotilla access token create" in refused.stderr
 
 
 def test_a_join_token_needs_the_image_repository_first(server: Server) -> None:
     refused = server.run("token", "create", "--label", "site=lab")
-    assert refused.exit_code == 1
+    assert refused.exit_code == ExitCode.REFUSED
     assert "flotilla keys init" in refused.stderr
     assert server.json("token", "list") == {"tokens": []}
     assert "No join tokens" in server.run("token", "list").stdout
@@ -190,53 +192,111 @@ def test_watching_prints_one_document_per_line_until_the_end(
 ) -> None:
     server.json("rollout", "abort", rollout["id"], "--reason", "enough")
     result = server.run("--json", "rollout", "watch", rollout["id"])
-    assert result.exit_code == 0
+    assert result.exit_code == ExitCode.FAILED
     documents = [json.loads(line) for line in result.stdout.splitlines()]
     assert documents[-1]["state"] == "aborted"
     assert "aborted" in server.run("rollout", "watch", rollout["id"]).stdout
 
 
-def test_waiting_for_a_rollout_that_pauses_exits_with_1_and_why(server: Server) -> None:
+def test_a_rollout_that_pauses_or_is_not_rolled_back_everywhere_is_a_failure(
+    server: Server,
+) -> None:
     # No box is connected: after the timeout there is too little data, and that pauses.
     strategy = server.directory.parent / "short.yaml"
     strategy.write_text(f"{STRATEGY}\nsilent_timeout_seconds: 0.1\n")
     arguments = ("rollout", "start", RELEASE, "--to", "site=lab", "--strategy", str(strategy))
     result = server.run(*arguments, "--json", "--wait")
-    assert result.exit_code == 1
+    assert result.exit_code == ExitCode.FAILED
     document = json.loads(result.stdout)
     assert document["state"] == "paused"
     assert "is paused: wave canary inconclusive" in result.stderr
     result = server.run("rollout", "rollback", document["id"], "--wait")
-    assert result.exit_code == 0, result.output
+    # A device without a connection was assigned its previous release, and has not gone back.
+    assert result.exit_code == ExitCode.FAILED
     assert "rolled_back" in result.stdout
+    assert "not on every device" in result.stderr
+    assert "(not yet back)" in result.stderr
+
+
+def test_ctrl_c_ends_a_wait_and_not_the_rollout(server: Server) -> None:
+    command = [
+        *(sys.executable, "-m", "controlplane", "--context", str(server.directory / "admin.json")),
+        *("rollout", "start", RELEASE, "--to", "site=lab", "--wait"),
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as waiting:
+        assert waiting.stderr is not None
+        started = waiting.stderr.readline()
+        assert started.startswith("Rollout ")
+        while not waiting.stderr.readline().startswith("running"):
+            assert waiting.poll() is None
+        waiting.send_signal(signal.SIGINT)
+        output, errors = waiting.communicate(timeout=30)
+    rollout = started.split()[1].rstrip(":")
+    assert (waiting.returncode, output) == (ExitCode.INTERRUPTED, "")
+    assert f"interrupted; rollout {rollout} continues on the server" in errors
+    assert f"flotilla rollout watch {rollout}" in errors
+    assert "Aborted!" not in errors
+    assert server.json("rollout", "show", rollout)["state"] == "running"
+    timed_out = server.run("rollout", "watch", rollout, "--timeout", "1s")
+    assert timed_out.exit_code == ExitCode.TIMED_OUT
+    assert f"it did not end within 1s; rollout {rollout} continues" in timed_out.stderr
+    server.json("rollout", "abort", rollout)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message", "advice"),
+    ("code", "arguments", "message", "advice"),
     [
-        (["device", "show", "nobody"], "no device 'nobody'", "flotilla device list"),
-        (["device", "list", "--to", "site=("], "'site=(' is not a selector term", "Write terms"),
-        (["release", "show", "acme/x@1"], "no release 'acme/x@1'", "flotilla release list"),
-        (["rollout", "show", "r"], "no rollout 'r'", "flotilla rollout list"),
-        (["rollout", "watch", "r"], "no rollout 'r'", "flotilla rollout list"),
-        (["rollout", "resume", "r"], "no rollout 'r'", "flotilla rollout list"),
-        (["rollout", "start", "x", "--to", ""], "'x' is not a release reference", "publisher/name"),
         (
+            ExitCode.NOT_FOUND,
+            ["device", "show", "nobody"],
+            "no device 'nobody'",
+            "flotilla device list",
+        ),
+        (
+            ExitCode.USAGE,
+            ["device", "list", "--to", "site=("],
+            "'site=(' is not a selector term",
+            "Write terms",
+        ),
+        (
+            ExitCode.NOT_FOUND,
+            ["release", "show", "acme/x@1"],
+            "no release 'acme/x@1'",
+            "flotilla release list",
+        ),
+        (ExitCode.NOT_FOUND, ["rollout", "show", "r"], "no rollout 'r'", "flotilla rollout list"),
+        (ExitCode.NOT_FOUND, ["rollout", "watch", "r"], "no rollout 'r'", "flotilla rollout list"),
+        (ExitCode.NOT_FOUND, ["rollout", "resume", "r"], "no rollout 'r'", "flotilla rollout list"),
+        (
+            ExitCode.USAGE,
+            ["rollout", "start", "x", "--to", ""],
+            "'x' is not a release reference",
+            "publisher/name",
+        ),
+        (
+            ExitCode.REFUSED,
             ["rollout", "start", RELEASE, "--to", "site=attic"],
             "no active device matches 'site=attic'",
             "flotilla device list",
         ),
-        (["token", "revoke", "t"], "'t'", ""),
-        (["access", "token", "revoke", "t"], "'t'", ""),
-        (["access", "token", "create", "a/b"], "not a name for a token", ""),
-        (["device", "label", "box-1", *(f"k{n}=" for n in range(70))], "more than 64", ""),
+        (ExitCode.NOT_FOUND, ["token", "revoke", "t"], "'t'", ""),
+        (ExitCode.NOT_FOUND, ["access", "token", "revoke", "t"], "'t'", ""),
+        (ExitCode.USAGE, ["access", "token", "create", "a/b"], "not a name for a token", ""),
+        (
+            ExitCode.USAGE,
+            ["device", "label", "box-1", *(f"k{n}=" for n in range(70))],
+            "more than 64",
+            "",
+        ),
     ],
 )
 def test_a_refusal_is_one_message_and_what_to_do_next(
-    server: Server, arguments: list[str], message: str, advice: str
+    server: Server, code: ExitCode, arguments: list[str], message: str, advice: str
 ) -> None:
     result = server.run("--json", *arguments)
-    assert result.exit_code == 1
+    assert result.exit_code == code
     assert result.stdout == ""
     assert result.stderr.startswith("Error: ")
     assert message in result.stderr
@@ -249,21 +309,21 @@ def test_a_bad_strategy_names_its_mistake(server: Server, tmp_path: Path) -> Non
     for text, message in (
         ("waves: []", "not valid"),
         ("gates: {tokens_per_second: {min: 1}}", "not evaluated yet"),
-        ("\x00", "neither YAML nor JSON"),
+        ("[", "neither YAML nor JSON"),
     ):
         path.write_text(text)
         result = server.run("rollout", "start", RELEASE, "--to", "", "--strategy", str(path))
-        assert result.exit_code == 1
+        assert result.exit_code == ExitCode.USAGE
         assert message in result.stderr
     path.write_bytes(b"\xff\xfe")
     result = server.run("rollout", "start", RELEASE, "--to", "", "--strategy", str(path))
-    assert result.exit_code == 1
+    assert result.exit_code == ExitCode.USAGE
     assert "cannot read the strategy" in result.stderr
 
 
 def test_a_busy_device_is_named_with_its_rollout(server: Server, rollout: dict[str, Any]) -> None:
     result = server.run("rollout", "start", RELEASE, "--to", "")
-    assert result.exit_code == 1
+    assert result.exit_code == ExitCode.REFUSED
     assert rollout["id"] in result.stderr
 
 
@@ -274,11 +334,11 @@ def test_a_wrong_token_and_a_wrong_ca_are_told_apart(
     context = tmp_path / "context.json"
     context.write_text(json.dumps({**admin, "token": "wrong"}))
     result = server.run("device", "list", context=context)
-    assert result.exit_code == 1
+    assert result.exit_code == ExitCode.DENIED
     assert "the API token is unknown here" in result.stderr
     context.write_text(json.dumps({**admin, "ca_pem": certificate}))
     result = server.run("device", "list", context=context)
-    assert result.exit_code == 1
+    assert result.exit_code == ExitCode.UNREACHABLE
     assert "a certificate that the context's CA did not sign" in result.stderr
 
 
@@ -299,7 +359,7 @@ def test_a_stranger_or_the_wrong_port_is_told_once_and_in_our_words(
     result = subprocess.run(
         command, capture_output=True, text=True, env=environment, timeout=60, check=False
     )
-    assert (result.returncode, result.stdout) == (1, "")
+    assert (result.returncode, result.stdout) == (ExitCode.UNREACHABLE, "")
     message, advice = result.stderr.splitlines()
     assert told in message
     assert advice.startswith("  ")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from controlplane.cli.exit_codes import ExitCode
+
 from .conftest import RELEASE, Server, fill_fleet
 
 
@@ -42,6 +44,7 @@ def test_watching_goes_on_when_the_server_is_killed_and_comes_back(mortal: Serve
     mortal.start()
     mortal.json("rollout", "abort", rollout["id"])
     rest, errors = watch.communicate(timeout=60)
-    assert watch.returncode == 0, errors
+    assert watch.returncode == ExitCode.FAILED, errors
+    assert "ended aborted" in errors
     assert json.loads(rest.splitlines()[-1])["state"] == "aborted"
     assert "waiting for it to come back" in errors

@@ -14,6 +14,7 @@ from tuf.api.metadata import Root, Targets
 from artifact.errors import UntrustedError
 from artifact.trust.metadata import parse
 from artifact.trust.verify import ImageVerifier
+from controlplane.cli.exit_codes import ExitCode
 
 RELEASE = "acme/assistant@1"
 
@@ -264,7 +265,9 @@ def test_signing_needs_consent_and_a_key_that_counts(shared: tuple[Ceremony, Ope
     ceremony, other = shared
     pending = str(ceremony.run("keys", "rotate", "timestamp")["pending"])
     before = Path(pending).read_bytes()
-    assert other.run("keys", "sign", pending, "--dir", str(other.folder)).exit_code == 1
+    unattended = other.run("keys", "sign", pending, "--dir", str(other.folder))
+    assert unattended.exit_code == ExitCode.USAGE
+    assert "--yes" in unattended.stderr
     stranger = ("keys", "sign", pending, "--dir", str(ceremony.operator.folder), "--yes")
     assert "can add a signature" in refusal(ceremony.operator.run(*stranger))
     assert Path(pending).read_bytes() == before

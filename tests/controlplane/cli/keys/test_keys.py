@@ -7,6 +7,8 @@ import pytest
 from model_service import FakeModelService, serving
 from operator_cli import Operator, document
 
+from controlplane.cli.exit_codes import ExitCode
+
 
 def test_init_founds_the_servers_repository(
     service: FakeModelService, operator: Operator, folder: Path
@@ -69,7 +71,7 @@ def test_a_server_of_other_keys_is_left_alone(
     before = dict(service.metadata)
     operator.folder = tmp_path / "others"
     result = operator.init()
-    assert result.exit_code == 1
+    assert result.exit_code == ExitCode.REFUSED
     assert "trusts another root" in result.stderr
     assert service.metadata == before
 
@@ -79,7 +81,7 @@ def test_a_publisher_unknown_at_the_founding_is_refused(
 ) -> None:
     operator.init()
     result = operator.init("--publisher", "gamma")
-    assert result.exit_code == 1
+    assert result.exit_code == ExitCode.REFUSED
     assert "without the publisher 'gamma'" in result.stderr
     assert "It knows acme" in result.stderr
 
@@ -91,7 +93,7 @@ def test_keys_of_one_server_do_not_found_another(
     operator.context = tmp_path / "second.json"
     with serving(FakeModelService(), operator.context):
         result = operator.init()
-    assert result.exit_code == 1
+    assert result.exit_code == ExitCode.REFUSED
     assert "does not name this server's key" in result.stderr
     assert "new folder" in result.stderr
 
@@ -131,7 +133,7 @@ def test_without_a_passphrase_and_a_terminal_nothing_is_made(
 ) -> None:
     operator.env = {"FLOTILLA_KEY_PASSPHRASE": ""}
     result = operator.init()
-    assert result.exit_code == 1
+    assert result.exit_code == ExitCode.REFUSED
     assert "FLOTILLA_KEY_PASSPHRASE" in result.stderr
     assert not folder.exists()
 
@@ -157,11 +159,11 @@ def test_a_wrong_passphrase_is_refused(
     service.roles.clear()
     operator.env = {"FLOTILLA_KEY_PASSPHRASE": "wrong horse"}
     result = operator.init()
-    assert result.exit_code == 1
+    assert result.exit_code == ExitCode.REFUSED
     assert "cannot be unlocked" in result.stderr
 
 
 def test_show_without_keys_says_how_to_make_them(operator: Operator, folder: Path) -> None:
     result = operator.run("keys", "show", "--dir", str(folder))
-    assert result.exit_code == 1
+    assert result.exit_code == ExitCode.REFUSED
     assert "keys init" in result.stderr

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from controlplane.cli.command import cli
+from controlplane.cli.exit_codes import ExitCode
 from runtimes.base import Scheme
 from runtimes.fake import FakeModel, write_model
 from runtimes.llama_cpp.quantize import LlamaCppQuantizer
@@ -104,7 +105,7 @@ def test_inspect_refuses_a_file_that_is_not_what_its_name_says(tmp_path: Path) -
     path = tmp_path / "model.gguf"
     path.write_bytes(b"\x80\x04" + bytes(60))
     result = flotilla("model", "inspect", path)
-    assert result.exit_code == 1
+    assert result.exit_code == ExitCode.REFUSED
     assert "a Python pickle" in result.stderr
     unknown = tmp_path / "model.bin"
     unknown.write_bytes(b"x")
@@ -124,3 +125,4 @@ def test_a_model_as_published_is_the_default_and_warnings_are_shown(
     shown = flotilla("model", "inspect", tmp_path / "again")
     assert "quantized again" in shown.stdout
     assert "as published" in flotilla("model", "inspect", tmp_path / "out").stdout
+    assert flotilla("model", "inspect", unknown).exit_code == ExitCode.REFUSED

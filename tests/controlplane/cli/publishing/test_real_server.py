@@ -14,6 +14,7 @@ from artifact.trust.statements import check_manifest
 from artifact.trust.verify import ImageVerifier
 from controlplane.cli.app import GlobalOptions
 from controlplane.cli.client import connect
+from controlplane.cli.exit_codes import ExitCode
 from controlplane.config import Address, Config
 from controlplane.server.running import running
 
@@ -88,7 +89,8 @@ def compare_releases(operator: Operator, models: Path, tmp_path: Path) -> None:
     assert " %)" in text
     assert "nothing" in operator.run("release", "diff", second, second).stdout
     refused = operator.run("release", "diff", first, "acme/assistant@3")
-    assert "no release 'acme/assistant@3'" in refusal(refused)
+    assert refused.exit_code == ExitCode.NOT_FOUND
+    assert "no release 'acme/assistant@3'" in refused.stderr
 
 
 async def test_what_a_change_of_release_costs_is_shown(built_models: Path, tmp_path: Path) -> None:
