@@ -109,7 +109,7 @@ def test_inspect_refuses_a_file_that_is_not_what_its_name_says(tmp_path: Path) -
     assert "a Python pickle" in result.stderr
     unknown = tmp_path / "model.bin"
     unknown.write_bytes(b"x")
-    assert flotilla("model", "inspect", unknown).exit_code == 1
+    assert flotilla("model", "inspect", unknown).exit_code == ExitCode.REFUSED
 
 
 def test_a_model_as_published_is_the_default_and_warnings_are_shown(
@@ -125,4 +125,3 @@ def test_a_model_as_published_is_the_default_and_warnings_are_shown(
     shown = flotilla("model", "inspect", tmp_path / "again")
     assert "quantized again" in shown.stdout
     assert "as published" in flotilla("model", "inspect", tmp_path / "out").stdout
-    assert flotilla("model", "inspect", unknown).exit_code == ExitCode.REFUSED
