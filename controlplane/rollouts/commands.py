@@ -65,7 +65,7 @@ def resume(rollout: Rollout, facts: Facts, now: datetime) -> Rollout:
 def abort(rollout: Rollout, reason: str, now: datetime) -> Rollout:
     """End the rollout and leave every device where it is."""
     _check(rollout, RolloutState.ABORTED, "aborted")
-    return replace(enter(rollout, RolloutState.ABORTED, reason), updated_at=now)
+    return replace(_end(rollout, RolloutState.ABORTED, reason), updated_at=now)
 
 
 def roll_back(rollout: Rollout, facts: Facts, reason: str, now: datetime) -> Rollout:
@@ -77,7 +77,7 @@ def roll_back(rollout: Rollout, facts: Facts, reason: str, now: datetime) -> Rol
             advice="None was given the release (then abort), or a later rollout moved them all "
             "(then roll that one back): see `flotilla rollout list`.",
         )
-    return replace(enter(rollout, RolloutState.ROLLING_BACK, reason), updated_at=now)
+    return replace(_end(rollout, RolloutState.ROLLING_BACK, reason), updated_at=now)
 
 
 def retries_allowed(state: RolloutState, strategy: Strategy) -> int:
@@ -125,6 +125,21 @@ def _try_again(member: Member, outcome: UpdateResult) -> Member:
         sent_back=False,
         retries=member.retries + 1,
     )
+
+
+def _end(rollout: Rollout, state: RolloutState, reason: str) -> Rollout:
+    """Enter a state in which no wave goes on; a wave in progress becomes inconclusive."""
+    waves = tuple(
+        replace(
+            wave,
+            state=step(WAVE_STEPS, wave.state, WaveState.INCONCLUSIVE),
+            reason="not judged: the rollout was ended",
+        )
+        if wave.state in {WaveState.RUNNING, WaveState.SOAKING, WaveState.EVALUATING}
+        else wave
+        for wave in rollout.waves
+    )
+    return replace(enter(rollout, state, reason), waves=waves)
 
 
 def _check(rollout: Rollout, after: RolloutState, verb: str) -> None:

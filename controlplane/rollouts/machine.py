@@ -69,11 +69,12 @@ ROLLOUT_STEPS: Mapping[RolloutState, frozenset[RolloutState]] = {
     RolloutState.ROLLED_BACK: frozenset(),
 }
 
-# failed -> running and inconclusive -> passed are an operator's resume.
+# failed -> running and inconclusive -> passed are an operator's resume. An operator who aborts or
+# rolls back leaves the wave that was in progress inconclusive.
 WAVE_STEPS: Mapping[WaveState, frozenset[WaveState]] = {
     WaveState.PENDING: frozenset((WaveState.RUNNING,)),
-    WaveState.RUNNING: frozenset((WaveState.SOAKING, WaveState.FAILED)),
-    WaveState.SOAKING: frozenset((WaveState.EVALUATING, WaveState.FAILED)),
+    WaveState.RUNNING: frozenset((WaveState.SOAKING, WaveState.FAILED, WaveState.INCONCLUSIVE)),
+    WaveState.SOAKING: frozenset((WaveState.EVALUATING, WaveState.FAILED, WaveState.INCONCLUSIVE)),
     WaveState.EVALUATING: frozenset((WaveState.PASSED, WaveState.FAILED, WaveState.INCONCLUSIVE)),
     WaveState.PASSED: frozenset(),
     WaveState.FAILED: frozenset((WaveState.RUNNING,)),

@@ -55,6 +55,35 @@ def test_abort_leaves_devices_where_they_are_and_can_still_be_undone(new_fleet: 
     assert {device.current for device in fleet.devices.values()} == {OLD}
 
 
+@pytest.mark.parametrize("end", ["abort", "roll_back"])
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_wave_that_a_command_ends_does_not_stay_running(
+    new_fleet: NewFleet, end: str, paused: bool
+) -> None:
+    """It showed `running 1/2` for good, although the rollout was over."""
+    fleet = new_fleet()
+    fleet.tick()
+    if paused:
+        fleet.store = commands.pause(fleet.store, "lunch", fleet.now)
+    if end == "abort":
+        fleet.store = commands.abort(fleet.store, "enough", fleet.now)
+    else:
+        fleet.store = commands.roll_back(fleet.store, fleet.facts(), "enough", fleet.now)
+    fleet.finish()
+    assert states(fleet)[1:] == ("inconclusive", "pending")
+    assert fleet.store.waves[0].reason == "not judged: the rollout was ended"
+
+
+def test_a_wave_that_was_judged_keeps_its_verdict(new_fleet: NewFleet) -> None:
+    fleet = new_fleet(strategy=f"{STRATEGY}\non_failure: pause\n")
+    fleet.in_wave(0)[0].behaves = "bad"
+    fleet.finish()
+    before = fleet.store.waves
+    fleet.store = commands.abort(fleet.store, "enough", fleet.now)
+    assert fleet.store.waves == before
+    assert states(fleet) == ("aborted", "failed", "pending")
+
+
 @pytest.mark.parametrize(
     ("command", "allowed"),
     [
