@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from functools import lru_cache
+from http import HTTPStatus
 from typing import Final
 
 import msgspec
@@ -129,6 +130,10 @@ class Exchange:
             headers.append((b"retry-after", str(retry_seconds).encode()))
         if allow:
             headers.append((b"allow", allow.encode()))
+        if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            # OpenAI's and Anthropic's clients repeat a 500 twice by themselves unless this is set:
+            # a request that ends the model's process must not end it three times.
+            headers.append((b"x-should-retry", b"false"))
         await self.whole(status, msgspec.json.encode(payload), headers)
 
     async def whole(self, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None:

@@ -324,6 +324,7 @@ async def test_a_crash_after_it_is_an_event_and_counted(box: Box) -> None:
     assert msgspec.json.decode(last.removeprefix("data: "))["error"]["code"] == "worker_crashed"
     whole = await box.complete(max_tokens=10)
     assert whole.status_code == 500
+    assert whole.headers["x-should-retry"] == "false"
     assert whole.json()["error"]["type"] == "server_error"
     (window,) = box.collector.roll([])
     assert (window.requests, window.errors) == (2, 2)
