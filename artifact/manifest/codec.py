@@ -27,9 +27,12 @@ def decode_release(data: bytes) -> Release:
     try:
         release = msgspec.json.decode(data, type=Release)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        # A field of a later version may change what the release means, so it is not skipped.
+        advice = "Build it with `flotilla publish`, which checks it first."
+        if "unknown field" in str(error) or "`$.schema`" in str(error):
+            advice = "It was built with a newer version of Flotilla: update this program first."
         raise InvalidManifestError(
-            f"the release manifest is not valid: {error}",
-            advice="Build it with `flotilla publish`, which checks it first.",
+            f"the release manifest is not valid: {error}", advice=advice
         ) from error
     if encode_release(release) != data:
         raise InvalidManifestError(
