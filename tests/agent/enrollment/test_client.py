@@ -4,6 +4,7 @@ import errno
 import stat
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import grpc
@@ -284,3 +285,17 @@ async def test_a_full_disk_ends_an_enrolment_with_advice(
     first, second = site.servicer.requests
     keys = [x509.load_pem_x509_csr(request.csr_pem).public_key() for request in (first, second)]
     assert keys[0] == keys[1]
+
+
+async def test_a_server_certificate_that_is_not_valid_yet_asks_for_the_clock(
+    tmp_path: Path, site: Site
+) -> None:
+    """A box without a battery starts in the past, and so the certificate in the future."""
+    authority = site.servicer.authority
+    pair = authority.server("127.0.0.1", starts_in=timedelta(days=1), life=timedelta(days=2))
+    server, port = await start(site.servicer, grpc.ssl_server_credentials([pair]))
+    application = replace(site.application, server=f"127.0.0.1:{port}")
+    with pytest.raises(ServerUnreachableError, match="not valid yet by this box's clock"):
+        await enroll(site.data_dir, application)
+    assert site.left() == set()
+    await server.stop(None)
