@@ -28,7 +28,7 @@ from flotilla.v1 import (
 )
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from controlplane.api.streams import MAX_DOWNLOADS
+from controlplane.api.device import MAX_DOWNLOADS
 from controlplane.store import receipts
 
 Code = grpc.StatusCode
