@@ -1,20 +1,22 @@
-"""Render conversations as prompts, by the model's own template.
+"""Rendering of conversations as prompts, with the model's own template.
 
-Templates come with the model and are Jinja, as for Hugging Face's ``apply_chat_template``. They run
-in Jinja's immutable sandbox; their length and their output are bounded.
+Templates come with the model and are untrusted programs. They run in a sandbox whose values are
+bounded (runtimes.text.templates), under a limit of processor time, and their output is bounded.
+
+Texts of users never become control tokens: see ``ControlTokens``.
 """
 
-import json
-from collections.abc import Sequence
-from typing import Any, NoReturn
-
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
 from runtimes.errors import InvalidInputError
+from runtimes.text.control_tokens import NO_CONTROL_TOKENS, ChatPrompt, ControlTokens
+from runtimes.text.deadline import call_within
+from runtimes.text.templates import render
 
 MAX_TEMPLATE_CHARACTERS = 1 << 16
 MAX_PROMPT_CHARACTERS = 1 << 22
+MAX_RENDER_SECONDS: Final = 1.0
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "assistant:"
@@ -22,11 +24,17 @@ PLAIN_TEMPLATE = (
 
 
 def render_chat(
-    messages: Sequence[dict[str, str]], template: str = "", begin: str = "", end: str = ""
-) -> str:
+    messages: Sequence[Mapping[str, str]],
+    template: str = "",
+    begin: str = "",
+    end: str = "",
+    *,
+    control: ControlTokens = NO_CONTROL_TOKENS,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> ChatPrompt:
     """Return the prompt of a conversation; ``begin`` and ``end`` are the texts of those tokens.
 
-    Raises InvalidInputError for an empty conversation, or one that the template refuses.
+    Raises InvalidInputError for an empty conversation, or if the template refuses it.
     """
     if not messages:
         raise InvalidInputError("the conversation is empty", advice="Send at least one message.")
@@ -37,34 +45,33 @@ def render_chat(
             )
     if len(template) > MAX_TEMPLATE_CHARACTERS:
         raise InvalidInputError(
-            f"the model's chat template has {len(template)} characters",
-            advice=f"Publish the model with one of at most {MAX_TEMPLATE_CHARACTERS}.",
+            f"the model's chat template has {len(template)} characters; the maximum is "
+            f"{MAX_TEMPLATE_CHARACTERS}",
+            advice="Publish the model with a shorter template.",
         )
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=["jinja2.ext.loopcontrols"],
-        autoescape=False,
-    )
-    environment.filters["tojson"] = _to_json
+    with_marks = control.mark([[dict(message) for message in messages], tools])
+    variables = {
+        "messages": with_marks.value[0],
+        "tools": with_marks.value[1],
+        "documents": None,
+        "add_generation_prompt": True,
+        "bos_token": begin,
+        "eos_token": end,
+    }
     try:
-        pieces = environment.from_string(template or PLAIN_TEMPLATE).generate(
-            messages=messages,
-            add_generation_prompt=True,
-            bos_token=begin,
-            eos_token=end,
-            raise_exception=_refuse,
+        text = call_within(
+            MAX_RENDER_SECONDS, lambda: _bounded(render(template or PLAIN_TEMPLATE, variables))
         )
-        return _bounded(pieces)
     except Exception as error:
         # An untrusted program: it may raise anything.
         raise InvalidInputError(
             f"the model's chat template refuses this conversation: {str(error)[:500]}",
             advice="Change the conversation, or send a plain prompt.",
         ) from error
+    return ChatPrompt(text, with_marks.marks)
 
 
-def _bounded(pieces: Any) -> str:
+def _bounded(pieces: Iterable[str]) -> str:
     text: list[str] = []
     length = 0
     for piece in pieces:
@@ -73,11 +80,3 @@ def _bounded(pieces: Any) -> str:
         if length > MAX_PROMPT_CHARACTERS:
             raise ValueError(f"its output has more than {MAX_PROMPT_CHARACTERS} characters")
     return "".join(text)
-
-
-def _refuse(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
