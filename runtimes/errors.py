@@ -59,5 +59,9 @@ class InvalidInputError(RuntimeFault):
     """The model cannot answer the request: too long, wrong shape, wrong type, unknown name."""
 
 
+class ConversationRefusedError(InvalidInputError):
+    """A chat template refuses a conversation on purpose, for instance its order of roles."""
+
+
 class ContextExceededError(InvalidInputError):
     """A prompt or text is longer than the model's context."""

@@ -20,6 +20,7 @@ from runtimes.evaluation.frames import Shapes
 from runtimes.evaluation.quality import GENERATED, Evaluation, predict
 from runtimes.evaluation.trial_inputs import Arrays, candidate_inputs, inputs_of
 from runtimes.predictions import Predictions
+from runtimes.text.chat_proof import prove_chat
 from runtimes.text.steps import whole
 
 _TEXT: Final = (
@@ -48,6 +49,7 @@ class Trial:
         """Yield the model's outputs as rows; ``shapes`` are those of the source's trial."""
         match task:
             case Task.TEXT_GENERATION:
+                prove_chat(engine.render_chat)
                 yield from predict(engine, Evaluation(Path(GENERATED), task, TEXTS[0].encode()))
             case Task.EMBEDDING:
                 vectors = whole(engine.embed(TEXTS)).vectors

@@ -27,6 +27,7 @@ from runtimes.llama_cpp.scheduler import Scheduler
 from runtimes.predictions import Predictions
 from runtimes.processor.threads import compute_threads
 from runtimes.text.chat import render_chat
+from runtimes.text.control_tokens import ChatPrompt, ControlTokens
 from runtimes.text.embedding import DEFAULT_PARALLEL as ENCODER_PARALLEL
 from runtimes.text.generation import (
     TextGeneration,
@@ -48,6 +49,7 @@ class LlamaCppEngine:
         self._parallel = parallel
         self._scheduler = Scheduler(model, parallel)
         self._generations: list[TextGeneration] = []
+        self._control = ControlTokens(model.control_tokens())
 
     @property
     def context_length(self) -> int:
@@ -79,13 +81,14 @@ class LlamaCppEngine:
         self._generations.append(generation)
         return generation
 
-    def render_chat(self, messages: Sequence[dict[str, str]]) -> str:
+    def render_chat(self, messages: Sequence[dict[str, str]]) -> ChatPrompt:
         model = self._model
         return render_chat(
             messages,
             model.chat_template(),
-            begin=self._text_of(model.begin_token()),
+            begin=model.begin_text(),
             end=self._text_of(model.end_token()),
+            control=self._control,
         )
 
     def score(self, text: str) -> Steps[Score]:
@@ -139,12 +142,26 @@ class LlamaCppEngine:
 
     def _tokenize(self, prompt: str) -> list[int]:
         check_text(prompt)
+        if isinstance(prompt, ChatPrompt):
+            return self._tokenize_chat(prompt)
         tokens = self._model.tokenize(prompt)
         # A chat template that writes the begin token must not get a second one.
         begin = self._model.begin_token()
         if begin is not None and tokens[:2] == [begin, begin]:
             return tokens[1:]
         return tokens
+
+    def _tokenize_chat(self, prompt: ChatPrompt) -> list[int]:
+        """Tokenize a conversation: a begin token if the model adds it, and never an end token."""
+        model = self._model
+        if prompt.marks:
+            tokens = self._control.tokenize(
+                prompt, lambda text: model.tokenize_part(text, control=False)
+            )
+        else:
+            tokens = model.tokenize_part(prompt, control=True)
+        begin = model.begin_token()
+        return tokens if begin is None or tokens[:1] == [begin] else [begin, *tokens]
 
     def _text_of(self, token: int | None) -> str:
         return "" if token is None else self._model.piece(token, special=True).decode()

@@ -220,9 +220,16 @@ class Model:
 
         Raises InvalidInputError for a line that is too long (runtimes.llama_cpp.tokenizing).
         """
-        return with_stack_for(text, lambda: self._tokenize(text.encode()))
+        return with_stack_for(text, lambda: self._tokenize(text.encode(), True, True))
 
-    def _tokenize(self, data: bytes) -> list[int]:
+    def tokenize_part(self, text: str, *, control: bool) -> list[int]:
+        """Tokenize a part of a text, without begin and end; ``control`` tokens are parsed or text.
+
+        Raises InvalidInputError for a line that is too long (runtimes.llama_cpp.tokenizing).
+        """
+        return with_stack_for(text, lambda: self._tokenize(text.encode(), False, control))
+
+    def _tokenize(self, data: bytes, add_special: bool, parse_special: bool) -> list[int]:
         room = len(data) + 8
         tokens = (llama_cpp.llama_token * room)()
         count = llama_cpp.llama_tokenize(
@@ -231,8 +238,8 @@ class Model:
             len(data),
             tokens,
             room,
-            True,
-            True,
+            add_special,
+            parse_special,
         )
         return list(tokens[: max(count, 0)])
 
@@ -253,6 +260,21 @@ class Model:
         if not llama_cpp.llama_vocab_get_add_bos(self.vocab):
             return None
         return int(llama_cpp.llama_vocab_bos(self.vocab))
+
+    def begin_text(self) -> str:
+        """Return the text of the begin token, whether or not the model adds it by itself."""
+        token = int(llama_cpp.llama_vocab_bos(self.vocab))
+        return self.piece(token, special=True).decode(errors="replace") if token >= 0 else ""
+
+    def control_tokens(self) -> dict[str, int]:
+        """Return the texts and numbers of all tokens that are parsed only as special tokens."""
+        special = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
+        attributes, text_of = llama_cpp.llama_vocab_get_attr, llama_cpp.llama_vocab_get_text
+        return {
+            text_of(self.vocab, token).decode(errors="replace"): token
+            for token in range(self.vocab_size)
+            if attributes(self.vocab, token) & special
+        }
 
     def end_token(self) -> int | None:
         token = int(llama_cpp.llama_vocab_eos(self.vocab))

@@ -56,6 +56,7 @@ class TokenizerConfig(Struct, frozen=True):
     """The fields of tokenizer_config.json that the engine uses."""
 
     add_bos_token: bool | None = None
+    add_eos_token: bool | None = None
     bos_token: str | SpecialToken | None = None
     eos_token: str | SpecialToken | None = None
     chat_template: str | list[dict[str, str]] | None = None

@@ -32,6 +32,7 @@ from runtimes.onnx.side_files import read_heads
 from runtimes.onnx.tokens import TextTokenizer
 from runtimes.predictions import Predictions
 from runtimes.text.chat import render_chat
+from runtimes.text.control_tokens import ChatPrompt
 from runtimes.text.generation import (
     Chosen,
     TokenGeneration,
@@ -77,10 +78,14 @@ class OnnxTextEngine:
         self._generation = TokenGeneration(self, self._encode(prompt), sampling)
         return self._generation
 
-    def render_chat(self, messages: Sequence[dict[str, str]]) -> str:
+    def render_chat(self, messages: Sequence[dict[str, str]]) -> ChatPrompt:
         texts = self._tokenizer.texts
         return render_chat(
-            messages, self._tokenizer.chat_template, begin=texts.begin, end=texts.end
+            messages,
+            self._tokenizer.chat_template,
+            begin=texts.begin,
+            end=texts.end,
+            control=self._tokenizer.control,
         )
 
     def score(self, text: str) -> Steps[Score]:
@@ -153,6 +158,8 @@ class OnnxTextEngine:
 
     def _encode(self, text: str) -> list[int]:
         check_text(text)
+        if isinstance(text, ChatPrompt):
+            return self._tokenizer.encode_chat(text)
         return self._tokenizer.encode(text)
 
     def _stop_generating(self) -> None:

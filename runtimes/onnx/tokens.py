@@ -19,6 +19,7 @@ from runtimes.onnx.side_files import (
     read_config,
     read_tokenizer_config,
 )
+from runtimes.text.control_tokens import ChatPrompt, ControlTokens
 
 TOKENIZER: Final = "tokenizer.json"
 
@@ -83,23 +84,57 @@ class TextTokenizer:
         self.context_length = config.max_position_embeddings
         self.end_tokens = self._end_tokens(config, generation)
         self._begin = self._tokenizer.token_to_id(self.texts.begin) if self.texts.begin else None
+        self._end = self._tokenizer.token_to_id(self.texts.end) if self.texts.end else None
+        self.control = ControlTokens({self._added[token]: token for token in self._special})
+        self._prefix = self._added_prefix()
 
     def encode(self, text: str) -> list[int]:
         """Encode a text, with the begin token if the model expects one.
 
         Special tokens in the text are parsed.
         """
-        with _refusing_panics():
-            tokens: list[int] = self._tokenizer.encode(text).ids
+        tokens = self._encode(text, add=True)
+        begin, end = self._begin, self._end
+        # A text may begin with the token that the tokenizer also adds: keep one.
+        if begin is not None and tokens[:2] == [begin, begin]:
+            tokens = tokens[1:]
+        if self.texts.add_eos_token and end is not None and tokens[-1:] != [end]:
+            tokens = [*tokens, end]
+        return self._begun(tokens)
+
+    def encode_chat(self, prompt: ChatPrompt) -> list[int]:
+        """Encode a conversation: a begin token if the model adds it, and never an end token.
+
+        Only the template's own special tokens are parsed (runtimes.text.control_tokens).
+        """
+        if prompt.marks:
+            # The setting is the tokenizer's; an engine encodes one text at a time.
+            self._tokenizer.encode_special_tokens = True
+            try:
+                tokens = self.control.tokenize(prompt, lambda text: self._encode(text, add=False))
+            finally:
+                self._tokenizer.encode_special_tokens = False
+        else:
+            tokens = self._encode(prompt, add=False)
+        prefix = self._prefix
+        return self._begun(tokens if tokens[: len(prefix)] == prefix else [*prefix, *tokens])
+
+    def _begun(self, tokens: list[int]) -> list[int]:
         begin = self._begin
-        if begin is None:
+        if begin is None or not self.texts.add_bos_token or tokens[:1] == [begin]:
             return tokens
-        # A chat template may write the begin token that the tokenizer also adds: keep one.
-        if tokens[:2] == [begin, begin]:
-            return tokens[1:]
-        if self.texts.add_bos_token and tokens[:1] != [begin]:
-            return [begin, *tokens]
+        return [begin, *tokens]
+
+    def _encode(self, text: str, *, add: bool) -> list[int]:
+        with _refusing_panics():
+            tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=add).ids
         return tokens
+
+    def _added_prefix(self) -> list[int]:
+        """Return the tokens that the tokenizer itself puts before every text."""
+        inner, whole = self._encode("a", add=False), self._encode("a", add=True)
+        starts = range(len(whole) - len(inner) + 1)
+        return next((whole[:at] for at in starts if whole[at : at + len(inner)] == inner), [])
 
     def piece(self, token: int) -> bytes:
         """Return the UTF-8 bytes of a token; empty for special tokens."""

@@ -9,10 +9,10 @@ Texts of users never become control tokens: see ``ControlTokens``.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from runtimes.errors import InvalidInputError
+from runtimes.errors import ConversationRefusedError, InvalidInputError
 from runtimes.text.control_tokens import NO_CONTROL_TOKENS, ChatPrompt, ControlTokens
 from runtimes.text.deadline import call_within
-from runtimes.text.templates import render
+from runtimes.text.templates import TemplateRefusalError, render
 
 MAX_TEMPLATE_CHARACTERS = 1 << 16
 MAX_PROMPT_CHARACTERS = 1 << 22
@@ -34,7 +34,8 @@ def render_chat(
 ) -> ChatPrompt:
     """Return the prompt of a conversation; ``begin`` and ``end`` are the texts of those tokens.
 
-    Raises InvalidInputError for an empty conversation, or if the template refuses it.
+    Raises InvalidInputError for an empty conversation and if the template fails, and its subclass
+    ConversationRefusedError if the template itself refuses the conversation.
     """
     if not messages:
         raise InvalidInputError("the conversation is empty", advice="Send at least one message.")
@@ -62,11 +63,16 @@ def render_chat(
         text = call_within(
             MAX_RENDER_SECONDS, lambda: _bounded(render(template or PLAIN_TEMPLATE, variables))
         )
+    except TemplateRefusalError as error:
+        raise ConversationRefusedError(
+            f"the model's chat template refuses this conversation: {str(error)[:500]}",
+            advice="Change the conversation, or send a plain prompt.",
+        ) from error
     except Exception as error:
         # An untrusted program: it may raise anything.
         raise InvalidInputError(
-            f"the model's chat template refuses this conversation: {str(error)[:500]}",
-            advice="Change the conversation, or send a plain prompt.",
+            f"the model's chat template fails on this conversation: {str(error)[:500]}",
+            advice="Publish the model with a chat template that works, or send a plain prompt.",
         ) from error
     return ChatPrompt(text, with_marks.marks)
 

@@ -50,6 +50,10 @@ _FILTERS: Final = (
 _BUILTIN_METHODS: Final = (type("".join), type(str.join), type(dict.__dict__["fromkeys"]))
 
 
+class TemplateRefusalError(jinja2.TemplateError):
+    """Raised by a template itself, with ``raise_exception``."""
+
+
 class _GenerationBlock(Extension):
     """``{% generation %}``, which marks the assistant's text for training."""
 
@@ -213,7 +217,7 @@ def _counted(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
+    raise TemplateRefusalError(message)
 
 
 def _strftime_now(form: str) -> str:

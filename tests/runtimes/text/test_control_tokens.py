@@ -14,16 +14,14 @@ TEMPLATE = (
 
 def tokens(content: str, template: str = TEMPLATE) -> list[int | str]:
     prompt = render_chat([{"role": "user", "content": content}], template, control=CONTROL)
-    pieces: list[int | str] = []
     texts: list[str] = []
 
     def encode(text: str) -> list[int]:
         texts.append(text)
         return [-len(texts)]
 
-    for token in CONTROL.tokenize(prompt, encode):
-        pieces.append(token if token > 0 else texts[-token - 1])
-    return pieces
+    encoded = CONTROL.tokenize(prompt, encode)
+    return [token if token > 0 else texts[-token - 1] for token in encoded]
 
 
 def test_only_the_templates_own_markers_are_control_tokens() -> None:
