@@ -14,6 +14,8 @@ from runtimes.errors import QuantizeError
 
 # Names of weights that were not quantized before, in the terms of all runtimes.
 UNQUANTIZED: Final = frozenset({"f32", "f16", "bf16", "fp32", "fp16", "fp64", "full", "none"})
+# Where repositories keep model files below the folder with their tokenizer and configuration.
+INNER_FOLDER: Final = "onnx"
 MAX_CALIBRATION_BYTES: Final = 64 << 20
 JSON_LINES: Final = ".jsonl"
 
@@ -69,6 +71,13 @@ def atomic_output(scheme: Scheme, destination: Path, progress: Progress) -> Iter
     finally:
         half_made.unlink(missing_ok=True)
     progress(what, 1.0)
+
+
+def folders_of(main: Path) -> list[Path]:
+    """Return the folders that may contain a model's side files, the nearest last."""
+    if main.parent.name == INNER_FOLDER:
+        return [main.parent.parent, main.parent]
+    return [main.parent]
 
 
 def read_calibration(path: Path) -> bytes:

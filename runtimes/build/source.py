@@ -4,10 +4,12 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from artifact.manifest import Task
 from runtimes import registry
 from runtimes.base import Inspection, Runtime
 from runtimes.errors import BuildError
 from runtimes.inspection.process import inspect_apart
+from runtimes.quantizing import INNER_FOLDER, folders_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,30 +36,32 @@ class Source:
 
 
 def open_source(path: Path) -> Source:
-    """Find and inspect the model at a path.
+    """Find and inspect the model at a path, and the side files that belong to it.
 
     A folder contains one model file, or several of which one is called ``model``. The model file
-    may be in the subfolder ``onnx/``, as in the repositories of Hugging Face's ONNX community. A
-    path to a file takes no side files. Raises BuildError, UnsupportedModelError or UnsafeFileError.
+    may be in the subfolder ``onnx/``, as in the repositories of Hugging Face's ONNX community. For
+    the path of a file, side files are taken from around it if it is a text model, which cannot run
+    without. Raises BuildError, UnsupportedModelError or UnsafeFileError.
     """
     main = _main_file(path) if path.is_dir() else path
     if not main.is_file():
         raise BuildError(f"{main} does not exist or is not a file", advice="Check the path.")
     # By its ending only: the inspection decides whether the content is what the name says.
     runtime = registry.find_by_format(main.suffix.removeprefix("."))
-    # Sorted, the inner folder comes last, and its files replace those of the outer one.
-    folders = {path, main.parent} if path.is_dir() else set()
+    found = inspect_apart(registry.location(runtime.name), main)
+    reads_text = found.inspection.task in {Task.TEXT_GENERATION, Task.EMBEDDING}
+    # The inner folder comes last, and its files replace those of the outer one.
+    folders = folders_of(main) if path.is_dir() or reads_text else []
     places = [
         *runtime.nested_side_files,
         *((name, name) for name in runtime.side_files),
     ]
     beside = {
         name: folder / place
-        for folder in sorted(folders)
+        for folder in folders
         for name, place in places
         if (folder / place).is_file()
     }
-    found = inspect_apart(registry.location(runtime.name), main)
     return Source(runtime, main, beside, found.inspection, confinement=found.confinement)
 
 
@@ -77,7 +81,7 @@ def servable(source: Source, scratch: Path) -> Source:
 
 def _main_file(folder: Path) -> Path:
     formats = {registry.find(name).format for name in registry.names()}
-    for inner in (folder, folder / "onnx"):
+    for inner in (folder, folder / INNER_FOLDER):
         found = sorted(p for p in inner.glob("*") if p.suffix.removeprefix(".") in formats)
         models = [path for path in found if path.stem == "model"] or found
         if len(models) == 1:

@@ -203,16 +203,24 @@ def _predict_rows(engine: Engine, evaluation: Evaluation) -> Iterator[Prediction
             "labels",
             advice=f"It needs one row per label of {', '.join(sorted(declared))}.",
         )
-    # The model must accept batches: its first dimension is free, or the last batch fails.
-    for start in range(0, len(labels), _BATCH_ROWS):
-        rows = slice(start, start + _BATCH_ROWS)
+    # A graph with a fixed batch takes just that; rows that fill no batch are left out.
+    fixed = max((spec.shape[0] for spec in declared.values() if spec.shape), default=0)
+    step = fixed if fixed > 0 else _BATCH_ROWS
+    end = len(labels) - len(labels) % fixed if fixed > 0 else len(labels)
+    if end < 1:
+        raise BuildError(
+            f"{evaluation.path} has {len(labels)} rows; the model takes batches of {fixed}",
+            advice="Give more rows.",
+        )
+    for start in range(0, end, step):
+        rows = slice(start, start + step)
         inputs = [
             to_value(name, arrays[name][rows].astype(DTYPES[spec.datatype]))
             for name, spec in declared.items()
         ]
         # The first output has the scores, one row for each input row.
         scores = to_array(engine.infer(inputs)[0]).reshape(len(labels[rows]), -1)
-        done = (start + len(labels[rows])) / len(labels)
+        done = (start + len(labels[rows])) / end
         yield Predictions(labels[rows], scores.astype(np.float32, copy=False), done)
 
 

@@ -19,7 +19,7 @@ from runtimes.errors import QuantizeError, RuntimeFault
 from runtimes.onnx.graph import non_finite_nodes
 from runtimes.onnx.inspect import PAST
 from runtimes.onnx.tokens import TextTokenizer
-from runtimes.quantizing import JSON_LINES, read_calibration, read_lines, read_text
+from runtimes.quantizing import JSON_LINES, folders_of, read_calibration, read_lines, read_text
 
 # Ranges are minima and maxima, which more data changes little.
 MAX_WINDOWS: Final = 64
@@ -81,7 +81,12 @@ def _feeds(model: onnx.ModelProto, source: Path, calibration: Path) -> Iterator[
 
 def _text_feeds(inputs: dict[str, Any], source: Path, calibration: Path) -> Iterator[Feed]:
     """Yield windows of a text, each with an empty cache."""
-    files = {path.name: path for path in source.parent.iterdir() if path.is_file()}
+    files = {
+        path.name: path
+        for folder in folders_of(source)
+        for path in folder.iterdir()
+        if path.is_file()
+    }
     tokens = np.array(TextTokenizer(files).encode(read_text(calibration)), dtype=np.int64)
     starts = range(0, len(tokens) - WINDOW_TOKENS + 1, WINDOW_TOKENS)
     if not starts:

@@ -80,6 +80,20 @@ def test_an_fp16_onnx_folder_is_deployed_as_it_is_and_generates(
     engine.close()
 
 
+def test_a_file_of_a_repository_takes_the_tokenizer_above_it(
+    downloaded: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    shutil.copytree(downloaded / "fp16", repository)
+    (repository / "onnx").mkdir()
+    for name in ("model.onnx", "model_fp16.onnx"):
+        shutil.copy(downloaded / "fp16" / "model.onnx", repository / "onnx" / name)
+    (repository / "model.onnx").unlink()
+    variant = only(run(request(tmp_path / "out", repository / "onnx" / "model_fp16.onnx")))
+    assert {file.name for file in variant.files} >= {"model.onnx", "tokenizer.json", "config.json"}
+    assert variant.trial is not None
+
+
 def test_several_sources_as_published_are_named_after_their_runtimes(
     downloaded: Path, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import psutil
 import pytest
 
@@ -265,3 +266,20 @@ def test_predictions_that_one_has_more_of_are_not_compared(
     with pytest.raises(BuildError, match="different tokens or rows") as caught:
         compare_predictions([SOUND] * of_source, [SOUND] * of_variant, evaluation, lambda *_: None)
     assert caught.value.advice
+
+
+def test_a_graph_with_a_fixed_batch_is_measured(demo_models: Path, tmp_path: Path) -> None:
+    model = onnx.load(demo_models / "digits.onnx")
+    del model.graph.value_info[:]
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 3
+    onnx.save(model, tmp_path / "model.onnx")
+    arrays = np.load(demo_models / "digits-eval.npz")
+    np.savez(tmp_path / "eval.npz", **{name: arrays[name][:100] for name in arrays.files})
+    evaluation = read_evaluation(tmp_path / "eval.npz", Task.CLASSIFICATION)
+    spec = LoadSpec({"model.onnx": tmp_path / "model.onnx"}, Task.CLASSIFICATION, threads=1)
+    engine = registry.find("onnx").load(spec)
+    found = list(predict(engine, evaluation))
+    engine.close()
+    assert [len(some.targets) for some in found] == [3] * 33
+    assert quality_of(found, evaluation).value > 0.9
