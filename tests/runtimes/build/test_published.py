@@ -173,4 +173,7 @@ def test_a_quantized_classifier_as_published_keeps_its_accuracy(
     assert variant.quality is not None
     assert variant.quality.value > 0.9
     assert variant.quantization == "int8"
+    assert variant.input_shapes == {"image": (1, 64)}
+    assert variant.trial is not None
+    assert variant.trial.inputs.startswith("digits-eval.npz")
     assert len(np.load(evaluation)["labels"]) > 100
