@@ -53,10 +53,16 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
     async def ExplainDevice(
         self, request: wire.ExplainDeviceRequest, context: Context
     ) -> wire.ExplainDeviceResponse:
-        explanation = await self._inventory.explain(request.device)
+        explanation = await self._inventory.explain(
+            request.device, release=request.release, generation=request.generation
+        )
         answer = wire.ExplainDeviceResponse(device=_device(explanation.view))
         if explanation.receipt is not None:
             answer.release = explanation.receipt.release
+            answer.generation = explanation.receipt.generation
+            answer.outcome = update_state_to_wire(explanation.receipt.outcome)
+            answer.reason = explanation.receipt.reason
+            answer.detail = explanation.receipt.detail
             answer.decisions.extend(map(decision_to_wire, explanation.receipt.decisions))
             answer.checks.extend(map(check_to_wire, explanation.receipt.checks))
         return answer

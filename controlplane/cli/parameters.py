@@ -1,10 +1,12 @@
-"""Parameter types of the command line: durations and labels."""
+"""Parameter types of the command line: durations, labels and releases."""
 
 import re
 from typing import Any
 
 import click
 
+from artifact.errors import ArtifactError
+from artifact.manifest import split_reference
 from controlplane.errors import InvalidInputError
 from controlplane.fleet import check_labels
 
@@ -44,8 +46,24 @@ class Label(click.ParamType):  # type: ignore[type-arg]  # generic in new clicks
         return key, text
 
 
+class Reference(click.ParamType):  # type: ignore[type-arg]  # generic in new clicks only
+    """PUBLISHER/NAME@VERSION of a release; an empty value means any release."""
+
+    name = "reference"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not value:
+            return ""
+        try:
+            split_reference(str(value))
+        except ArtifactError as error:
+            self.fail(f"{error}. {error.advice}", param, ctx)
+        return str(value)
+
+
 DURATION = Duration()
 LABEL = Label()
+REFERENCE = Reference()
 
 limit_option = click.option(
     "--limit",

@@ -17,7 +17,7 @@ from controlplane.cli.output import (
     print_json,
     print_table,
 )
-from controlplane.cli.parameters import LABEL
+from controlplane.cli.parameters import LABEL, REFERENCE
 
 REASON = click.option(
     "--reason", default="", help="Why; kept with the device and in the audit log."
@@ -105,16 +105,33 @@ def show(settings: GlobalOptions, name: str) -> None:
 
 @device.command()
 @click.argument("name")
+@click.option(
+    "--release",
+    "reference",
+    type=REFERENCE,
+    default="",
+    metavar="PUBLISHER/NAME@VERSION",
+    help="Explain the newest attempt at this release; by default the release that serves.",
+)
+@click.option(
+    "--generation",
+    type=click.IntRange(1, (1 << 63) - 1),
+    metavar="NUMBER",
+    help="Explain the attempt of this generation; `device show` and `rollout show` list them.",
+)
 @pass_settings
-def explain(settings: GlobalOptions, name: str) -> None:
-    """Explain why a device runs its variants.
+def explain(settings: GlobalOptions, name: str, *, reference: str, generation: int | None) -> None:
+    """Explain why a device runs its variants, or why it rejected a release.
 
     Every variant of the release is listed with the reason for or against it, and then what the
     chosen ones had to prove.
     """
     with connect(settings) as channel:
         found = fleet_pb2_grpc.FleetServiceStub(channel).ExplainDevice(
-            fleet_pb2.ExplainDeviceRequest(device=name), timeout=TIMEOUT_SECONDS
+            fleet_pb2.ExplainDeviceRequest(
+                device=name, release=reference, generation=generation or 0
+            ),
+            timeout=TIMEOUT_SECONDS,
         )
     if settings.json:
         print_json(message_to_json(found))

@@ -3,17 +3,19 @@
 from collections.abc import Callable
 
 import click
-from flotilla.v1 import fleet_pb2, selection_pb2
+from flotilla.v1 import device_pb2, fleet_pb2, selection_pb2
 
 from artifact.sizes import in_bytes
-from controlplane.cli.output import clean, print_table
+from controlplane.cli.output import MAX_FIELD, clean, enum_name, print_table
 
 
 def print_explanation(found: fleet_pb2.ExplainDeviceResponse) -> None:
     """Print a summary, then per slot the candidates with their reasons, then the checks."""
     name = clean(found.device.name)
+    attempt = _attempt(found)
     if not found.decisions:
-        click.echo(f"{name} has decided nothing yet: it has not reported on a release.")
+        reported = "has not reported on a release"
+        click.echo(clean(f"{name}: {attempt}" if attempt else f"{name} {reported}.", MAX_FIELD))
         return
     running = found.device.current_release
     verb = "runs" if running == found.release else f"runs {clean(running) or 'nothing'}; it tried"
@@ -24,6 +26,8 @@ def print_explanation(found: fleet_pb2.ExplainDeviceResponse) -> None:
     ]
     what = f" with {', '.join(chosen)}" if chosen else ", of which nothing fits"
     click.echo(f"{name} {verb} {clean(found.release)}{clean(what)}.")
+    if attempt:
+        click.echo(clean(attempt, MAX_FIELD))
     for decision in found.decisions:
         _print_decision(decision)
     if found.checks:
@@ -33,6 +37,17 @@ def print_explanation(found: fleet_pb2.ExplainDeviceResponse) -> None:
             [(one.name, one.slot, one.outcome, one.detail) for one in found.checks],
             empty="",
         )
+
+
+def _attempt(found: fleet_pb2.ExplainDeviceResponse) -> str:
+    """Describe a receipt that did not end with the release in service; empty for others."""
+    outcome = enum_name("UpdateState", device_pb2.UpdateState.Name(found.outcome))
+    if not found.generation or outcome == "committed":
+        return ""
+    why = ": ".join(part for part in (found.reason, found.detail) if part)
+    return (
+        f"Generation {found.generation} of {found.release or 'no release'} ended {outcome}: {why}"
+    )
 
 
 def _print_decision(decision: selection_pb2.SelectionDecision) -> None:

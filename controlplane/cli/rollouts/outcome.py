@@ -7,7 +7,7 @@ from flotilla.v1 import rollout_pb2
 
 from controlplane.cli.app import RefusedError
 from controlplane.cli.exit_codes import ExitCode
-from controlplane.cli.rollouts.view import state_name
+from controlplane.cli.rollouts.view import explain_commands, state_name
 from controlplane.rollouts.machine import MemberState, RolloutState
 
 MAX_NAMED = 5
@@ -48,15 +48,9 @@ def _not_back(rollout: rollout_pb2.Rollout) -> list[str]:
 
 def _next_step(rollout: rollout_pb2.Rollout) -> str:
     """Return a command that shows the receipt of a device that failed, or the devices."""
-    for one in rollout.devices:
-        if one.state == MemberState.FAILED and one.generation:
-            return f"`{explain_command(one)}` shows why; `flotilla rollout show` lists all devices."
+    for command in explain_commands(rollout):
+        return f"`{command}` shows why; `flotilla rollout show {rollout.id}` lists all devices."
     return f"`flotilla rollout show {rollout.id}` lists the devices."
-
-
-def explain_command(device: rollout_pb2.RolloutDevice) -> str:
-    """Return the command that shows the receipt of a device in a rollout."""
-    return f"flotilla device explain {device.name} --generation {device.generation}"
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from controlplane.cli.client import connect
 from controlplane.cli.exit_codes import ExitCode
 from controlplane.cli.output import (
     ago,
+    clean,
     duration,
     enum_name,
     note,
@@ -23,11 +24,12 @@ from controlplane.cli.output import (
     print_pairs,
     print_table,
 )
-from controlplane.rollouts.machine import RolloutState
+from controlplane.rollouts.machine import MemberState, RolloutState
 
 # A server that restarts is back within this time.
 PATIENCE_SECONDS = 60.0
 MAX_PAUSE_SECONDS = 5.0
+MAX_RECEIPTS_NAMED = 5
 LOST = frozenset((grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED))
 
 
@@ -135,6 +137,25 @@ def print_rollout(rollout: rollout_pb2.Rollout) -> None:
         empty="No devices.",
     )
     _print_reasons([(device.name, device.detail) for device in rollout.devices])
+    commands = explain_commands(rollout)
+    if commands:
+        click.echo()
+        click.echo("The receipts of devices that failed:")
+    for command in commands:
+        click.echo(clean(f"  {command}"))
+
+
+def explain_commands(rollout: rollout_pb2.Rollout) -> list[str]:
+    """Return the commands that show the receipts of devices on which the release failed."""
+    commands = []
+    for device in rollout.devices:
+        if device.sent_back and device.detail:
+            # The generation is now that of its way back.
+            commands.append(f"flotilla device explain {device.name} --release {rollout.release}")
+        elif device.state == MemberState.FAILED and device.generation:
+            number = device.generation
+            commands.append(f"flotilla device explain {device.name} --generation {number}")
+    return commands[:MAX_RECEIPTS_NAMED]
 
 
 def _print_reasons(reasons: Sequence[tuple[str, str]]) -> None:

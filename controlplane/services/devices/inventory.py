@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+from artifact.manifest import split_reference
+from controlplane.errors import NotFoundError
 from controlplane.fleet import check_labels, parse_selector
 from controlplane.services.access import Caller
 from controlplane.services.mutations import Mutation, once
@@ -64,11 +66,22 @@ class InventoryService:
             (view,) = await _views(tx, [device])
             return view, await receipts.newest(tx, device.id, SHOWN_RECEIPTS)
 
-    async def explain(self, name_or_id: str) -> Explanation:
-        """Explain the release that serves now; if there is none, the last attempt."""
+    async def explain(
+        self, name_or_id: str, *, release: str = "", generation: int = 0
+    ) -> Explanation:
+        """Explain the release that serves now; if there is none, the last attempt.
+
+        With ``release`` explain its newest receipt, with ``generation`` (0: any) that receipt.
+        Raises NotFoundError if the device has no such receipt.
+        """
+        if release:
+            split_reference(release)
         async with self._database.read() as tx:
             device = await devices.get(tx, name_or_id)
             (view,) = await _views(tx, [device])
+            if release or generation:
+                wanted = await _requested(tx, device, release, generation)
+                return Explanation(view, wanted)
             receipt = None
             if device.current_release:
                 receipt = await receipts.newest_for_release(tx, device.id, device.current_release)
@@ -102,6 +115,27 @@ class InventoryService:
         done = await once(self._database, mutation, act)
         view, _ = await self.get(done.subject)
         return view
+
+
+async def _requested(tx: Transaction, device: Device, release: str, generation: int) -> Receipt:
+    if generation:
+        found = await receipts.find(tx, device.id, generation)
+    else:
+        found = await receipts.newest_for_release(tx, device.id, release)
+    if found is None or (release and found.release != release):
+        wanted = " and ".join(
+            part
+            for part in (
+                f"generation {generation}" if generation else "",
+                f"release {release!r}" if release else "",
+            )
+            if part
+        )
+        raise NotFoundError(
+            f"device {device.name!r} has no receipt for {wanted}",
+            advice=f"`flotilla device show {device.name}` lists its receipts.",
+        )
+    return found
 
 
 async def _views(tx: Transaction, shown: Sequence[Device]) -> list[DeviceView]:

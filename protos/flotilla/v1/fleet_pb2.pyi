@@ -254,15 +254,23 @@ class ExplainDeviceRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DEVICE_FIELD_NUMBER: _builtins.int
+    RELEASE_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     device: _builtins.str
+    release: _builtins.str
+    """The newest receipt for this release; without it and a generation: of what serves now."""
+    generation: _builtins.int
+    """The receipt of this generation."""
     def __init__(
         self,
         *,
         device: _builtins.str = ...,
+        release: _builtins.str = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "generation", b"generation", "release", b"release"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -276,7 +284,16 @@ class ExplainDeviceResponse(_message.Message):
     RELEASE_FIELD_NUMBER: _builtins.int
     DECISIONS_FIELD_NUMBER: _builtins.int
     CHECKS_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
     release: _builtins.str
+    generation: _builtins.int
+    """Of the receipt that is shown; 0 and empty before the first one."""
+    outcome: _device_pb2.UpdateState.ValueType
+    reason: _builtins.str
+    detail: _builtins.str
     @_builtins.property
     def device(self) -> Global___Device: ...
     @_builtins.property
@@ -290,10 +307,14 @@ class ExplainDeviceResponse(_message.Message):
         release: _builtins.str = ...,
         decisions: _abc.Iterable[_selection_pb2.SelectionDecision] | None = ...,
         checks: _abc.Iterable[_device_pb2.ProbationCheck] | None = ...,
+        generation: _builtins.int = ...,
+        outcome: _device_pb2.UpdateState.ValueType = ...,
+        reason: _builtins.str = ...,
+        detail: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checks", b"checks", "decisions", b"decisions", "device", b"device", "release", b"release"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checks", b"checks", "decisions", b"decisions", "detail", b"detail", "device", b"device", "generation", b"generation", "outcome", b"outcome", "reason", b"reason", "release", b"release"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,16 +5,18 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from controlplane.cli.exit_codes import ExitCode
-from controlplane.store import devices
+from controlplane.fleet import UpdateState
+from controlplane.store import devices, receipts
 from controlplane.store.database import Transaction
 
-from .conftest import RELEASE, Server, device
+from .conftest import NOW, RECEIPT, RELEASE, Server, device
 
 
 def test_devices_are_listed_and_selected(server: Server) -> None:
@@ -59,6 +61,36 @@ def test_a_device_is_explained(server: Server) -> None:
     assert text.startswith(f"box-1 runs {RELEASE} with q4 in slot chat.")
     assert "needs 9.0 MiB, budget 5.0 MiB" in text
     assert "unmeasured" in text
+
+
+def test_a_rejected_release_is_explained_on_request(server: Server) -> None:
+    """Without a choice, `explain` shows the release that serves, not the one that was refused."""
+    refused = replace(
+        RECEIPT,
+        generation=7,
+        release="acme/assistant@1.1.0",
+        outcome=UpdateState.REJECTED,
+        reason="probation_failed",
+        detail="reads-english: perplexity 900",
+    )
+
+    async def two_receipts(tx: Transaction) -> None:
+        await receipts.add(tx, "id-box-2", RECEIPT, signed=b"", signature=b"", now=NOW)
+        await receipts.add(tx, "id-box-2", refused, signed=b"", signature=b"", now=NOW)
+
+    server.fill(two_receipts)
+    assert server.json("device", "explain", "box-2")["release"] == RELEASE
+    for choice in (("--generation", "7"), ("--release", "acme/assistant@1.1.0")):
+        document = server.json("device", "explain", "box-2", *choice)
+        assert (document["release"], document["outcome"]) == ("acme/assistant@1.1.0", "rejected")
+        text = server.run("device", "explain", "box-2", *choice).stdout
+        assert "ended rejected: probation_failed: reads-english: perplexity 900" in text
+    for choice in (("--generation", "8"), ("--release", "acme/assistant@1.2.0")):
+        missing = server.run("device", "explain", "box-2", *choice)
+        assert missing.exit_code == ExitCode.NOT_FOUND
+        assert "has no receipt for" in missing.stderr
+        assert "flotilla device show box-2" in missing.stderr
+    assert server.run("device", "explain", "box-2", "--release", "x").exit_code == ExitCode.USAGE
 
 
 def test_labels_are_set_and_removed(server: Server) -> None:

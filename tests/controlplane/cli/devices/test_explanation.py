@@ -89,4 +89,4 @@ def test_a_release_that_was_not_taken_is_not_said_to_run(
 
 def test_a_new_device_has_decided_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     print_explanation(fleet_pb2.ExplainDeviceResponse(device=fleet_pb2.Device(name="new")))
-    assert capsys.readouterr().out.startswith("new has decided nothing yet")
+    assert capsys.readouterr().out.startswith("new has not reported on a release")

@@ -11,13 +11,19 @@ def test_reasons_are_told_whole_beneath_their_tables(capsys: pytest.CaptureFixtu
     print_rollout(
         rollout_pb2.Rollout(
             id="r1",
+            release="acme/a@2",
             reason=why,
             waves=[
                 rollout_pb2.Wave(name="canary", targeted=1, failed=1, reason=f"1 of 1: {why}"),
                 rollout_pb2.Wave(name="full", targeted=1),
             ],
             devices=[
-                rollout_pb2.RolloutDevice(name="box-1", wave=0, state="failed", detail=why),
+                rollout_pb2.RolloutDevice(
+                    name="box-1", wave=0, state="failed", detail=why, generation=4
+                ),
+                rollout_pb2.RolloutDevice(
+                    name="box-3", wave=0, state="reverted", detail="rejected", sent_back=True
+                ),
                 rollout_pb2.RolloutDevice(name="box-2", wave=1, state="pending"),
             ],
         )
@@ -26,6 +32,9 @@ def test_reasons_are_told_whole_beneath_their_tables(capsys: pytest.CaptureFixtu
     assert f"canary  1 of 1: {why}" in lines
     assert f"box-1  {why}" in lines
     assert sum(line.startswith("box-2") for line in lines) == 1
+    # The receipts that tell why.
+    assert "  flotilla device explain box-1 --generation 4" in lines
+    assert "  flotilla device explain box-3 --release acme/a@2" in lines
     assert any(line.startswith("why") and line.endswith(why) for line in lines)
 
 
