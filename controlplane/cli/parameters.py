@@ -13,6 +13,9 @@ from controlplane.fleet import check_labels
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)([smhd])")
 
+# Ten years. Longer spans leave the range of dates.
+MAX_DURATION_SECONDS = 3650 * 86400
+
 
 class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in new clicks only
     """A number and a unit: 90s, 15m, 1h, 7d. The value is in seconds."""
@@ -25,7 +28,10 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in new cli
         match = _DURATION.fullmatch(str(value))
         if match is None or float(match[1]) == 0:
             self.fail(f"{value!r} is not a duration; write 90s, 15m, 1h or 7d.", param, ctx)
-        return float(match[1]) * _UNITS[match[2]]
+        seconds = float(match[1]) * _UNITS[match[2]]
+        if seconds > MAX_DURATION_SECONDS:
+            self.fail(f"{value!r} is longer than 3650d.", param, ctx)
+        return seconds
 
 
 class Label(click.ParamType):  # type: ignore[type-arg]  # generic in new clicks only

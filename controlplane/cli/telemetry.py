@@ -8,8 +8,8 @@ from flotilla.v1 import telemetry_pb2, telemetry_pb2_grpc
 from artifact.sizes import in_bytes
 from controlplane.cli.app import GlobalOptions, pass_settings
 from controlplane.cli.client import TIMEOUT_SECONDS, connect
-from controlplane.cli.output import message_to_json, print_json, print_table
-from controlplane.cli.parameters import DURATION
+from controlplane.cli.output import duration, message_to_json, print_json, print_table
+from controlplane.cli.parameters import DURATION, REFERENCE
 
 GROUPINGS = {
     "device": telemetry_pb2.TELEMETRY_GROUPING_DEVICE,
@@ -41,7 +41,13 @@ def telemetry() -> None:
     metavar="SELECTOR",
     help="Only devices whose labels match, such as 'site=lab'.",
 )
-@click.option("--release", default="", metavar="PUBLISHER/NAME@VERSION", help="Only this release.")
+@click.option(
+    "--release",
+    type=REFERENCE,
+    default="",
+    metavar="PUBLISHER/NAME@VERSION",
+    help="Only this release.",
+)
 @click.option(
     "--since",
     type=DURATION,
@@ -92,7 +98,18 @@ def summary(
             )
             for row in found.rows
         ],
-        empty="No telemetry in that time; devices send it once they serve requests.",
+        empty=_empty(selector, release, since),
+    )
+
+
+def _empty(selector: str, release: str, since: float) -> str:
+    """Describe the filters that no telemetry passed."""
+    filters = [f"the last {duration(since)}"]
+    filters += [f"release {release}"] if release else []
+    filters += [f"devices that match {selector!r}"] if selector else []
+    return (
+        f"No telemetry of {', '.join(filters)}. Devices report requests that they served; try a "
+        "longer --since or fewer filters."
     )
 
 

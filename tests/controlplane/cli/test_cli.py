@@ -47,6 +47,8 @@ def test_every_command_can_be_loaded_and_explains_itself(name: str) -> None:
         (["rollout", "start", "a/b@1", "--to", "", "--strategy", "/nowhere"], "does not exist"),
         (["token", "create", "--expires", "soon"], "'soon' is not a duration"),
         (["token", "create", "--expires", "0s"], "'0s' is not a duration"),
+        (["telemetry", "summary", "--since", "999999999d"], "is longer than 3650d"),
+        (["telemetry", "summary", "--release", "x"], "'x' is not a release reference"),
         (["token", "create", "--label", "lab"], "'lab' is not a label"),
         (["token", "create", "--label", "a b=c"], "'a b' is not a label name"),
         (["token", "create", "--uses", "0"], "0 is not in the range"),
