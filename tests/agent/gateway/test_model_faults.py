@@ -12,7 +12,7 @@ BROKEN = [
     "{% no_such_tag %}",
     "{{ messages[0].content.no_such_method() }}",
     "{{ raise_exception('never') }}",
-    "{% for m in messages %}{{ m.content * 9999999 }}{% endfor %}",
+    "{{ messages[0].content + 5 }}",
 ]
 # Refuses a conversation that begins with the assistant, as many templates do.
 PICKY = (
