@@ -10,6 +10,7 @@ from flotilla.v1 import device_pb2 as wire
 from artifact.device_facts import hardware_class
 from artifact.health import ReleaseHealth, SlotHealth
 from controlplane.api.assignment import assignment_to_wire
+from controlplane.api.device_warnings import ReportedWarnings
 from controlplane.api.interceptor import Context, current_certificate, current_device
 from controlplane.api.receipts import detail, receipt_from_wire
 from controlplane.api.streams import Admission, Stream, Streams
@@ -157,8 +158,10 @@ class DeviceStreams:
         incoming: AsyncIterator[wire.ConnectRequest],
         outgoing: Outgoing,
     ) -> None:
+        warnings = ReportedWarnings(device.id, device.name)
         try:
             async for message in incoming:
+                warnings.note(message.status.warnings)
                 ack = await self._take_when_stored(device, greeting, message)
                 if ack is not None:
                     await outgoing.put(wire.ConnectResponse(ack=ack))
