@@ -61,6 +61,7 @@ def index_file(path: Path, boundaries: Sequence[int] = ()) -> ChunkIndex:
     whole = hashlib.sha256()
     chunks: list[Chunk] = []
     with path.open("rb") as source:
+        # Of the open file: the path may come to name another one meanwhile.
         size = os.fstat(source.fileno()).st_size
         for length in _cut(size, boundaries):
             data = source.read(length)
@@ -81,6 +82,7 @@ def index_file(path: Path, boundaries: Sequence[int] = ()) -> ChunkIndex:
 
 def _cut(size: int, boundaries: Sequence[int]) -> Iterator[int]:
     start = 0
+    # The end of the file closes the last run, like a boundary.
     for end in (*boundaries, size):
         if not start <= end <= size:
             raise ValueError(f"boundary {end} is not within {start} to {size}")
@@ -104,6 +106,7 @@ def encode_index(index: ChunkIndex) -> bytes:
     parts = [_HEADER.pack(_MAGIC, index.size, index.sha256, len(index.chunks))]
     parts += [_ENTRY.pack(chunk.size, chunk.sha256) for chunk in index.chunks]
     data = b"".join(parts)
+    # Decoding checks every bound, so that an index that others refuse is never published.
     decode_index(data)
     return data
 
@@ -115,6 +118,7 @@ def decode_index(data: bytes) -> ChunkIndex:
     magic, size, sha256, count = _HEADER.unpack_from(data)
     if magic != _MAGIC:
         raise _bad_index(f"it starts with {magic!r}, not {_MAGIC!r}")
+    # Exact: trailing bytes would give one file several valid indexes, each with its own digest.
     if len(data) != _HEADER.size + count * _ENTRY.size:
         raise _bad_index(f"it has {len(data)} bytes, which do not hold {count} chunks")
     body = memoryview(data)[_HEADER.size :]
@@ -130,6 +134,7 @@ def decode_index(data: bytes) -> ChunkIndex:
 
 def decode_index_of(file: File, data: bytes) -> ChunkIndex:
     """Decode the index of a manifest's file, checked against the file's digest and size."""
+    # The digest first: the manifest is signed, so bytes that match it need no other trust.
     digest = hashlib.sha256(data).hexdigest()
     if digest != file.index:
         raise ChunkMismatchError(
@@ -164,6 +169,7 @@ def verify_chunk(chunk: Chunk, data: bytes | memoryview) -> None:
 def verify_file(path: Path, sha256: bytes, size: int) -> None:
     """Raise ChunkMismatchError unless the file has exactly this digest and size."""
     actual_size = path.stat().st_size
+    # Cheaper than hashing gigabytes of a file that cannot match.
     if actual_size != size:
         raise ChunkMismatchError(
             f"{path} has {actual_size} bytes; expected {size}", advice=_FETCH_AGAIN
@@ -184,6 +190,7 @@ def assemble_file(index: ChunkIndex, pieces: Iterable[bytes], destination: Path)
     with destination.open("xb") as target:
         try:
             _write_pieces(index, pieces, target)
+        # Also when cancelled: a file that exists counts as complete.
         except BaseException:
             destination.unlink()
             raise
@@ -199,6 +206,8 @@ def _write_pieces(index: ChunkIndex, pieces: Iterable[bytes], target: BufferedWr
         whole.update(data)
         target.write(data)
     target.flush()
+    # Before the digest is compared: the caller renames the file, and a name must not outlive
+    # a power cut that loses its content.
     os.fsync(target.fileno())
     if whole.digest() != index.sha256:
         raise ChunkMismatchError(

@@ -72,6 +72,8 @@ class Sketch:
             raise ValueError(f"a quantile lies between 0 and 1, not at {fraction}")
         if not (count := self.count):
             return None
+        # Rank of the lower neighbour, as in the paper: the estimate is within the accuracy of the
+        # value at that rank in the sorted stream.
         rank = fraction * (count - 1)
         seen = self.zeros
         if seen > rank:
@@ -80,6 +82,7 @@ class Sketch:
         for index in sorted(self.bins):
             seen += self.bins[index]
             if seen > rank:
+                # Both ends of the bin are equally far from it, relative to their values.
                 return float(2 * gamma**index / (gamma + 1))
         raise AssertionError("counts add up to less than their sum")
 
@@ -91,6 +94,7 @@ def check_sketch(sketch: Sketch) -> None:
             f"a sketch of accuracy {sketch.relative_accuracy} cannot be merged",
             advice=f"Every agent must sketch with {RELATIVE_ACCURACY}.",
         )
+    # A bin that add() cannot produce would let a sketch grow without bound.
     lowest, highest = _index(MIN_VALUE, RELATIVE_ACCURACY), _index(MAX_VALUE, RELATIVE_ACCURACY)
     for index, count in sketch.bins.items():
         if not lowest <= index <= highest or not 0 < count <= MAX_COUNT:
@@ -110,5 +114,6 @@ def _gamma(accuracy: float) -> float:
 
 
 def _index(value: float, accuracy: float) -> int:
+    # Otherwise bins would reach down to the smallest float: 36,000 more of them.
     clamped = min(max(value, MIN_VALUE), MAX_VALUE)
     return math.ceil(math.log(clamped) / math.log(_gamma(accuracy)))

@@ -55,6 +55,7 @@ def boundaries(path: Path, tensors: Iterable[Span] = ()) -> list[int]:
         for tensor in sorted(tensors):
             if (
                 tensor.size < MIN_SPAN_BYTES
+                # A file that lists a tensor twice, or a hostile one, may let tensors overlap.
                 or tensor.offset < end
                 or tensor.offset + tensor.size > size
             ):
@@ -83,6 +84,8 @@ def _between(file: BinaryIO, start: int, end: int) -> Iterator[int]:
 
 def _cut_length(data: bytes) -> int:
     """Return the length of the first chunk of ``data``; all of it without a match."""
+    # The hash covers the last 32 bytes: older ones are shifted out of its 32 bits. So it may start
+    # 32 bytes before the first possible cut, with the same result.
     value = 0
     position = _MIN_CHUNK - _WINDOW
     for mask, limit in ((_STRICT_MASK, _AIM), (_LOOSE_MASK, _MAX_CHUNK)):

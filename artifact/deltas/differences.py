@@ -74,11 +74,13 @@ def take_difference(streams: StreamReader, layout: int, base: bytes) -> bytes:
 
 def _put_blocks(streams: StreamWriter, kind: BlockFormat, base: Bytes, target: Bytes) -> None:
     """Write the differences of equal numbers of whole blocks."""
+    # Fields go first: the reader needs the target's scales to repeat the predictions.
     base_fields, base_quants = kind.split(base.reshape(-1, kind.block_bytes))
     fields, quants = kind.split(target.reshape(-1, kind.block_bytes))
     for old, new in zip(base_fields, fields, strict=True):
         _put(streams, (new - old).reshape(-1))
     predicted, leaning = _predict(kind, base_quants, base_fields, fields)
+    # Modulo 256, so the reader adds it back without widening.
     residual = quants.reshape(-1) - predicted
     turned = _turn(residual, leaning)
     for members in _groups(leaning):
@@ -93,6 +95,7 @@ def _take_blocks(streams: StreamReader, kind: BlockFormat, base: Bytes) -> Bytes
     turned = np.empty(predicted.size, np.uint8)
     for members in _groups(leaning):
         turned[members] = take_small(streams, members.size)
+    # The mask below bounds what a hostile delta can put into a quant's bits.
     quants = predicted + _turn(turned, leaning)
     return kind.join(fields, (quants & kind.largest_quant).reshape(base_quants.shape)).reshape(-1)
 

@@ -66,6 +66,7 @@ def make_delta(base: Side, target: Side, destination: Path) -> int:
         target.path.open("rb") as new,
         destination.open("xb") as delta,
     ):
+        # The number of segments is known at the end only; its place is kept by a header with 0.
         delta.write(header.encode())
         count = 0
         for segment in _joined(_segments(old, new, _stretches(base, target, base_size))):
@@ -91,6 +92,8 @@ def _stretches(base: Side, target: Side, base_size: int) -> Iterator[_Stretch]:
         if like.size != span.size or like.offset + like.size > base_size:
             like = Span(0, 0)
         if span.offset > end:
+            # Tensors may lie in another order in the base. Then the run up to the next known one is
+            # no counterpart, and everything after the last one may be.
             gap_end = like.offset if like.offset >= base_end and like.size else base_size
             between = Span(base_end, gap_end - base_end)
             yield _Stretch(Span(end, span.offset - end), between)
@@ -106,6 +109,7 @@ def _stretches(base: Side, target: Side, base_size: int) -> Iterator[_Stretch]:
 def _segments(old: BinaryIO, new: BinaryIO, stretches: Iterator[_Stretch]) -> Iterator[Segment]:
     for stretch in stretches:
         unit = (unit_bytes(stretch.layout) if stretch.layout else None) or 1
+        # Whole blocks, since a block is compared as a unit.
         step = MAX_SEGMENT_BYTES // unit * unit
         for start in range(0, stretch.span.size, step):
             length = min(step, stretch.span.size - start)
@@ -116,6 +120,7 @@ def _segments(old: BinaryIO, new: BinaryIO, stretches: Iterator[_Stretch]) -> It
             if like == data:
                 yield Segment(Mode.COPY, length, offset)
             elif stretch.layout and len(like) == length and length % unit == 0:
+                # Noise of another model compresses better by itself than as differences.
                 yield min(
                     (_blocks(stretch.layout, offset, like, data), _plain(data)),
                     key=lambda segment: len(segment.payload),

@@ -104,6 +104,7 @@ def read_segments(delta: BinaryIO, header: Header) -> Iterator[Segment]:
         mode, layout, length, base_offset, payload_size = _SEGMENT.unpack(
             _read(delta, _SEGMENT.size)
         )
+        # Everything below is checked before a byte of the payload is read or memory is allocated.
         if mode not in set(Mode):
             raise bad_delta(f"it has a segment of the unknown mode {mode}")
         if not 0 < length <= left:
@@ -122,6 +123,7 @@ def read_segments(delta: BinaryIO, header: Header) -> Iterator[Segment]:
         yield Segment(Mode(mode), length, base_offset, layout, _read(delta, payload_size))
     if left:
         raise bad_delta(f"its segments leave {left} bytes out")
+    # One encoding only, as for an index.
     if delta.read(1):
         raise bad_delta("bytes follow its last segment")
 

@@ -42,8 +42,10 @@ def take_small(streams: StreamReader, count: int) -> Bytes:
 def put_wide(streams: StreamWriter, difference: NDArray[Any]) -> None:
     """Write differences modulo 2^16 or 2^32; their low bytes are noise, their high ones not."""
     bits = difference.itemsize * 8
+    # Zigzag: small differences of either sign get high bytes of zero, which compress to nothing.
     signed = difference.view(f"<i{difference.itemsize}")
     folded = ((signed << 1) ^ (signed >> (bits - 1))).astype(difference.dtype)
+    # One stream per byte place: mixed, the noise of the low bytes would hide the zeros of the high.
     for plane in folded.view(np.uint8).reshape(-1, difference.itemsize).T:
         streams.add(plane.tobytes())
 

@@ -42,6 +42,7 @@ def restore(base: Path, delta: Path, destination: Path) -> Header:
 def _restore(old: BinaryIO, source: BinaryIO, target: BinaryIO) -> Header:
     header = read_header(source)
     whole = hashlib.sha256()
+    # Cheap, and tells a wrong base before gigabytes are written. The digest at the end decides.
     if os.fstat(old.fileno()).st_size != header.base_size:
         raise bad_delta(f"its base has {header.base_size} bytes, the file given does not")
     for segment in read_segments(source, header):
@@ -69,6 +70,7 @@ def _copy(old: BinaryIO, segment: Segment, target: BinaryIO, whole: "hashlib._Ha
     old.seek(segment.base_offset)
     while left:
         data = old.read(min(_COPY_BYTES, left))
+        # A zero-length read would loop without end.
         if not data:
             raise bad_delta("its base became shorter")
         whole.update(data)

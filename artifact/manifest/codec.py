@@ -34,6 +34,8 @@ def decode_release(data: bytes) -> Release:
         raise InvalidManifestError(
             f"the release manifest is not valid: {error}", advice=advice
         ) from error
+    # The digest of these bytes is signed. Two encodings of one release would have two digests, and
+    # duplicate keys or other spellings could mean different things to different parsers.
     if encode_release(release) != data:
         raise InvalidManifestError(
             "the release manifest is not in canonical form",

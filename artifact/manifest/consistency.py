@@ -135,6 +135,8 @@ def _check_component(component: Component) -> None:
         )
     for adapter in component.adapters:
         for variant in component.model.variants:
+            # A LoRA is trained on exact weights: on another quantization of the model its result is
+            # unknown, so the binding is by digest.
             if not {file.sha256 for file in variant.files}.intersection(adapter.bases):
                 raise InvalidManifestError(
                     f"the adapter {adapter.name!r} of slot {component.slot!r} is bound to other "

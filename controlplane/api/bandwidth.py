@@ -45,9 +45,11 @@ class Bandwidth:
         if not limits:
             yield data
             return
+        # Pieces of a quarter of a second: with larger ones a slow line would look dead in between.
         size = min(_burst(rate) for _, rate in limits)
         for start in range(0, len(data), size):
             piece = data[start : start + size]
+            # Spent before the wait, so parallel downloads queue behind each other's debt.
             wait = max(
                 self._buckets.of(key, _burst(rate), rate).spend(len(piece)) for key, rate in limits
             )

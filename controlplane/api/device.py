@@ -72,6 +72,7 @@ class DeviceServicer:
             ):
                 while (data := await reading) is not None:
                     reading = asyncio.create_task(_next(messages))
+                    # The device may have been banned since the last piece.
                     if changed.is_set():
                         changed.clear()
                         await self._identification.check(device.id, current_certificate())
@@ -136,6 +137,7 @@ def add_device_servicer(
         FETCH_CHUNKS: grpc.unary_stream_rpc_method_handler(
             servicer.fetch_chunks,
             request_deserializer=wire.FetchChunksRequest.FromString,
+            # Bytes pass as they are; a protobuf message would copy them (docs/adr/0002).
             response_serializer=None,
         ),
         "FetchMetadata": grpc.unary_unary_rpc_method_handler(

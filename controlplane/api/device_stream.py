@@ -75,6 +75,7 @@ class DeviceStreams:
         self, request_iterator: AsyncIterator[wire.ConnectRequest], context: Context
     ) -> AsyncIterator[wire.ConnectResponse]:
         device = current_device()
+        # Before anything is read or stored: a refusal has to be cheap in a reconnect storm.
         self._admission.take(device.id)
         async with asyncio.timeout(HELLO_SECONDS):
             first = await anext(aiter(request_iterator), None)
@@ -131,6 +132,7 @@ class DeviceStreams:
             sent = told = None
             with self._signals.subscribe(device_key(device.id)) as changed:
                 while True:
+                    # Cleared before reading: a change that comes during the read sets it again.
                     changed.clear()
                     await self._identification.check(device.id, current_certificate())
                     if told != self._enroll.authorities():
@@ -222,6 +224,7 @@ class DeviceStreams:
                 dropped = max(dropped, window.sequence)
                 log.warning("window_dropped device=%s reason=%s", device.id, ascii(str(error)))
         stored = await self._ingest.windows(device, _boot_id(batch.boot_id), windows)
+        # An invalid window is acknowledged as well; otherwise the agent would send it again and again.
         return wire.Ack(telemetry_sequence=max(stored, dropped))
 
 

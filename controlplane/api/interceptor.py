@@ -148,6 +148,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
     ) -> "Handler | None":
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
+        # A method of another port gets a reason; gRPC answers UNIMPLEMENTED to any other.
         if handler is None:
             refusal = self._door.elsewhere(method)
             return None if refusal is None else _refuse(refusal, method)

@@ -76,6 +76,7 @@ def status_of(error: Exception, method: str) -> Status:
             milliseconds = max(1, round(error.retry_after_seconds * 1000))
             trailing.append((RETRY_AFTER_KEY, str(milliseconds)))
         return Status(code, plain(str(error)), tuple(trailing))
+    # asyncio.timeout around the servicer; a foreign TimeoutError within it looks the same.
     if isinstance(error, TimeoutError):
         return Status(
             grpc.StatusCode.DEADLINE_EXCEEDED,

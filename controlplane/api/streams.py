@@ -52,6 +52,7 @@ class Streams:
         older = self._open.get(device_id)
         stream = Stream(device_id)
         self._open[device_id] = stream
+        # A device whose line broke connects again long before the old stream's keepalive fails.
         if older is not None:
             older.end(
                 StaleError("this device has opened a newer stream", advice="Keep one stream open.")
@@ -60,6 +61,7 @@ class Streams:
         return stream
 
     def close(self, stream: Stream) -> None:
+        # An older stream ends after its successor has taken the place.
         if self._open.get(stream.device_id) is stream:
             del self._open[stream.device_id]
         self._metrics.streams.set(len(self._open))

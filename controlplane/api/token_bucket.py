@@ -63,6 +63,7 @@ class TokenBuckets(Generic[Key]):
         bucket = self._buckets.get(key)
         if bucket is None:
             if len(self._buckets) >= self._most:
+                # Only full buckets: dropping another one would give its owner a new burst.
                 self._buckets = {
                     key: bucket for key, bucket in self._buckets.items() if not bucket.is_full
                 }

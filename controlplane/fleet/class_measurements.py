@@ -40,6 +40,7 @@ def class_measurements(
     found: defaultdict[tuple[str, str], dict[str, VariantMeasurement]] = defaultdict(dict)
     for one in newest_first:
         if one.model in models and one.tokens_per_second > 0:
+            # Newest first, so the first one of a device stays.
             found[one.model, one.variant].setdefault(one.device, one)
     summed = [_summed(list(of_devices.values())) for of_devices in found.values()]
     summed.sort(key=lambda one: (-one.devices, one.model, one.variant))

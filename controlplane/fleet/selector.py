@@ -39,6 +39,7 @@ class Term:
     def matches(self, labels: Mapping[str, str]) -> bool:
         value = labels.get(self.key)
         found = value is not None and (self.values is None or value in self.values)
+        # `!=` and `notin` hold for a missing label: found is false, and negated true.
         return found is not self.negated
 
 

@@ -50,6 +50,7 @@ def resume(rollout: Rollout, facts: Facts, now: datetime) -> Rollout:
             waves[index] = replace(
                 wave,
                 state=step(WAVE_STEPS, wave.state, WaveState.RUNNING),
+                # Only failures after this count: otherwise the gate would fail again at once.
                 acknowledged=rollout.counts(index, facts).failed,
             )
         elif wave.state is WaveState.INCONCLUSIVE:
@@ -87,6 +88,7 @@ def retries_allowed(state: RolloutState, strategy: Strategy) -> int:
 
 def settle(member: Member, outcome: UpdateResult, max_retries: int = 0) -> Member:
     """Return the member after its receipt; unchanged by a repeat or another generation."""
+    # Receipts repeat after a lost acknowledgement, and may come after the device was sent back.
     if outcome.generation != member.generation:
         return member
     if outcome.interrupted and not outcome.committed and member.retries < max_retries:
@@ -117,6 +119,8 @@ def _try_again(member: Member, outcome: UpdateResult) -> Member:
     if member.state not in {MemberState.ASSIGNED, MemberState.REVERTING}:
         return member
     forward = member.state is MemberState.ASSIGNED
+    # The generation is spent either way. A device on its way back is failed until it is sent
+    # again, so that it counts if the retry never comes.
     after = MemberState.PENDING if forward else MemberState.FAILED
     return replace(
         member,

@@ -42,6 +42,7 @@ def go_forward(plan: Plan, facts: Facts, now: datetime) -> Plan:
 def current_wave(rollout: Rollout) -> int | None:
     """Return the index of the first wave that has not passed; None if all have."""
     for index, wave in enumerate(rollout.waves):
+        # Waves pass in order, so the first that has not is the one in progress.
         if wave.state is not WaveState.PASSED:
             return index
     return None
@@ -87,6 +88,7 @@ def _run_wave(plan: Plan, index: int, facts: Facts, now: datetime) -> Plan:
     if _is_waiting(rollout, index, facts, now):
         return plan
     soak = timedelta(seconds=rollout.strategy.waves[index].soak_seconds)
+    # A wave without devices has no device to observe.
     if not rollout.of_wave(index):
         soak = timedelta()
     return replace(plan, rollout=_change(rollout, index, WaveState.SOAKING, soak_until=now + soak))
@@ -102,6 +104,7 @@ def _next_members(rollout: Rollout, index: int, facts: Facts, now: datetime) -> 
         for member in rollout.of_wave(index)
         if member.state is MemberState.PENDING and _is_active(facts, member)
     ]
+    # The bound counts devices of all waves: a late device of an earlier wave is down as well.
     limit = rollout.strategy.max_unavailable
     if limit is None:
         return pending
@@ -128,6 +131,7 @@ def _is_waiting(rollout: Rollout, index: int, facts: Facts, now: datetime) -> bo
     ):
         return True
     counts = rollout.counts(index, facts)
+    # Too few reports to judge: late ones may still come, until the timeout.
     if counts.reported >= required_reports(rollout.strategy.gates.failure, counts):
         return False
     started = rollout.waves[index].started_at

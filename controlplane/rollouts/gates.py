@@ -61,6 +61,8 @@ def early_failure(gate: FailureGate, counts: Counts) -> Verdict | None:
             "failure", GateOutcome.FAILED, f"failed devices: {failed}, allowed: {gate.max_failures}"
         )
     limit = gate.percent_limit
+    # Of all targeted: even if every other device succeeds, the percentage stays above the limit.
+    # Multiplied out, since a division could round a share down to the limit.
     if limit is not None and failed * 100 > limit * counts.targeted:
         return Verdict(
             "failure",

@@ -63,6 +63,8 @@ def revertible(rollout: Rollout, facts: Facts) -> list[Member]:
 
 
 def _still_has(rollout: Rollout, member: Member, fact: DeviceFact) -> bool:
+    # Its newest assignment is this rollout's. Otherwise a later rollout owns the device, unless
+    # that one assigned the same release.
     if fact.generation <= member.generation:
         return fact.generation == member.generation
     return fact.assigned_release == rollout.release

@@ -56,6 +56,7 @@ def _order(rollout_id: str, candidates: Sequence[TargetDevice]) -> list[str]:
         members.sort(key=lambda one: (not one.reachable, _draw(rollout_id, one.device_id)))
         for rank, member in enumerate(members):
             # Midpoint of the member's share of its class, which interleaves classes in proportion.
+            # The first of each class gets share 0, so that the order begins with all classes.
             share = 0.0 if rank == 0 else (rank + 0.5) / len(members)
             keyed.append(((share, _draw(rollout_id, member.device_id)), member.device_id))
     return [device_id for _, device_id in sorted(keyed)]

@@ -81,6 +81,7 @@ async def replace(tx: Transaction, changes: Sequence[Change], now: datetime) -> 
         }
         for change in changes
     ]
+    # An update cannot match a missing row, and an upsert could not check the generation.
     first = [row for row, change in zip(rows, changes, strict=True) if change.seen == 0]
     await tx.insert_new(ASSIGNMENTS, first)
     later = [

@@ -63,6 +63,7 @@ def link(previous: str, event: AuditEvent) -> str:
 async def append(
     tx: Transaction, *, at: datetime, actor: str, action: str, subject: str, detail: str = ""
 ) -> None:
+    # Two writers would read the same last event and fork the chain. SQLite has one writer anyway.
     if tx.dialect == "postgresql":
         await tx.execute(select(func.pg_advisory_xact_lock(_LOCK)))
     last = await tx.first(

@@ -145,6 +145,7 @@ class Database:
                 async with connection.begin():
                     yield transaction
         self.health.written()
+        # After the connection is released: signals wake tasks that read what was committed.
         transaction.committed()
 
     async def check_writable(self) -> None:
@@ -180,6 +181,7 @@ def open_database(url: str | URL) -> Database:
     """Open ``sqlite+aiosqlite:///path`` or ``postgresql+asyncpg://...``; connects on first use."""
     url = make_url(url)
     if url.get_backend_name() != "sqlite":
+        # A pooled connection may have died with a restart of PostgreSQL; the ping replaces it.
         return Database(create_async_engine(url, pool_pre_ping=True))
     engine = create_async_engine(url)
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)

@@ -254,6 +254,7 @@ async def find_by_key(tx: Transaction, public_key: bytes) -> Device | None:
 
 async def set_state(tx: Transaction, device: Device, state: DeviceState, reason: str) -> None:
     """Set the state. A retired device gives up its name: it is found by its id, or as NAME~ID."""
+    # The name is unique, and the replacement of a broken box should be able to take it.
     name = device.name
     if state is DeviceState.RETIRED:
         name = f"{name[: MAX_NAME_CHARACTERS - len(device.id) - 1]}~{device.id}"

@@ -87,6 +87,7 @@ async def device_of_use(tx: Transaction, token_id: str, key_sha256: str) -> str 
 
 async def use(tx: Transaction, token_id: str, key_sha256: str, device_id: str) -> None:
     """Spend one use on this key; raise StaleError if none is left."""
+    # Decremented by the database, under the condition: two devices cannot take the last use.
     spent = await tx.changed(
         update(JOIN_TOKENS)
         .where(JOIN_TOKENS.c.id == token_id, JOIN_TOKENS.c.uses_left > 0)

@@ -54,6 +54,7 @@ def _decode(token: str) -> str:
     except (binascii.Error, ValueError) as error:
         raise _malformed(token) from error
     # PostgreSQL refuses a NUL within a text.
+    # A longer token is refused, not cut: cut, it would silently mean another place in the list.
     if len(token) > MAX_TOKEN_CHARACTERS or "\x00" in key:
         raise _malformed(token)
     return key
@@ -80,6 +81,7 @@ async def fetch_page(
         after = key < request.after if newest_first else key > request.after
         statement = statement.where(after)
     order = key.desc() if newest_first else key
+    # One more than shown tells whether another page follows, without a count of all rows.
     rows = await tx.all(statement.order_by(order).limit(request.size + 1))
     shown = rows[: request.size]
     more = len(rows) > request.size

@@ -147,6 +147,7 @@ async def add(
 ) -> bool:
     """Store a receipt; return False if this device's receipt of this generation exists."""
     key = (RECEIPTS.c.device_id == device_id, RECEIPTS.c.generation == receipt.generation)
+    # The agent repeats a receipt until it is acknowledged.
     if await tx.first(select(RECEIPTS.c.generation).where(*key)):
         return False
     row = {

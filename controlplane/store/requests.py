@@ -53,6 +53,8 @@ async def remember(
         "subject": done.subject,
         "at": now,
     }
+    # Insert or ignore, then read back: on PostgreSQL a conflicting insert waits for the other
+    # transaction, so exactly one of two replicas finds its own row.
     await tx.insert_new(REQUESTS, [row])
     if await find(tx, actor, request_id) != done:
         raise StaleError(

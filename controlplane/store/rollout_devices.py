@@ -160,6 +160,7 @@ async def counts(tx: Transaction, rollout_ids: Sequence[str]) -> dict[str, dict[
     def number(condition: Any) -> Any:
         return func.sum(case((condition, 1), else_=0))
 
+    # Summed by the database: a list of rollouts must not load their members.
     column = ROLLOUT_DEVICES.c
     rows = await tx.all(
         select(

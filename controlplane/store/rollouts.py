@@ -123,6 +123,7 @@ async def page(tx: Transaction, request: PageRequest) -> Page[ListedRollout]:
 async def save(tx: Transaction, seen: StoredRollout, after: Rollout) -> None:
     """Store the changes since ``seen``; raise StaleError if another writer was faster."""
     await _bump(tx, seen, _changing(after))
+    # Unchanged members are not written: a tick of a large fleet changes few of them.
     before = seen.rollout.members
     changed = [member for member in after.members.values() if member != before[member.device_id]]
     await rollout_devices.save(tx, after.id, changed)

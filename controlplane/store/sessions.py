@@ -93,6 +93,7 @@ async def leave(tx: Transaction, device_id: str, session: str, now: datetime) ->
     return bool(
         await tx.changed(
             update(DEVICES)
+            # The device may have connected again before its old stream's end is stored.
             .where(DEVICES.c.id == device_id, DEVICES.c.session == session)
             .values(session=None, last_seen_at=now)
         )
