@@ -224,7 +224,7 @@ class DeviceStreams:
                 dropped = max(dropped, window.sequence)
                 log.warning("window_dropped device=%s reason=%s", device.id, ascii(str(error)))
         stored = await self._ingest.windows(device, _boot_id(batch.boot_id), windows)
-        # An invalid window is acknowledged as well; otherwise the agent would send it again and again.
+        # An invalid window is acknowledged too; otherwise the agent would send it without end.
         return wire.Ack(telemetry_sequence=max(stored, dropped))
 
 
