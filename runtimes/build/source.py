@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from artifact.manifest import Task
 from runtimes import registry
@@ -10,6 +11,9 @@ from runtimes.base import Inspection, Runtime
 from runtimes.errors import BuildError
 from runtimes.inspection.process import inspect_apart
 from runtimes.quantizing import INNER_FOLDER, folders_of
+
+# The model among several files: transformers' name, and Optimum's for decoders of both passes.
+_MAIN_STEMS: Final = ("model", "decoder_model_merged")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,10 @@ def _main_file(folder: Path) -> Path:
     formats = {registry.find(name).format for name in registry.names()}
     for inner in (folder, folder / INNER_FOLDER):
         found = sorted(p for p in inner.glob("*") if p.suffix.removeprefix(".") in formats)
-        models = [path for path in found if path.stem == "model"] or found
+        models = next(
+            (named for stem in _MAIN_STEMS if (named := [p for p in found if p.stem == stem])),
+            found,
+        )
         if len(models) == 1:
             return models[0]
         if models:

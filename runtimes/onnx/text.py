@@ -5,7 +5,7 @@ bound as the next step's ``past_key_values``.
 """
 
 from collections.abc import Generator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,9 @@ from runtimes.text.generation import (
 from runtimes.text.sampling import Sampler
 from runtimes.text.sampling_bounds import refuse_adapter, refuse_grammar
 from runtimes.text.scoring import score_of
+
+# Input of Optimum's merged decoders: False for the first pass, which has no cache to read.
+CACHE_BRANCH: Final = "use_cache_branch"
 
 
 class OnnxTextEngine:
@@ -180,7 +183,7 @@ class Decoder:
         self._inputs = {value.name for value in session.get_inputs()}
         self._presents = [_present_of(name) for name in self._past]
         self._length = 0
-        known = {"input_ids", "attention_mask", "position_ids", *self._past}
+        known = {"input_ids", "attention_mask", "position_ids", CACHE_BRANCH, *self._past}
         outputs = {value.name: value.shape for value in session.get_outputs()}
         unknown = sorted(self._inputs - known) + sorted({"logits", *self._presents} - set(outputs))
         if unknown or not self._past:
@@ -214,6 +217,7 @@ class Decoder:
             "input_ids": tokens[None],
             "attention_mask": np.ones((1, total), dtype=np.int64),
             "position_ids": np.arange(self._length, total, dtype=np.int64)[None],
+            CACHE_BRANCH: np.array([self._length > 0]),
         }
         # Bound outputs stay in ONNX Runtime's memory: the cache is not copied to NumPy and back.
         binding = self._session.io_binding()
