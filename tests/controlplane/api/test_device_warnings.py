@@ -3,7 +3,7 @@
 import logging
 
 import pytest
-from control_plane import Box
+from control_plane import Plane, Publisher
 from flotilla.v1 import device_pb2 as wire
 
 from controlplane.api.device_warnings import MAX_LOGGED, MAX_PER_STATUS, ReportedWarnings
@@ -12,8 +12,9 @@ EXPIRES = "the targets metadata of the image repository expires on 2027-01-01"
 
 
 async def test_a_warning_of_a_device_is_logged_with_its_name(
-    box: Box, caplog: pytest.LogCaptureFixture
+    plane: Plane, publisher: Publisher, caplog: pytest.LogCaptureFixture
 ) -> None:
+    box = await plane.enroll("box-1")
     life = await box.connect()
     status = wire.UpdateStatus(state=wire.UPDATE_STATE_IDLE, warnings=[EXPIRES])
     for _ in range(3):
