@@ -1,4 +1,4 @@
-"""Every byte that arrives is the byte that was published, or it is refused."""
+"""Chunks that differ from the published ones are refused."""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,4 @@
-"""A join token survives copying whole, and nothing else is taken for one."""
+"""A join token is decoded as it was encoded; any other text is refused."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a model version says of its making: bounded, without contradiction, absent by default."""
+"""Lineage of a model version: bounded, without contradiction, absent by default."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A manifest has one form, and what it says is whole."""
+"""A manifest has one encoding, and every name in it is defined."""
 
 import json
 from typing import Any
@@ -24,7 +24,7 @@ TENSOR = {"name": "x", "datatype": "FP32", "shape": [2], "data": [0.5, 1.0]}
 
 
 def document() -> dict[str, Any]:
-    """A release with every kind of part, as JSON says it."""
+    """Return a release with every kind of part, as JSON types."""
     file = {"name": "m.gguf", "size": 7, "sha256": "ab" * 32, "index": "cd" * 32}
     variant = {
         "name": "q8",
@@ -70,7 +70,7 @@ def document() -> dict[str, Any]:
 
 
 def composed(routes: list[dict[str, Any]], *, bases: tuple[str, ...] = ("ab" * 32,)) -> Release:
-    """Slots that generate (chat, with an adapter, and large), embed and classify, and routes."""
+    """Return a release with slots chat (with an adapter), large, embed and sort, and routes."""
     (chat,) = document()["components"]
     models = {"large": "text-generation", "embed": "embedding", "sort": "classification"}
     others = [
@@ -95,7 +95,7 @@ def test_a_release_survives_encoding_and_encodes_to_the_same_bytes() -> None:
 
 @given(st.data())
 def test_a_flipped_bit_is_refused_or_says_something_else(data: st.DataObject) -> None:
-    """No two byte strings are the same release: so its digest names what it says."""
+    """No two byte strings are the same release, so a digest identifies its content."""
     encoded = bytearray(encode_release(release()))
     encoded[data.draw(st.integers(0, len(encoded) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     try:
@@ -162,7 +162,7 @@ def test_a_release_that_contradicts_itself_is_refused(changes: dict[str, Any], r
 def test_a_check_that_no_model_of_its_slot_could_pass_is_not_published(
     task: str, wrong: str
 ) -> None:
-    """Of the release's two, a is of perplexity and b of tensors."""
+    """The release has two checks: a of perplexity, b of tensors."""
     (chat,) = document()["components"]
     mixed = release(components=[chat | {"model": chat["model"] | {"task": task}}])
     with pytest.raises(InvalidManifestError, match=f"check '{wrong}' is for slot 'chat'"):
@@ -200,7 +200,7 @@ def test_an_embedding_model_is_checked_by_vectors() -> None:
         expecting((1e7,)),
         expecting((1.0,) * 8193),
         expecting(*[(1.0,)] * 17),
-        # No rounding leaves it.
+        # No rounding must change it.
         expecting((1.0,), min_cosine=1.0),
         expecting((1.0,), min_cosine=0.0),
     ],

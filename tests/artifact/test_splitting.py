@@ -1,4 +1,4 @@
-"""What two versions of a file share, they share as chunks, wherever it lies."""
+"""Content that two versions of a file share becomes shared chunks, wherever it lies."""
 
 import random
 from pathlib import Path
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from artifact.chunks import MAX_CHUNK_BYTES, ChunkIndex, index_file
 from artifact.splitting import MIN_SPAN_BYTES, Span, boundaries
 
-# The cut is part of the format of built models: these figures may not move.
+# The cuts are part of the format of built models: these figures must not change.
 CUT = [113487, 100897, 85616, 100000, 37500, 75443, 46128, 40929]
 
 
@@ -81,7 +81,7 @@ def test_any_tensor_table_gives_a_cut_of_the_whole_file(
 
 
 def test_cutting_again_gives_the_same_chunks(tmp_path: Path) -> None:
-    """What is signed is the digest of the list of chunks."""
+    """The digest of the list of chunks is signed, so the cuts must not change."""
     data = noise(600_000, 7)
     index = indexed(tmp_path / "a", data, Span(300_000, 100_000))
     assert index == indexed(tmp_path / "b", data, Span(300_000, 100_000))

@@ -1,4 +1,4 @@
-"""The demo, run as a user runs it, and its report held against what it must show."""
+"""The demo, run like a user runs it, and the facts that its report must show."""
 
 import json
 import subprocess

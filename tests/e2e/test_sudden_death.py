@@ -1,4 +1,4 @@
-"""SIGKILL to any one process during a rollout: started again, it lets the rollout finish."""
+"""After a SIGKILL of any process and its restart, the rollout finishes."""
 
 import time
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
 
 
 def show(story: Story, rollout: str) -> dict[str, Any]:
-    """The rollout as the CLI shows it; empty while the server is away."""
+    """Return the rollout as the CLI shows it; empty while the server is away."""
     try:
         return dict(story.server.cli("rollout", "show", rollout))
     except FleetError:
@@ -54,7 +54,7 @@ def finish(story: Story, rollout: str) -> dict[str, Any]:
 
 
 def busy_box(story: Story, rollout: str) -> Box:
-    """The first box that the rollout has given work to."""
+    """Return the first box that has an assignment of the rollout."""
     deadline = time.monotonic() + SECONDS
     while True:
         for device in show(story, rollout).get("devices", []):

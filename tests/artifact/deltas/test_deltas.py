@@ -1,4 +1,4 @@
-"""A delta restores exactly the file that it was made for, or nothing at all."""
+"""A delta restores exactly the file that it was made for, or leaves no file."""
 
 import hashlib
 import itertools
@@ -62,7 +62,7 @@ def write_delta(
 def test_any_bytes_come_back_from_any_other_in_every_layout(
     layout: int, data: st.DataObject
 ) -> None:
-    """Whatever the floats in them are: infinite, not a number, zero."""
+    """Blocks of any bits, whose scales may be infinite, not a number, or zero."""
     unit = unit_bytes(layout)
     assert unit is not None
     size = unit * data.draw(st.integers(1, 5))
@@ -230,7 +230,7 @@ def test_a_flipped_bit_gives_the_right_file_or_none(
     except InvalidDeltaError:
         assert not (folder / "out").exists()
     else:
-        # Bits that say nothing about the target, such as the base's digest.
+        # Bits without influence on the target, such as the base's digest.
         assert header.target_sha256 == right
         assert hashlib.sha256((folder / "out").read_bytes()).digest() == right
 

@@ -1,4 +1,4 @@
-"""A control plane of one's own, over real TLS."""
+"""A control plane per test, over real TLS."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,7 +20,7 @@ async def plane(tmp_path: Path, clock: Clock) -> AsyncIterator[Plane]:
 
 @pytest.fixture
 async def publisher(plane: Plane) -> Publisher:
-    """The image repository exists."""
+    """A publisher whose image repository exists."""
     publisher = Publisher(plane, ("acme", "beta"))
     await publisher.initialise()
     return publisher

@@ -1,4 +1,4 @@
-"""Who may call what: every RPC, with every role and none; tokens; the audit log."""
+"""Access: every RPC with every role and without one; tokens; the audit log."""
 
 import asyncio
 import contextlib
@@ -44,7 +44,7 @@ METHODS = {
 
 
 async def answer(channel: grpc.aio.Channel, name: str) -> tuple[Code, str, str]:
-    """How a call with an empty request ends: code, message, advice."""
+    """Call with an empty request; return code, message and advice."""
     method = METHODS[name]
     kinds = {
         (False, False): channel.unary_unary,
@@ -95,7 +95,7 @@ async def test_a_device_certificate_opens_no_operator_rpc(
         assert code is Code.PERMISSION_DENIED, name
         assert "a device certificate does not open it" in details
         assert "public port" in advice
-    # Nor on the public port, where it is not even asked for.
+    # Nor on the public port, which asks for no client certificate.
     credentials = grpc.ssl_channel_credentials(plane.ca_pem, box.key_pem, box.certificate_pem)
     channel = plane.keep(grpc.aio.secure_channel(str(plane.endpoints.public), credentials))
     code, details, _ = await answer(channel, "/flotilla.v1.FleetService/ListDevices")
@@ -171,7 +171,7 @@ async def test_a_change_happens_once_per_request_id(plane: Plane, publisher: Pub
     await stub.UpdateDeviceLabels(one)
     two = fleet_pb2.UpdateDeviceLabelsRequest(request_id="r2", device="box-1", set={"rack": "b"})
     await stub.UpdateDeviceLabels(two)
-    # The first again, late: it was done, and is not done anew.
+    # A late repeat of the first request: it was carried out and is not carried out again.
     again = await stub.UpdateDeviceLabels(one)
     assert dict(again.device.labels) == {"rack": "b"}
     other = fleet_pb2.UpdateDeviceLabelsRequest(request_id="r1", device="box-1", set={"rack": "c"})

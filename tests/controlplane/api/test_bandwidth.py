@@ -1,4 +1,4 @@
-"""Downloads keep to their rates, per device and per site, and to none where none is set."""
+"""Downloads keep to their rates per device and per site; without a rate they are not paced."""
 
 import asyncio
 
@@ -30,7 +30,7 @@ class Line:
             woken.set()
 
     async def download(self, *downloads: tuple[str, str, int]) -> list[float]:
-        """When each of these (device, site, bytes), begun together, was done."""
+        """Download these (device, site, bytes) at once; return when each was done, in seconds."""
         self.running = len(downloads)
         return await asyncio.gather(*(self._download(*each) for each in downloads))
 
@@ -81,7 +81,7 @@ async def test_the_narrower_of_both_counts() -> None:
 
 
 async def test_a_slow_line_is_never_silent_for_long() -> None:
-    """Agents break off a download that brings nothing for half a minute."""
+    """Agents cancel a download without progress for half a minute."""
     line = Line(4096, None)
     pauses = []
     before = 0.0

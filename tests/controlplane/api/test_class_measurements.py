@@ -1,4 +1,4 @@
-"""What one device measured comes to the next of its hardware class along with an assignment."""
+"""Assignments carry the measurements of other devices of the same hardware class."""
 
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,14 @@ async def roll_out(plane: Plane, release: str) -> str:
 
 
 async def finished(plane: Plane, rollout_id: str) -> None:
-    """The receipts free their devices only once a tick has seen them all."""
+    """Wait for the end of the rollout: its devices are free for another one only then."""
     stub: Any = rollout_pb2_grpc.RolloutServiceStub(plane.channel())
     async for _ in stub.WatchRollout(rollout_pb2.WatchRolloutRequest(id=rollout_id)):
         pass
 
 
 async def report(box: Box, release: str, facts: hardware_pb2.HardwareFacts, speed: float) -> None:
-    """Take the assignment on and say that q8 was measured at this speed."""
+    """Commit the assignment with a receipt in which q8 was measured at this speed."""
     life = await box.connect(facts=facts)
     wanted = await life.read_assignment()
     assert not wanted.class_measurements

@@ -1,4 +1,4 @@
-"""A real box, a real server and the wire between them: deltas, chunks, and how fast they go."""
+"""Deltas and chunks between an agent's downloader and a server, and their speed."""
 
 import asyncio
 import random
@@ -22,7 +22,7 @@ from controlplane.server.running import running
 
 MIB = 1 << 20
 BASE = random.Random(1).randbytes(3 * MIB)  # noqa: S311 - bytes to move, no secret
-# Something changed in every chunk.
+# Every chunk differs.
 TUNED = bytearray(BASE)
 TUNED[:: MIB // 4] = bytes(byte ^ 1 for byte in BASE[:: MIB // 4])
 
@@ -56,7 +56,7 @@ class Agent:
         )
 
     async def fetch(self, file: File) -> int:
-        """Bytes that came over the wire."""
+        """Number of bytes received over the wire."""
         progress = TransferProgress()
         await self.downloader.fetch([file], progress, lambda: None)
         return progress.received_bytes
@@ -67,14 +67,14 @@ async def test_a_box_that_holds_a_version_fetches_the_difference(
 ) -> None:
     base, tuned = files
     box = await plane.enroll("box-1")
-    # How long a box would wait depends on the file; here it is made before.
+    # A box waits for a delta according to the file's size; here the delta exists already.
     await made(box, base, tuned)
     await made(box, tuned, base)
     agent = Agent(box, tmp_path / "box")
     assert await agent.fetch(base) >= len(BASE)
     assert await agent.fetch(tuned) < 10_000
     assert agent.store.path(tuned).read_bytes() == TUNED
-    # And back, the other way round.
+    # The other direction.
     agent.store.keep_only({tuned.sha256})
     assert await agent.fetch(base) < 10_000
     assert agent.store.path(base).read_bytes() == BASE
@@ -105,7 +105,7 @@ def digests(file: File) -> device_pb2.FileDigests:
 
 
 async def made(box: Box, base: File, target: File) -> None:
-    """Returns once there is a delta."""
+    """Wait until the delta exists."""
     request = device_pb2.GetDeltaRequest(bases=[digests(base)], target=digests(target))
     while (await box.stub.GetDelta(request)).state != device_pb2.DELTA_STATE_READY:
         pass
@@ -155,7 +155,7 @@ async def test_what_a_change_of_release_costs_is_measured(
     assert (variant.slot, variant.variant) == ("chat", "q8")
     assert variant.size_bytes == len(TUNED)
     assert len(TUNED) < variant.chunk_bytes < len(TUNED) + 1000
-    # Exactly what a box then fetches.
+    # Equal to the bytes that a box then fetches.
     agent = Agent(await plane.enroll("box-1"), tmp_path / "box")
     await agent.fetch(files[0])
     assert await agent.fetch(files[1]) == variant.delta_bytes
@@ -195,7 +195,7 @@ async def test_a_download_goes_on_where_it_was_when_the_server_restarts(tmp_path
         await download
     await agent.connection.close()
     assert agent.store.path(file).read_bytes() == BASE
-    # The chunk that was under way comes again.
+    # The interrupted chunk is sent again.
     assert len(BASE) <= progress.received_bytes < len(BASE) + 1.1 * MIB
 
 

@@ -1,4 +1,4 @@
-"""Who takes part in the fleet: cut off at once, refused afterwards, and let in again."""
+"""Device states: a device that is not active is cut off at once, refused, and let in again."""
 
 import asyncio
 import hashlib
@@ -71,7 +71,7 @@ async def test_a_device_that_is_not_active_is_cut_off_at_once_and_refused(
 async def test_a_download_under_way_is_cut_off(
     plane: Plane, publisher: Publisher, box: Box, tmp_path: Path
 ) -> None:
-    # Far more than fits between the two of them, so that the server waits for the box to read.
+    # Far more than their buffers hold, so that the server waits for the box to read.
     _, chunks = publisher.make_file(tmp_path / "model.gguf", bytes(8 << 20))
     await publisher.upload(chunks)
     digest = hashlib.sha256(chunks[1]).digest()
@@ -182,7 +182,7 @@ async def test_calls_under_way_while_the_certificate_changes_are_no_clone(
 ) -> None:
     old = Box("box-1", plane, key=box.key, certificate_pem=box.certificate_pem)
     await renew(box)
-    # The new one is on its way: the old one still serves.
+    # The reply with the new certificate may be lost: the old one is still accepted.
     await old.stub.FetchMetadata(METADATA)
     await box.stub.FetchMetadata(METADATA)
     clock.ahead += CHANGEOVER - timedelta(seconds=30)
@@ -220,7 +220,7 @@ async def test_a_box_whose_certificate_expired_gets_its_device_back_with_its_key
     await (await box.connect()).read_assignment()
     (event,) = await audited(plane, "device.recover")
     assert (event.actor, event.subject) == (f"join-token:{token_id}", box.device_id)
-    # The token was spent by it.
+    # The enrolment spent the token.
     error = await refused(plane.enroll("box-2", secret))
     assert "spent" in error.details()
 

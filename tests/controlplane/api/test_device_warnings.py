@@ -1,4 +1,4 @@
-"""What devices warn about stands in the server's log, once, and cannot fill it."""
+"""Warnings of devices are logged once each and cannot fill the server's log."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""What the server assigns it signs, for one device, by the key that its join token vouches for."""
+"""Assignments are signed for one device, by the key that its join token pins."""
 
 import asyncio
 import hashlib
@@ -39,7 +39,7 @@ STRATEGY = "waves: [{name: all, percent: 100}]"
 
 @pytest.fixture
 async def released(publisher: Publisher, tmp_path: Path) -> str:
-    """The manifest's digest."""
+    """Publish a release and return its manifest's digest."""
     file, chunks = publisher.make_file(tmp_path / "model.gguf", b"weights" * 1000)
     await publisher.upload(chunks)
     return (await publisher.publish(publisher.manifest(file))).manifest_sha256
@@ -153,7 +153,7 @@ async def test_the_directors_keys_are_replaced_on_a_live_fleet(plane: Plane, rel
         assert json.loads(result.output) == {"director_root_version": version}
     wanted = await assigned(box)
     check_directive(seen.directive(metadata(wanted)), 1, CHAT)
-    # What the old key signed is refused from now on, and a newcomer starts from the same root.
+    # Signatures of the old key are refused from now on; a new device starts from the same root.
     with pytest.raises(UntrustedError):
         seen.directive(metadata(before))
     check_directive((await verifier(plane, box)).directive(metadata(wanted)), 1, CHAT)
@@ -186,7 +186,7 @@ async def test_a_rotation_asked_for_twice_happens_once(plane: Plane) -> None:
     request = server_keys_pb2.RotateDirectorKeyRequest(request_id=request_id(), root=True)
     for _ in range(2):
         assert (await stub.RotateDirectorKey(request)).root_version == 2
-    # Others that come together do not take each other's version.
+    # Concurrent rotations get different versions.
     more = [
         server_keys_pb2.RotateDirectorKeyRequest(request_id=request_id(), root=root)
         for root in (False, True, False)

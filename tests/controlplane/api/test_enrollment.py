@@ -1,4 +1,4 @@
-"""Joining the fleet, and every way to be refused."""
+"""Enrolment, and every reason for refusing it."""
 
 import hashlib
 from datetime import timedelta
@@ -97,7 +97,7 @@ async def test_the_same_key_may_ask_again_for_a_lost_answer(
     box = await plane.enroll("box-1", secret)
     again = await enroll(plane, box, secret)  # type: ignore[misc]
     assert again.device_id == box.device_id
-    # Until the new certificate is seen, the first one serves too: its answer may have arrived.
+    # Until the new certificate is used, the first one is accepted too: its reply may have arrived.
     await box.stub.FetchMetadata(device_pb2.FetchMetadataRequest(name="timestamp.json"))
     first, box.certificate_pem = box.certificate_pem, again.certificate_pem
     await box.stub.FetchMetadata(device_pb2.FetchMetadataRequest(name="timestamp.json"))
@@ -114,7 +114,7 @@ async def test_another_key_does_not_get_the_device(plane: Plane, publisher: Publ
     await plane.enroll("box-1", secret)
     error = await refused(enroll(plane, Box("box-1", plane), secret))
     assert error.code() is Code.ALREADY_EXISTS
-    # The refusal spent nothing.
+    # The refusal spent no use of the token.
     await plane.enroll("box-2", secret)
 
 
@@ -131,7 +131,7 @@ def p384_csr() -> bytes:
 
 
 def forged_csr() -> bytes:
-    """Somebody else's key, signed by nobody who holds it."""
+    """Return a signing request for another's key, without that key's signature."""
     key = ec.generate_private_key(ec.SECP256R1())
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
     der = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)

@@ -1,4 +1,4 @@
-"""Storms, statuses and texts that come from outside."""
+"""Limits of reconnects, and the statuses and texts of refusals."""
 
 import grpc
 import pytest
@@ -47,7 +47,7 @@ def test_a_device_that_connects_without_end_takes_nobodys_place(
     admission.take("loud")
     with pytest.raises(errors.OverloadedError, match="this device"):
         admission.take("loud")
-    # Full buckets are dropped to make room; that of the loud device is not full.
+    # Full buckets are dropped to make room; the busy device's bucket is not full.
     admission.take("second")
     with pytest.raises(errors.OverloadedError, match="this device"):
         admission.take("loud")

@@ -1,4 +1,4 @@
-"""Publishing: complete, signed, by the right publisher, or not at all."""
+"""A release is published complete and signed by its own publisher, or refused."""
 
 import hashlib
 from pathlib import Path
@@ -58,7 +58,7 @@ async def test_a_complete_and_signed_release_is_published(
     assert got.release == release
     listed = await plane.model().GetMetadata(model_pb2.GetMetadataRequest(name="2.acme.json"))
     assert listed.data == publisher.current["acme"]
-    # A device gets the manifest as it gets files: by its digest.
+    # Devices fetch the manifest like files, by its digest.
     box = await plane.enroll("box-1")
     assert b"".join(await box.fetch([bytes.fromhex(release.manifest_sha256)])) == manifest
 
@@ -130,7 +130,7 @@ async def test_a_publisher_cannot_publish_under_anothers_name(
 ) -> None:
     await publisher.upload(file[1])
     manifest = publisher.manifest(file[0], name="beta/chat")
-    # Acme signs what only beta may sign.
+    # Signed by acme, but only beta may sign this name.
     targets = publisher.sign(manifest, publisher="acme")
     error = await refused(publish(plane, manifest, targets))
     assert error.code() is Code.FAILED_PRECONDITION
@@ -192,7 +192,7 @@ async def test_devices_fetch_exactly_the_bytes(
     assert b"".join(messages) == CONTENT
     assert max(map(len, messages)) <= 1 << 20
     assert b"".join(await box.fetch(digests, offset=1000)) == CONTENT[1000:]
-    # Twice the same, in another order.
+    # The same chunks twice, in another order.
     assert b"".join(await box.fetch([digests[1], digests[1]])) == file[1][2] * 2
     metadata = await box.stub.FetchMetadata(device_pb2.FetchMetadataRequest(name="1.root.json"))
     assert b"root" in metadata.data

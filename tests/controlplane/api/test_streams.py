@@ -1,4 +1,4 @@
-"""A device's connected life: what it is told, what it tells, once each."""
+"""The Connect stream: assignments and settings go out, reports are stored once each."""
 
 import asyncio
 import contextlib
@@ -225,7 +225,7 @@ async def test_windows_are_stored_exactly_once(plane: Plane, box: Box) -> None:
         await life.send(telemetry=batch)
         acks.append((await life.read_ack()).telemetry_sequence)
     assert acks == [2, 3, 1]
-    # Another boot counts anew.
+    # Sequence numbers begin again with each boot.
     batch = device_pb2.TelemetryBatch(boot_id="boot-2", windows=[window(1)])
     await life.send(telemetry=batch)
     await life.read_ack()
@@ -297,7 +297,7 @@ async def test_a_newer_stream_replaces_the_older(plane: Plane, box: Box) -> None
     newer = await box.connect()
     with refusal(Code.ABORTED, "newer stream"):
         await older.read()
-    # That the older one ended does not make the device absent.
+    # The end of the older stream must not mark the device as absent.
     await newer.send(telemetry=device_pb2.TelemetryBatch(boot_id="boot-1"))
     await newer.read_ack()
     assert (await device(plane)).connected
@@ -318,7 +318,7 @@ async def test_a_stopping_server_ends_its_streams(tmp_path: Path, clock: Clock) 
         await life.read_assignment()
         reading = asyncio.create_task(life.read())
         channels, plane._channels = plane._channels, []
-    # The open stream did not hold it up, and was told.
+    # The open stream did not delay the shutdown, and got a status.
     assert time.monotonic() - started < 30
     with refusal(Code.UNAVAILABLE, "stopping"):
         await reading
@@ -369,7 +369,7 @@ async def live_twice(tmp_path: Path, clock: Clock, settings: dict[str, Any]) -> 
         while not (wanted := await life.read_assignment()).generation:
             pass
         admin, ca_pem = plane.admin_token, plane.ca_pem
-        # The stream is still open: the server goes down under it.
+        # The server stops while the stream is open.
     async with running_plane(tmp_path / "server", clock, **settings) as plane:
         assert (plane.admin_token, plane.ca_pem) == (admin, ca_pem)
         assert (await device(plane)).assigned_generation == wanted.generation

@@ -1,4 +1,4 @@
-"""A change by the offline keys, over the wire: taken whole or not at all, and kept."""
+"""Changes by the offline keys over the wire: all parts or none are accepted, and stored."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ async def is_listed(plane: Plane) -> bool:
 
 
 async def next_root(plane: Plane, publisher: Publisher) -> bytes:
-    """Root version 2, which gives timestamp to the key that the server holds ready."""
+    """Return root version 2, which delegates timestamp to the server's next key."""
     trust = await plane.model().GetTrust(model_pb2.GetTrustRequest())
     first = await plane.model().GetMetadata(model_pb2.GetMetadataRequest(name="1.root.json"))
     (old,) = parse(Root, first.data, "root").signed.roles["timestamp"].keyids
@@ -101,7 +101,7 @@ async def test_the_server_changes_to_the_key_that_a_new_root_names(
     assert after.next_snapshot_key == before.next_snapshot_key
     file = (plane.config.data_dir / "keys" / "timestamp.key").stat()
     assert file.st_mode & 0o777 == 0o600
-    # What it signs now is signed by the new key.
+    # From now on the new key signs.
     timestamp = await plane.model().GetMetadata(model_pb2.GetMetadataRequest(name="timestamp.json"))
     assert decode_public_key(after.timestamp_key).keyid.encode() in timestamp.data
 

@@ -1,4 +1,4 @@
-"""What a hardware class knows: medians, of each device's newest word, and not too many."""
+"""Measurements of a hardware class: medians of each device's newest, at most 256."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""A fleet in memory: what the control plane knows of it, and what its devices do."""
+"""A fleet in memory: the control plane's record of it, and simulated devices."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -56,7 +56,7 @@ class Fleet:
         return tick(self.store, self.facts(), self.now)
 
     def apply(self, plan: Plan) -> None:
-        """As the service does: rollout and assignments in one step, guarded by the generation."""
+        """Store rollout and assignments in one step, guarded by generation, like the service."""
         for assign in plan.assignments:
             device = self.devices[assign.device_id]
             assert device.generation == assign.seen_generation
@@ -73,7 +73,7 @@ class Fleet:
         return self.tick()
 
     def work(self, only: Iterable[str] | None = None) -> None:
-        """Every device that is online does what it was told, and its receipt arrives."""
+        """Let every device that is online carry out its assignment and send its receipt."""
         for device in self.devices.values():
             if only is not None and device.id not in set(only):
                 continue
@@ -98,7 +98,7 @@ class Fleet:
         self.store = replace(self.store, members=members)
 
     def finish(self, rounds: int = 50) -> Rollout:
-        """Tick, work and let a second pass until nothing is left to happen."""
+        """Tick, work and let a second pass until the rollout no longer changes."""
         for _ in range(rounds):
             self.pass_time(1)
             self.work()

@@ -1,4 +1,4 @@
-"""What operators and receipts change, and when they are refused."""
+"""Effects of operators' commands and of receipts, and when they are refused."""
 
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ def test_pausing_stops_assignments_at_once_and_resuming_goes_on(new_fleet: NewFl
     assert states(fleet) == ("paused", "running", "pending")
     assert fleet.store.reason == "lunch"
     assert len(fleet.assigned) == 1
-    # The canary was told already and reports meanwhile.
+    # The canary has its assignment already and reports meanwhile.
     assert fleet.member(fleet.in_wave(0)[0].id).state is MemberState.SUCCEEDED
     fleet.store = commands.resume(fleet.store, fleet.facts(), fleet.now)
     assert fleet.finish().state is RolloutState.SUCCEEDED
@@ -60,7 +60,7 @@ def test_abort_leaves_devices_where_they_are_and_can_still_be_undone(new_fleet: 
 def test_a_wave_that_a_command_ends_does_not_stay_running(
     new_fleet: NewFleet, end: str, paused: bool
 ) -> None:
-    """It showed `running 1/2` for good, although the rollout was over."""
+    """It showed `running 1/2` for good, after the end of the rollout."""
     fleet = new_fleet()
     fleet.tick()
     if paused:

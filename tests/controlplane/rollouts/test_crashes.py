@@ -22,7 +22,7 @@ devices = st.lists(
     min_size=1,
     max_size=8,
 )
-# What happens each second: a decision is lost in a crash, a device goes or comes, an operator acts.
+# Events of a second: a crash loses a decision, a device goes or comes, an operator acts.
 events = st.lists(
     st.tuples(
         st.sampled_from(["", "", "crash", "toggle", "pause", "resume", "roll_back", "abort"]),
@@ -58,7 +58,7 @@ def happen(fleet: Fleet, event: str, number: int) -> None:
             fleet.store = commands.roll_back(fleet.store, fleet.facts(), "", fleet.now)
 
 
-# One device is to try again in the very tick in which the other's failure ends the rollout.
+# One device is due for a retry in the same tick in which the other's failure ends the rollout.
 @example([("a", "shaky", True), ("b", "bad", True)], [("", 0, 0), ("", 0, 0)], "rollback")
 @settings(max_examples=100)
 @given(devices, events, st.sampled_from(["rollback", "pause", "abort"]))
@@ -69,7 +69,7 @@ def test_whatever_happens_the_rollout_comes_to_rest_and_devices_obey(
     for event, number, seconds in story:
         happen(fleet, event, number)
         fleet.pass_time(seconds)
-        # The same plan again, at the same moment, on what it made: nothing more to do.
+        # Planning again at the same time, on the result, changes no state.
         again = tick(fleet.store, fleet.facts(), fleet.now)
         assert again.assignments == ()
         assert again.rollout == fleet.store
@@ -92,7 +92,7 @@ def test_whatever_happens_the_rollout_comes_to_rest_and_devices_obey(
         if state is RolloutState.ROLLED_BACK and device.behaves != "silent":
             assert device.current == OLD
         if state is RolloutState.SUCCEEDED and device.behaves == "ok":
-            # One that came back after the end gets no second try.
+            # A device that comes back after the end is not tried again.
             assert device.current == NEW or "stopped" in member.detail
         if member.state is MemberState.SUCCEEDED:
             assert device.current == NEW

@@ -1,4 +1,4 @@
-"""Whole rollouts over simulated devices, on a clock that the test turns."""
+"""Whole rollouts over simulated devices, on a clock that the test advances."""
 
 import pytest
 

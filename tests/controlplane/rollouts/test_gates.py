@@ -43,9 +43,9 @@ def test_failure_gate_at_the_end_of_a_wave(
 @pytest.mark.parametrize(
     ("gate", "numbers", "fails"),
     [
-        # One bad report of the first is no reason to stop a hundred, ...
+        # A failed first report must not stop a hundred devices, ...
         (FailureGate(), counts(100, 1, 0), False),
-        # ... eleven are, however well the rest may do.
+        # ... but eleven failures exceed the limit, whatever the rest report.
         (FailureGate(), counts(100, 11, 0), True),
         (FailureGate(max_failures=0), counts(100, 1, 0), True),
         (FailureGate(max_failures=0), counts(100, 1, 0, acknowledged=1), False),

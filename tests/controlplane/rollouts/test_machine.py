@@ -1,4 +1,4 @@
-"""The tables allow what DESIGN.md draws, and nothing else."""
+"""The tables allow exactly the steps that DESIGN.md draws."""
 
 import pytest
 

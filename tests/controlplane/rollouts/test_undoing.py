@@ -1,4 +1,4 @@
-"""Devices go back to what they ran before, those that were away as well."""
+"""Devices go back to their previous releases, also those that were away."""
 
 import pytest
 
@@ -73,7 +73,7 @@ def test_rollback_reaches_what_a_later_rollout_gave_this_release_again(
     fleet = new_fleet()
     fleet.finish()
     canary = fleet.devices["d0"]
-    # A later rollout moved it on, failed, and gave it this one's release back: two generations.
+    # A later rollout failed and assigned this one's release again: two generations more.
     canary.generation, canary.seen = canary.generation + 2, canary.seen + 2
     fleet.store = commands.roll_back(fleet.store, fleet.facts(), "", fleet.now)
     fleet.finish()

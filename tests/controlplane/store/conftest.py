@@ -1,4 +1,4 @@
-"""The same store on both databases."""
+"""Fixtures that run the store's tests on both databases."""
 
 import contextlib
 from collections.abc import AsyncIterator, Callable

@@ -1,4 +1,4 @@
-"""Transactions: whole or not at all, writers in turn, and signals only after the commit."""
+"""Transactions are atomic, writers take turns, and signals follow the commit."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta, timezone

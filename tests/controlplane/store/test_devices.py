@@ -1,4 +1,4 @@
-"""Devices and what hangs on them: assignments, receipts, windows, join tokens."""
+"""Devices with their assignments, receipts, windows and join tokens."""
 
 from dataclasses import replace
 from datetime import datetime, timedelta

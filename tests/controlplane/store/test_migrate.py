@@ -28,7 +28,7 @@ async def test_migrating_again_changes_nothing(database: Database) -> None:
 
 
 async def test_a_filled_database_of_any_version_is_brought_forward(empty: Database) -> None:
-    """From the first version on: each step may add what the rows before it do not have."""
+    """Run from the first version on: steps add columns that older rows lack."""
     versions = sorted(path.stem[1:5] for path in (MIGRATIONS / "versions").glob("m*.py"))
     async with empty.engine.begin() as connection:
         await connection.run_sync(lambda sync: command.upgrade(configuration(sync), versions[0]))
@@ -47,7 +47,7 @@ async def test_a_filled_database_of_any_version_is_brought_forward(empty: Databa
 
 
 def fill(connection: Connection) -> None:
-    """A device and a window, with nothing but what the first version's tables ask for."""
+    """Insert a device and a window with the columns that the first version requires."""
     tables = MetaData()
     tables.reflect(connection)
     device = values_for(tables.tables["devices"], {"id": "id-box", "name": "box"})
@@ -59,14 +59,14 @@ def fill(connection: Connection) -> None:
 
 
 def values_for(table: Table, given: dict[str, Any]) -> dict[str, Any]:
-    """``given``, and something of the right type for what may not be null."""
+    """Return ``given``, with a value of the right type for every other required column."""
     fillers: dict[type, Any] = {
         str: "x",
         int: 1,
         float: 1.0,
         bytes: b"x",
         datetime: datetime(2026, 1, 1, tzinfo=UTC),
-        # JSON, which takes what it is given.
+        # JSON takes any value.
         object: {},
         dict: {},
     }

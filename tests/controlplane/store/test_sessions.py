@@ -1,4 +1,4 @@
-"""Streams come, replace one another and go; what is said over them is kept, the newest of it."""
+"""Streams open, replace one another and end; the newest report of each device is kept."""
 
 from datetime import datetime, timedelta
 
