@@ -10,6 +10,7 @@ from runtimes import registry
 from runtimes.base import Inspection, Runtime
 from runtimes.errors import BuildError
 from runtimes.inspection.process import inspect_apart
+from runtimes.llama_cpp.shards import is_later_shard
 from runtimes.quantizing import INNER_FOLDER, folders_of
 
 # The model among several files: transformers' name, and Optimum's for decoders of both passes.
@@ -87,6 +88,8 @@ def _main_file(folder: Path) -> Path:
     formats = {registry.find(name).format for name in registry.names()}
     for inner in (folder, folder / INNER_FOLDER):
         found = sorted(p for p in inner.glob("*") if p.suffix.removeprefix(".") in formats)
+        # A model in several files is named by its first one.
+        found = [path for path in found if not is_later_shard(path)]
         models = next(
             (named for stem in _MAIN_STEMS if (named := [p for p in found if p.stem == stem])),
             found,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from artifact.manifest import Task
-from runtimes.base import Inspection, Progress, Scheme, TensorInfo
+from runtimes.base import Inspection, Progress, Scheme
 from runtimes.errors import QuantizeError
 from runtimes.llama_cpp.inspect import GgufInspector
 from runtimes.processor.threads import compute_threads
@@ -18,31 +18,32 @@ from runtimes.quantizing import atomic_output, check_scheme
 # Mean squares per column (arrays) by name of the weight.
 Importance = dict[str, Any]
 
-# llama_ftype of a scheme, and the divisor of a matrix's row length.
+# llama_ftype by scheme. For rows that no block divides, llama.cpp takes another type for the matrix:
+# q5_0 in place of q4_k, and f16 at last.
 _SCHEMES: Final = {
-    "f16": (1, 1),
-    "bf16": (32, 1),
-    "q8_0": (7, 32),
-    "q6_k": (18, 256),
-    "q5_k_m": (17, 256),
-    "q5_k_s": (16, 256),
-    "q5_0": (8, 32),
-    "q4_k_m": (15, 256),
-    "q4_k_s": (14, 256),
-    "q4_0": (2, 32),
-    "iq4_nl": (25, 32),
-    "iq4_xs": (30, 256),
-    "q3_k_l": (13, 256),
-    "q3_k_m": (12, 256),
-    "iq3_m": (27, 256),
-    "q3_k_s": (11, 256),
-    "iq3_s": (26, 256),
-    "iq3_xxs": (23, 256),
-    "q2_k": (10, 256),
-    "iq2_m": (29, 256),
-    "iq2_s": (28, 256),
-    "iq2_xs": (20, 256),
-    "iq2_xxs": (19, 256),
+    "f16": 1,
+    "bf16": 32,
+    "q8_0": 7,
+    "q6_k": 18,
+    "q5_k_m": 17,
+    "q5_k_s": 16,
+    "q5_0": 8,
+    "q4_k_m": 15,
+    "q4_k_s": 14,
+    "q4_0": 2,
+    "iq4_nl": 25,
+    "iq4_xs": 30,
+    "q3_k_l": 13,
+    "q3_k_m": 12,
+    "iq3_m": 27,
+    "q3_k_s": 11,
+    "iq3_s": 26,
+    "iq3_xxs": 23,
+    "q2_k": 10,
+    "iq2_m": 29,
+    "iq2_s": 28,
+    "iq2_xs": 20,
+    "iq2_xxs": 19,
 }
 # At so few bits llama.cpp requires an importance matrix.
 _NEED_CALIBRATION: Final = frozenset({"iq3_xxs", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs"})
@@ -53,7 +54,6 @@ _HALVES: Final = {
     "f32": frozenset({"f16", "bf16"}),
 }
 _OPTIONS: Final = ("calibration", "prune_layers")
-_SHORT_BLOCK: Final = 32
 _TENSOR_LINE: Final = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]")
 _SIZE_LINE: Final = re.compile(r"quant size\s*=\s*([0-9.]+) MiB")
 
@@ -138,21 +138,6 @@ def _check_source(source: Path, scheme: Scheme, inspection: Inspection) -> None:
             f"{scheme.name} needs an importance matrix, which is measured on a calibration text",
             advice="Give a calibration text.",
         )
-    multiple = _SCHEMES[scheme.name][1]
-    misfits = [tensor for tensor in inspection.tensors if _misfits(tensor, multiple)]
-    if misfits:
-        first = misfits[0]
-        raise QuantizeError(
-            f"{scheme.name} packs rows in blocks of {multiple}, and {len(misfits)} matrices do not "
-            f"divide so: {first.name} has rows of {first.shape[-1]}",
-            advice="Use q8_0, q5_0, q4_0 or iq4_nl, whose blocks are 32 long."
-            if multiple > _SHORT_BLOCK
-            else "Deploy this model as f16.",
-        )
-
-
-def _misfits(tensor: TensorInfo, multiple: int) -> bool:
-    return len(tensor.shape) > 1 and tensor.shape[-1] % multiple != 0
 
 
 def _check_layers(scheme: Scheme, inspection: Inspection) -> None:
@@ -199,7 +184,7 @@ def _parameters(scheme: Scheme, importance: Importance | None) -> tuple[Any, Any
     import llama_cpp
 
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = _SCHEMES[scheme.name][0]
+    params.ftype = _SCHEMES[scheme.name]
     # Files that are quantized already: the build records a warning in the manifest.
     params.allow_requantize = True
     params.nthread = compute_threads()

@@ -45,8 +45,9 @@ class LlamaCppRuntime:
         return load(spec)
 
     def write_servable(self, source: Path, destination: Path) -> str:
-        del source, destination
-        return ""
+        from runtimes.llama_cpp.shards import merge_shards
+
+        return merge_shards(source, destination)
 
     def check_adapter(self, adapter: Inspection, base: Inspection) -> None:
         from runtimes.llama_cpp.adapters import check_adapter

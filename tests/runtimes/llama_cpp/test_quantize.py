@@ -202,19 +202,34 @@ def test_f16_is_a_copy(demo_models: Path, tmp_path: Path) -> None:
     assert (tmp_path / "made.gguf").read_bytes() == (demo_models / "base.gguf").read_bytes()
 
 
-def test_k_quants_are_refused_for_rows_that_are_no_multiple_of_256(tmp_path: Path) -> None:
-    shape = Shape(dim=96, layers=1, heads=3, kv_heads=1, hidden=160)
+@pytest.mark.parametrize(
+    ("dim", "scheme", "fallback"),
+    [
+        (896, "q4_k_m", "q5_0"),
+        (896, "q5_k_m", "q5_1"),
+        (896, "q6_k", "q8_0"),
+        (96, "q4_k_m", "q5_0"),
+        (96, "q8_0", "q8_0"),
+        (80, "q8_0", "f16"),
+    ],
+)
+def test_rows_that_no_block_divides_get_llama_cpps_fallback(
+    dim: int, scheme: str, fallback: str, tmp_path: Path
+) -> None:
+    shape = Shape(dim=dim, layers=1, heads=dim // 16, kv_heads=1, hidden=512)
     source = tmp_path / "narrow.gguf"
     tensors = shape.tensors()
     write_gguf(
         source, "narrow", shape, vocabulary(), lambda name: np.ones(tensors[name], np.float16)
     )
-    for scheme in ("q4_k_m", "q5_k_m", "q6_k"):
-        with pytest.raises(QuantizeError, match="rows of 96") as caught:
-            quantize(source, scheme, tmp_path / "made.gguf")
-        assert "q8_0" in caught.value.advice
-    quantize(source, "q8_0", tmp_path / "made.gguf")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["made.gguf", "narrow.gguf"]
+    quantize(source, scheme, tmp_path / "made.gguf")
+    types = {
+        tensor.name: tensor.type
+        for tensor in GgufInspector().inspect(tmp_path / "made.gguf").tensors
+    }
+    assert types["blk.0.attn_q.weight"] == fallback
+    predicted = LlamaCppQuantizer().predict_size(source, Scheme(scheme))
+    assert predicted == pytest.approx((tmp_path / "made.gguf").stat().st_size, rel=0.02)
 
 
 def test_converting_back_and_unknown_schemes_are_refused(
