@@ -18,8 +18,8 @@ from runtimes.quantizing import atomic_output, check_scheme
 # Mean squares per column (arrays) by name of the weight.
 Importance = dict[str, Any]
 
-# llama_ftype by scheme. For rows that no block divides, llama.cpp takes another type for the matrix:
-# q5_0 in place of q4_k, and f16 at last.
+# llama_ftype by scheme. A matrix whose rows no block divides gets another type from llama.cpp: q5_0
+# instead of q4_k, and f16 at last.
 _SCHEMES: Final = {
     "f16": 1,
     "bf16": 32,
