@@ -224,5 +224,5 @@ def _run(
     if status != 0:
         raise QuantizeError(
             f"llama.cpp could not quantize {source.name} to {scheme.name}: {last_line!a:.400}",
-            advice="Check the source with `flotilla model inspect`, and the free disk space.",
+            advice="Use another scheme, or check the source with `flotilla model inspect`.",
         )

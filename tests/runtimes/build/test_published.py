@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from gguf_files import mixture
 
 from artifact.manifest import ModelVersion, Task, Variant
 from runtimes import registry
@@ -177,3 +178,19 @@ def test_a_quantized_classifier_as_published_keeps_its_accuracy(
     assert variant.trial is not None
     assert variant.trial.inputs.startswith("digits-eval.npz")
     assert len(np.load(evaluation)["labels"]) > 100
+
+
+def test_a_scheme_that_is_impossible_for_a_mixture_is_skipped(
+    demo_models: Path, tmp_path: Path
+) -> None:
+    """Experts have no importance, without which llama.cpp refuses iq2_xxs."""
+    source = mixture(demo_models / "base.gguf", tmp_path / "mixture.gguf")
+    text = tmp_path / "text.txt"
+    text.write_text(HELDOUT.read_text(encoding="utf-8")[:4000], encoding="utf-8")
+    tiny = VariantRequest("tiny", Scheme("iq2_xxs", calibration=text))
+    asked = request(tmp_path / "out", source, variants=(tiny, VariantRequest("q4", "q4_0")))
+    result = build(asked, lambda *_: None)
+    assert [variant.name for variant in result.model.variants] == ["q4"]
+    refused = next(attempt for attempt in result.attempts if attempt.name == "tiny")
+    assert refused.outcome == "refused"
+    assert "iq2_xxs" in refused.reason
