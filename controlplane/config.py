@@ -75,6 +75,8 @@ class Config:
     # None: the embedded database, in the data directory.
     database_url: str | None = None
 
+    # Make another admin token and write its context file at the start.
+    new_admin: bool = False
     device_certificate_days: float = 14
     server_certificate_days: float = 14
     # Each window costs a device a write to its flash and a message.

@@ -35,6 +35,12 @@ class Metrics:
             ("outcome",),
             registry=self.registry,
         )
+        self.expires = Gauge(
+            "flotilla_metadata_expires_timestamp_seconds",
+            "When the metadata of a role, or the certificate authority, expires (Unix time).",
+            ("role",),
+            registry=self.registry,
+        )
         self.job_failures = Counter(
             "flotilla_job_failures", "Runs of a job that failed.", ("job",), registry=self.registry
         )

@@ -18,10 +18,10 @@ from agent.errors import AgentError
 from agent.identity.credentials import Credentials
 from agent.link.device_warnings import DeviceWarnings
 from artifact.errors import ArtifactError
+from artifact.trust.statements import EXPIRY_WARNING
 
 log = logging.getLogger(__name__)
 
-WARN_BEFORE: Final = timedelta(days=60)
 # Files are read every hour, so that a warning ends soon after its cause; metadata is fetched daily.
 LOOK_SECONDS: Final = 3600.0
 REFRESH_EVERY: Final = timedelta(days=1)
@@ -89,7 +89,7 @@ def _verb(expires: datetime, now: datetime) -> str:
 
 
 def _text(expires: datetime, now: datetime, text: str) -> str:
-    if expires - now >= WARN_BEFORE:
+    if expires - now >= EXPIRY_WARNING:
         return ""
     return text.format(date=f"{expires:%Y-%m-%d}")
 
@@ -123,7 +123,7 @@ class ExpiryWatch:
         """Set or end the warnings."""
         expiries = await asyncio.to_thread(metadata_expiries, self._folder)
         now = self._now()
-        is_soon = any(expires - now < WARN_BEFORE for expires in expiries.values())
+        is_soon = any(expires - now < EXPIRY_WARNING for expires in expiries.values())
         if is_soon and (self._refreshed_at is None or now - self._refreshed_at >= REFRESH_EVERY):
             self._refreshed_at = now
             # The copies are from the last update; the publisher may have renewed since.

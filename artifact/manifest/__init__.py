@@ -49,6 +49,7 @@ from artifact.manifest.references import REFERENCE, split_reference, target_path
 from artifact.manifest.release import Component, Release
 from artifact.manifest.routes import Cascade, Escalation, Pipeline, Route, Share, Target
 from artifact.manifest.selection import Exclusion, Objective, SelectionPolicy, SlotPolicy
+from artifact.manifest.version import SemanticVersion, parse_version
 
 __all__ = [
     "MAX_FILE_BYTES",
@@ -82,6 +83,7 @@ __all__ = [
     "Release",
     "Route",
     "SelectionPolicy",
+    "SemanticVersion",
     "Share",
     "SlotPolicy",
     "Target",
@@ -98,6 +100,7 @@ __all__ = [
     "check_release",
     "decode_release",
     "encode_release",
+    "parse_version",
     "split_reference",
     "target_path",
 ]

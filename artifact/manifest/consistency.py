@@ -13,6 +13,7 @@ from artifact.manifest.probation import (
 )
 from artifact.manifest.release import Component, Release
 from artifact.manifest.routes import Pipeline, Route, Target
+from artifact.manifest.version import parse_version
 
 _CHECKS = {
     Task.TEXT_GENERATION: (PerplexityCheck, CompletionCheck),
@@ -45,9 +46,15 @@ def check_release(release: Release) -> None:
 def check_publishable(release: Release) -> None:
     """Raise InvalidManifestError for a release that must not be published.
 
-    These are an impossible lineage, and a check that no model of its slot's task can pass. Devices
-    do not apply these rules, so that releases signed before a rule existed stay readable.
+    These are a version without an order, an impossible lineage, and a check that no model of its
+    slot's task can pass. Devices do not apply these rules, so that releases signed before a rule
+    existed stay readable.
     """
+    if parse_version(release.version) is None:
+        raise InvalidManifestError(
+            f"the version {release.version!r} of {release.name} is not a semantic version",
+            advice="Use MAJOR.MINOR.PATCH, such as 1.4.0 or 2.0.0-rc.1 (semver.org).",
+        )
     for component in release.components:
         check_lineage(component.model)
     _check_probation(release)

@@ -14,7 +14,7 @@ from tuf.api.metadata import DelegatedRole, Metadata, Root, Targets
 from artifact.errors import UntrustedError
 from artifact.trust.image import OFFLINE_LIFETIME, delegated_path, sign
 from artifact.trust.metadata import Kind, listed_releases, parse
-from artifact.trust.succession import check_succession
+from artifact.trust.succession import below, check_succession, floor_counter, min_release
 
 
 def next_version(
@@ -119,13 +119,28 @@ def delist(publisher: str, paths: Collection[str]) -> Callable[[Targets], None]:
 
 
 def raise_floor(publisher: str, path: str) -> Callable[[Targets], None]:
-    """Return an edit that withdraws all earlier releases of the same name."""
+    """Return an edit that withdraws all releases of the same name with a lower version.
+
+    ``min_release`` is a counter, in order of publication, and devices keep it for good. It rises
+    as far as no higher version is withdrawn; lower versions that were published later, such as
+    back-ported ones, are delisted.
+    """
 
     def edit(targets: Targets) -> None:
         before = listed_releases(targets)
         if path not in before:
             raise _unlisted(publisher, path)
-        name, lowest = before[path].name, before[path].counter
+        name = before[path].name
+        if before[path].counter < min_release(before, name):
+            raise UntrustedError(
+                f"{path} is below the floor of {name}: counter {before[path].counter}, "
+                f"min_release {min_release(before, name)}",
+                advice="The floor can be raised, not lowered.",
+            )
+        for withdrawn in below(before, path):
+            if withdrawn.counter > floor_counter(before, path):
+                del targets.targets[withdrawn.path]
+        lowest = max(floor_counter(before, path), min_release(before, name))
         for target in targets.targets.values():
             if target.path.rpartition("/")[0] == name:
                 target.unrecognized_fields["custom"] = {**target.custom, "min_release": lowest}
@@ -134,9 +149,15 @@ def raise_floor(publisher: str, path: str) -> Callable[[Targets], None]:
     return edit
 
 
+def _reference(path: str) -> str:
+    """Return publisher/name@version of a target path, as operators know it."""
+    name, _, file = path.rpartition("/")
+    return f"{name}@{file.removesuffix('.json')}"
+
+
 def _unlisted(publisher: str, path: str) -> UntrustedError:
     return UntrustedError(
-        f"{publisher} does not list {path}",
+        f"{publisher} does not list {_reference(path)}",
         advice="Name a release that `flotilla release list` shows.",
     )
 

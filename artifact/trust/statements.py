@@ -8,6 +8,7 @@ only what the other allows. This module does not verify signatures and does not 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final
 
 from artifact.errors import DisagreementError, UntrustedError
@@ -15,6 +16,8 @@ from artifact.manifest import Release, decode_release
 
 # Roots of the director after the first: the number that python-tuf follows in one refresh.
 MAX_ROOTS: Final = 256
+# Expiry of metadata and certificates is announced this long before.
+EXPIRY_WARNING: Final = timedelta(days=60)
 NOT_THE_TRUSTED_ONE: Final = (
     "The data is ignored. If this continues, the server, or a proxy in between, is not the one "
     "that was trusted first: compare with the publisher."

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from artifact.errors import UntrustedError
+from artifact.manifest import SemanticVersion, parse_version
 from artifact.trust.metadata import ListedRelease
 
 Listing = Mapping[str, ListedRelease]
@@ -23,6 +24,39 @@ def next_counter(listing: Listing, name: str) -> int:
 def min_release(listing: Listing, name: str) -> int:
     """Return the lowest counter of publisher/name that devices accept; 0 before the first."""
     return max((release.min_release for release in _of_name(listing, name)), default=0)
+
+
+def below(listing: Listing, path: str) -> list[ListedRelease]:
+    """Return the releases of the same name below this one, by version.
+
+    Versions that are not semantic, from before these were required, are ordered by publication.
+    """
+    release = listing[path]
+    return sorted(
+        (other for other in _of_name(listing, release.name) if _is_below(other, release)),
+        key=lambda each: each.counter,
+    )
+
+
+def floor_counter(listing: Listing, path: str) -> int:
+    """Return the lowest counter among this release and those that are not below it."""
+    withdrawn = {release.path for release in below(listing, path)}
+    return min(
+        release.counter
+        for release in _of_name(listing, listing[path].name)
+        if release.path not in withdrawn
+    )
+
+
+def _is_below(release: ListedRelease, floor: ListedRelease) -> bool:
+    version, lowest = _version(release), _version(floor)
+    if version is None or lowest is None or version == lowest:
+        return release.counter < floor.counter
+    return version < lowest
+
+
+def _version(release: ListedRelease) -> SemanticVersion | None:
+    return parse_version(release.path.rpartition("/")[2].removesuffix(".json"))
 
 
 def _of_name(listing: Listing, name: str) -> Iterable[ListedRelease]:

@@ -36,7 +36,9 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 # Longest wait for the single request of a unary call.
 REQUEST_SECONDS: Final = 20.0
 UNARY_SECONDS: Final = 60.0
-UPLOAD_SECONDS: Final = 900.0
+# Longest wait for the next message of an upload: 8 MiB at the 32 KiB/s that the CLI allows. An
+# upload has no limit as a whole, because large models take as long as they take.
+UPLOAD_IDLE_SECONDS: Final = 300.0
 # Calls that need no identity: the most that one address may have open, and their longest stream.
 # Many boxes may enrol from behind one address at once.
 MAX_OPEN_CALLS: Final = 256
@@ -164,7 +166,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
         async def request(incoming: AsyncIterator[bytes], context: Context) -> Any:
             if handler.request_streaming:
-                return _decoded(handler, incoming, method)
+                # A device's stream, which also answers, may be silent for hours.
+                bounded = incoming if handler.response_streaming else _without_pauses(incoming)
+                return _decoded(handler, bounded, method)
             async with asyncio.timeout(REQUEST_SECONDS):
                 data = await context.read()
             if not isinstance(data, bytes):
@@ -174,7 +178,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             return _decode(handler, data, method)
 
         async def answer(incoming: AsyncIterator[bytes], context: Context) -> Any:
-            limit = UPLOAD_SECONDS if handler.request_streaming else UNARY_SECONDS
+            limit = None if handler.request_streaming else UNARY_SECONDS
             async with self._call(method, context), asyncio.timeout(limit):
                 return await inner(await request(incoming, context), context)
 
@@ -259,6 +263,17 @@ def _behaviour(handler: Handler) -> Any:
     return (
         handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     )
+
+
+async def _without_pauses(incoming: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the messages of an upload; TimeoutError if one takes too long."""
+    messages = aiter(incoming)
+    while True:
+        async with asyncio.timeout(UPLOAD_IDLE_SECONDS):
+            message = await anext(messages, None)
+        if message is None:
+            return
+        yield message
 
 
 async def _decoded(

@@ -1,8 +1,10 @@
 """Connection to a control plane: context file, TLS channel, and messages for failed calls."""
 
 import contextlib
+import os
 import socket
 import ssl
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -16,6 +18,7 @@ from artifact.tls_faults import TlsFault, read_tls_fault
 from controlplane.cli.app import GlobalOptions, RefusedError
 from controlplane.cli.exit_codes import ExitCode, exit_code_of_status
 from controlplane.cli.mutations import MutationInterceptor
+from controlplane.cli.output import note
 
 TIMEOUT_SECONDS = 30.0
 PROBE_SECONDS = 3.0
@@ -40,7 +43,10 @@ def load_context(path: Path) -> Context:
     """Load a context file; raise RefusedError if it is missing or malformed."""
     try:
         with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             data = file.read(MAX_CONTEXT_BYTES)
+        if mode & 0o077:
+            note(f"{path} holds a token and is open to others (mode {mode:o}): chmod 600 {path}")
         return msgspec.json.decode(data, type=Context)
     except FileNotFoundError as error:
         raise RefusedError(

@@ -80,6 +80,19 @@ from controlplane.server.systemd import feed_watchdog, notify
     metavar="REVISION",
     help="Take the database back for an older version, whose schema this is, and exit.",
 )
+@click.option(
+    "--device-certificate-days",
+    type=click.FloatRange(1, 365),
+    default=14,
+    show_default=True,
+    metavar="DAYS",
+    help="Lifetime of a box's certificate, which it renews after two thirds.",
+)
+@click.option(
+    "--new-admin",
+    is_flag=True,
+    help="Write DIR/admin.json with a new admin token, for when every other is lost; then serve.",
+)
 def serve(
     data_dir: Path,
     *,
@@ -92,6 +105,8 @@ def serve(
     site_bandwidth: str | None,
     telemetry_window: float,
     schema: str | None,
+    device_certificate_days: float,
+    new_admin: bool,
 ) -> None:
     """Run the control plane until SIGTERM or Ctrl-C.
 
@@ -107,6 +122,8 @@ def serve(
         database_url=database_url,
         device_bytes_per_second=parse_rate(device_bandwidth),
         site_bytes_per_second=parse_rate(site_bandwidth),
+        device_certificate_days=device_certificate_days,
+        new_admin=new_admin,
         telemetry_window_seconds=telemetry_window,
     )
     # Whatever the folder's mode: database, chunks and keys are for this user alone.

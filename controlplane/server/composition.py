@@ -22,6 +22,7 @@ from controlplane.services.keys.authority_change import AuthorityService
 from controlplane.services.keys.server_keys import ServerKeys
 from controlplane.services.publishing.comparison import ComparisonService
 from controlplane.services.publishing.deltas import DeltaService
+from controlplane.services.publishing.expiry import ExpiryService
 from controlplane.services.publishing.metadata import ImageRepositoryService
 from controlplane.services.publishing.releases import ReleaseService
 from controlplane.services.publishing.restore import RestoreService
@@ -44,7 +45,8 @@ class Services:
         self.keys = keys
         self.clock = clock
         self.metrics = Metrics()
-        self.readiness = Readiness(database, config.data_dir)
+        self.expiry = ExpiryService(database, keys, self.metrics, clock)
+        self.readiness = Readiness(database, config.data_dir, self.expiry.warnings)
         self.streams = Streams(self.metrics)
         self.signals = Signals()
         self.chunks = ChunkStore(config.data_dir / "chunks")

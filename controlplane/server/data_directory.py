@@ -79,7 +79,7 @@ async def write_contexts(services: Services, endpoints: Endpoints) -> None:
     }
     data = msgspec.json.encode(listening)
     await asyncio.to_thread(write_private, config.data_dir / "endpoints.json", data)
-    if await services.access.has_tokens():
+    if not config.new_admin and await services.access.has_tokens():
         return
     # The file comes first: after a crash between the two writes, a stored token without its file
     # would leave no way in. An unused secret in the file is overwritten at the next start.
@@ -91,8 +91,9 @@ async def write_contexts(services: Services, endpoints: Endpoints) -> None:
     }
     path = config.data_dir / "admin.json"
     await asyncio.to_thread(write_private, path, msgspec.json.encode(context))
-    await services.access.add_first_admin(secret)
-    log.info("first_admin_written path=%s", path)
+    name = "recovered admin" if config.new_admin else "first admin"
+    await services.access.add_local_admin(secret, name)
+    log.warning("admin_written path=%s name=%s", path, name)
 
 
 def _client_address(config: Config, address: Address) -> str:

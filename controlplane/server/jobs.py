@@ -45,6 +45,7 @@ def jobs(
     forget_requests: Work,
     renew_certificate: Work,
     fill_reserve: Work,
+    check_expiry: Work,
 ) -> tuple[PeriodicJob, ...]:
     """Return every periodic job; ``drive_rollouts`` runs the tick of the rollouts."""
     return (
@@ -55,6 +56,7 @@ def jobs(
         PeriodicJob("forget_requests", timedelta(hours=6), forget_requests),
         PeriodicJob("renew_certificate", timedelta(hours=1), renew_certificate),
         PeriodicJob("fill_reserve", timedelta(minutes=5), fill_reserve),
+        PeriodicJob("check_expiry", timedelta(minutes=10), check_expiry),
     )
 
 

@@ -19,10 +19,15 @@ class Readiness:
     """The answer of /readyz, at most FRESH_SECONDS old."""
 
     def __init__(
-        self, database: Database, data_dir: Path, clock: Callable[[], float] = time.monotonic
+        self,
+        database: Database,
+        data_dir: Path,
+        warnings: Callable[[], Sequence[str]],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
         self._data_dir = data_dir
+        self._warnings = warnings
         self._clock = clock
         self._started = False
         self._probed_at = float("-inf")
@@ -43,7 +48,7 @@ class Readiness:
                 self._probed_at = self._clock()
         if self._problem is not None:
             raise self._problem
-        return ()
+        return self._warnings()
 
     async def _probe(self) -> ControlPlaneError | None:
         try:

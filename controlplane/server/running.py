@@ -48,6 +48,7 @@ async def running(config: Config, clock: Callable[[], datetime] = now) -> AsyncI
         stack.push_async_callback(services.deltas.close)
         await _if_storage_allows(services.ingest.expire(everyone=database.embedded))
         await _if_storage_allows(services.repository.refresh())
+        await services.expiry.check()
         http = await start_http(services, stack)
         device = await start_device_port(services, stack)
         public = await start_public_port(services, device, stack)
@@ -102,6 +103,7 @@ def _jobs(services: Services, reserve: DiskReserve) -> tuple[PeriodicJob, ...]:
         forget_requests=forget_requests,
         renew_certificate=renew_certificate,
         fill_reserve=fill_reserve,
+        check_expiry=services.expiry.check,
     )
 
 

@@ -156,6 +156,13 @@ class AccessService:
     async def revoke_token(self, caller: Caller, request_id: str, token_id: str) -> ApiToken:
         async def act(tx: Transaction) -> str:
             token = await api_tokens.get(tx, token_id)
+            if token.role == Role.ADMIN and not await api_tokens.other_usable(
+                tx, Role.ADMIN, token.id, self._clock()
+            ):
+                raise ConflictError(
+                    f"{token.name!r} is the last admin token that is usable",
+                    advice="Create another first: `flotilla access token create --role admin`.",
+                )
             await api_tokens.revoke(tx, token.id)
             return token.id
 
@@ -174,12 +181,12 @@ class AccessService:
         async with self._database.read() as tx:
             return await api_tokens.any_exists(tx)
 
-    async def add_first_admin(self, secret: str) -> None:
+    async def add_local_admin(self, secret: str, name: str) -> None:
         """Store an admin token, whose secret the caller writes into the data directory."""
         now = self._clock()
         token = ApiToken(
             id=new_id(now),
-            name="first admin",
+            name=name,
             role=Role.ADMIN,
             secret_sha256=secret_digest(secret),
             created_at=now,

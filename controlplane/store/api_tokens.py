@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import Boolean, Column, String, Table, insert, select, update
+from sqlalchemy import Boolean, Column, String, Table, insert, or_, select, update
 
 from controlplane.errors import NotFoundError
 from controlplane.store.database import AnyRow, Transaction
@@ -54,6 +54,17 @@ async def get(tx: Transaction, token_id: str) -> ApiToken:
             advice="`flotilla access token list` shows all.",
         )
     return _token(row)
+
+
+async def other_usable(tx: Transaction, role: str, token_id: str, now: datetime) -> bool:
+    """Return whether another token of this role is neither revoked nor expired."""
+    column = API_TOKENS.c
+    valid = or_(column.expires_at.is_(None), column.expires_at > now)
+    statement = select(column.id).where(
+        column.role == role, column.id != token_id, ~column.revoked, valid
+    )
+    # Locks that row on PostgreSQL, so that two admins cannot revoke each other at once.
+    return await tx.first(statement.limit(1).with_for_update()) is not None
 
 
 async def find_by_secret(tx: Transaction, secret_sha256: str) -> ApiToken | None:

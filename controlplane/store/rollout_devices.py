@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -21,11 +21,13 @@ from sqlalchemy import (
     case,
     func,
     insert,
+    or_,
     select,
     update,
 )
 
 from controlplane.errors import NotFoundError
+from controlplane.fleet.presence import GRACE_SECONDS
 from controlplane.rollouts.gates import Counts
 from controlplane.rollouts.machine import MemberState
 from controlplane.rollouts.records import Member
@@ -154,8 +156,18 @@ async def known_now(tx: Transaction, rollout_id: str) -> list[DeviceNow]:
     return [DeviceNow(*row) for row in rows]
 
 
-async def counts(tx: Transaction, rollout_ids: Sequence[str]) -> dict[str, dict[int, Counts]]:
-    """Return counts by rollout and wave, without waves that have no devices."""
+async def counts(
+    tx: Transaction, rollout_ids: Sequence[str], now: datetime
+) -> dict[str, dict[int, Counts]]:
+    """Return counts by rollout and wave, without waves that have no devices.
+
+    A device is reachable by the rule of ``controlplane.fleet.presence`` and of ``is_reachable``.
+    """
+    recently = now - timedelta(seconds=GRACE_SECONDS)
+    reachable = and_(
+        DEVICES.c.state == DeviceState.ACTIVE,
+        or_(DEVICES.c.session.is_not(None), DEVICES.c.last_seen_at >= recently),
+    )
 
     def number(condition: Any) -> Any:
         return func.sum(case((condition, 1), else_=0))
@@ -167,7 +179,7 @@ async def counts(tx: Transaction, rollout_ids: Sequence[str]) -> dict[str, dict[
             column.rollout_id,
             column.wave,
             func.count().label("targeted"),
-            number(DEVICES.c.session.is_not(None)).label("reachable"),
+            number(reachable).label("reachable"),
             number(column.succeeded.is_not(None)).label("reported"),
             number(column.succeeded.is_(True)).label("succeeded"),
             number(column.succeeded.is_(False)).label("failed"),

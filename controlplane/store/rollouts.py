@@ -99,12 +99,12 @@ async def moving(tx: Transaction) -> list[str]:
     return [row.id for row in rows]
 
 
-async def page(tx: Transaction, request: PageRequest) -> Page[ListedRollout]:
+async def page(tx: Transaction, request: PageRequest, now: datetime) -> Page[ListedRollout]:
     """Return a page, newest first."""
     rollouts = await fetch_page(
         tx, select(ROLLOUTS), ROLLOUTS.c.id, request, _rollout, newest_first=True
     )
-    counts = await rollout_devices.counts(tx, [rollout.id for rollout in rollouts.items])
+    counts = await rollout_devices.counts(tx, [rollout.id for rollout in rollouts.items], now)
     return Page(
         tuple(
             ListedRollout(

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
-from flotilla.v1 import model_pb2, model_pb2_grpc
+from flotilla.v1 import fleet_pb2, fleet_pb2_grpc, model_pb2, model_pb2_grpc
 from tuf.api.metadata import Root
 
 from artifact.errors import ArtifactError
@@ -44,6 +44,9 @@ class FakeModelService(model_pb2_grpc.ModelServiceServicer):
         self.chunks: dict[bytes, bytes] = {}
         self.manifests: dict[str, bytes] = {}
         self.calls: list[str] = []
+        # Release by name of the devices that run one.
+        self.running: dict[str, str] = {}
+        self.running: dict[str, str] = {}
         self.before_publishing: Callable[[], None] = lambda: None
 
     def keep(self, changed: Roles) -> None:
@@ -124,6 +127,21 @@ class FakeModelService(model_pb2_grpc.ModelServiceServicer):
         return model_pb2.PublishReleaseResponse()
 
 
+class FakeFleetService(fleet_pb2_grpc.FleetServiceServicer):
+    """Devices by name, each with the release that it runs."""
+
+    def __init__(self, service: FakeModelService) -> None:
+        self._service = service
+
+    def ListDevices(self, request: Any, context: Any) -> fleet_pb2.ListDevicesResponse:
+        return fleet_pb2.ListDevicesResponse(
+            devices=[
+                fleet_pb2.Device(name=name, current_release=release)
+                for name, release in self._service.running.items()
+            ]
+        )
+
+
 @contextmanager
 def refusing(context: Any) -> Iterator[None]:
     try:
@@ -140,11 +158,13 @@ def serving(service: FakeModelService, context_file: Path) -> Iterator[FakeModel
     with ThreadPoolExecutor(4) as pool:
         server = grpc.server(pool)
         model_pb2_grpc.add_ModelServiceServicer_to_server(service, server)
+        fleet_pb2_grpc.add_FleetServiceServicer_to_server(FakeFleetService(service), server)
         port = server.add_secure_port(
             "127.0.0.1:0", grpc.ssl_server_credentials(((key, certificate),))
         )
         context = {"server": f"127.0.0.1:{port}", "token": "t", "ca_pem": certificate.decode()}
         context_file.write_bytes(msgspec.json.encode(context))
+        context_file.chmod(0o600)
         server.start()
         try:
             yield service

@@ -11,9 +11,11 @@ import click
 from flotilla.v1 import model_pb2, model_pb2_grpc
 from tuf.api.metadata import Root, Targets
 
+from artifact.trust.expiry import days_left
 from artifact.trust.image import OnlineKeys, initial_publisher, initial_root, initial_targets
 from artifact.trust.keys import decode_public_key
 from artifact.trust.metadata import parse
+from artifact.trust.statements import EXPIRY_WARNING
 from controlplane.cli.app import GlobalOptions, RefusedError, pass_settings
 from controlplane.cli.client import TIMEOUT_SECONDS, connect, request_id
 from controlplane.cli.keys.changes import add_publisher, renew, revoke, rotate
@@ -218,7 +220,7 @@ def show(settings: GlobalOptions, folder: Path) -> None:
                 role["role"],
                 ", ".join(key[:16] for key in role["keys"]),
                 str(role["threshold"]),
-                role["expires"] or "kept by the server",
+                _valid_until(role["expires"]),
             )
             for role in roles
         ],
@@ -240,6 +242,16 @@ def _roles(folder: KeyFolder) -> Iterator[dict[str, Any]]:
             "threshold": role.threshold,
             "expires": expires[name].isoformat() if name in expires else None,
         }
+
+
+def _valid_until(expires: str | None) -> str:
+    if expires is None:
+        return "kept by the server"
+    left = days_left(datetime.fromisoformat(expires), datetime.now(UTC))
+    if left > EXPIRY_WARNING.days:
+        return expires
+    state = f"in {left} days" if left >= 0 else "expired"
+    return f"{expires} ({state}: run `flotilla keys renew`)"
 
 
 def _sha256(data: bytes) -> str:

@@ -20,7 +20,7 @@ from artifact.sizes import in_bytes
 from artifact.trust.image import add_release
 from artifact.trust.keys import load_key
 from artifact.trust.metadata import ListedRelease, listed_releases, parse
-from artifact.trust.succession import Listing, next_counter
+from artifact.trust.succession import Listing, floor_counter, next_counter
 from artifact.trust.update import Update
 from artifact.trust.verify import ImageVerifier
 from controlplane.cli.app import GlobalOptions, RefusedError, pass_settings
@@ -169,18 +169,18 @@ def _refuse_change(release: Release, manifest: bytes, listed: ListedRelease) -> 
 
 
 def _lowest(source: ReleaseFile, release: Release, listing: Listing) -> int | None:
-    """Return the counter of the version that min_release names."""
+    """Return the lowest counter of the version that min_release names and of higher versions."""
     if source.min_release is None:
         return None
     if source.min_release == release.version:
         return release.counter
-    listed = listing.get(target_path(f"{release.name}@{source.min_release}"))
-    if listed is None:
+    path = target_path(f"{release.name}@{source.min_release}")
+    if path not in listing:
         raise RefusedError(
             f"min_release names {release.name}@{source.min_release}, which is not listed",
             advice="Name a version that `flotilla release list` shows, or this one.",
         )
-    return listed.counter
+    return floor_counter(listing, path)
 
 
 def _report(

@@ -5,18 +5,19 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
 
 from artifact.manifest import split_reference, target_path
+from artifact.trust.expiry import blocking, expiries
 from artifact.trust.update import installable
 from controlplane.errors import ConflictError, DeviceBusyError
 from controlplane.fleet import parse_selector
 from controlplane.rollouts import commands
 from controlplane.rollouts.gates import Counts
 from controlplane.rollouts.records import Facts, Member, Rollout, Wave
-from controlplane.rollouts.strategy import parse_strategy
+from controlplane.rollouts.strategy import Strategy, parse_strategy
 from controlplane.rollouts.undoing import revertible
 from controlplane.rollouts.waves import TargetDevice, assign_waves
 from controlplane.services.access import Caller
@@ -82,6 +83,7 @@ class RolloutService:
         async def act(tx: Transaction) -> str:
             await releases.get(tx, release)
             await _refuse_withdrawn(tx, release)
+            await _refuse_expiring(tx, release, now, waves)
             chosen = [
                 device
                 for device in await devices.every(tx)
@@ -205,7 +207,7 @@ class RolloutService:
 
     async def page(self, request: PageRequest) -> Page[ListedRollout]:
         async with self._database.read() as tx:
-            return await stored.page(tx, request)
+            return await stored.page(tx, request, self._clock())
 
     async def watch(self, rollout_id: str) -> AsyncIterator[RolloutView]:
         """Yield the rollout now and after every change, until it is finished."""
@@ -241,6 +243,31 @@ async def _refuse_withdrawn(tx: Transaction, release: str) -> None:
         raise ConflictError(
             f"{release} is withdrawn: its publisher delisted it, or raised the floor above it",
             advice="Roll out a release that `flotilla release list` shows as listed.",
+        )
+
+
+async def _refuse_expiring(
+    tx: Transaction, release: str, now: datetime, strategy: Strategy
+) -> None:
+    """Raise ConflictError if metadata expires before the last wave can have its assignment.
+
+    Devices refuse expired metadata, so the rollout would fail on all of them. The soaks are the
+    least time that it takes.
+    """
+    current = await trust_metadata.current(tx)
+    if not current:
+        return
+    last_wave = now + timedelta(seconds=sum(wave.soak_seconds for wave in strategy.waves[:-1]))
+    publisher = release.partition("/")[0]
+    ending = await asyncio.to_thread(
+        lambda: blocking(expiries(current), publisher, max(now, last_wave))
+    )
+    if ending:
+        roles = ", ".join(f"{role} ({at:%Y-%m-%d %H:%M} UTC)" for role, at in ending.items())
+        raise ConflictError(
+            f"devices would refuse {release}: the metadata of {roles} expires before the rollout "
+            "can end",
+            advice="Renew it first: `flotilla keys renew`.",
         )
 
 

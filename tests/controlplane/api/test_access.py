@@ -182,6 +182,36 @@ async def test_a_change_happens_once_per_request_id(plane: Plane, publisher: Pub
     assert [event.action for event in events.events].count("device.label") == 2
 
 
+async def test_the_last_admin_token_cannot_be_revoked(plane: Plane) -> None:
+    stub = plane.access()
+    (first,) = (await stub.ListApiTokens(access_pb2.ListApiTokensRequest())).tokens
+
+    def revoke(token_id: str) -> Any:
+        return stub.RevokeApiToken(
+            access_pb2.RevokeApiTokenRequest(request_id=request_id(), id=token_id)
+        )
+
+    for role, seconds in (("operator", 0), ("admin", 0.001)):
+        await stub.CreateApiToken(
+            access_pb2.CreateApiTokenRequest(
+                request_id=request_id(), name=role, role=role, lifetime_seconds=seconds
+            )
+        )
+    # An expired admin token is as good as none.
+    plane.clock.ahead = timedelta(seconds=1)
+    call = revoke(first.id)
+    assert await call.code() is Code.FAILED_PRECONDITION
+    assert "last admin token" in await call.details()
+    other = await stub.CreateApiToken(
+        access_pb2.CreateApiTokenRequest(request_id=request_id(), name="two", role="admin")
+    )
+    await revoke(other.token.id)
+    other = await stub.CreateApiToken(
+        access_pb2.CreateApiTokenRequest(request_id=request_id(), name="three", role="admin")
+    )
+    assert (await revoke(first.id)).token.revoked
+
+
 async def test_a_secret_is_shown_once(plane: Plane) -> None:
     ask = access_pb2.CreateApiTokenRequest(request_id="r1", name="ci", role="viewer")
     made = await plane.access().CreateApiToken(ask)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from operator_cli import Operator, document
 
 FLOTILLA = str(Path(sys.executable).parent / "flotilla")
 PORTS = ("--public", "127.0.0.1:0", "--device", "127.0.0.1:0", "--http", "127.0.0.1:0")
@@ -109,6 +110,19 @@ def test_nothing_is_readable_by_others_whatever_the_folders_mode(tmp_path: Path)
         made = [data_dir, *data_dir.rglob("*")]
         assert len(made) > 10
         assert [path for path in made if path.stat().st_mode & 0o077] == []
+
+
+def test_a_new_admin_is_written_locally(tmp_path: Path) -> None:
+    with serving(tmp_path):
+        first = json.loads((tmp_path / "admin.json").read_text())
+    with serving(tmp_path, "--new-admin"):
+        second = json.loads((tmp_path / "admin.json").read_text())
+        assert second["token"] != first["token"]
+        operator = Operator(tmp_path / "admin.json", tmp_path / "keys")
+        tokens = document(operator.run("access", "token", "list", as_json=True))
+        assert "recovered admin" in str(tokens)
+    with serving(tmp_path):
+        assert json.loads((tmp_path / "admin.json").read_text()) == second
 
 
 def test_two_cannot_share_a_data_directory(tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def test_what_has_expired_can_still_be_renewed(
 def test_a_release_is_delisted(ceremony: Ceremony) -> None:
     ceremony.publish("1")
     ceremony.publish("2")
-    assert ceremony.run("release", "delist", RELEASE)["changed"] == ["acme"]
+    assert ceremony.run("release", "delist", RELEASE, "--yes")["changed"] == ["acme"]
     assert not ceremony.accepts()
     assert ceremony.accepts("acme/assistant@2")
     assert "does not list" in ceremony.refused("release", "delist", RELEASE)
@@ -188,10 +188,42 @@ def test_a_release_is_delisted(ceremony: Ceremony) -> None:
 def test_the_floor_is_raised(ceremony: Ceremony) -> None:
     ceremony.publish("1")
     ceremony.publish("2")
-    ceremony.run("release", "floor", "acme/assistant@2")
+    ceremony.run("release", "floor", "acme/assistant@2", "--yes")
     assert not ceremony.accepts()
     assert ceremony.accepts("acme/assistant@2")
-    assert "outside 2 to 2" in ceremony.refused("release", "floor", RELEASE)
+    assert "is below the floor" in ceremony.refused("release", "floor", RELEASE, "--yes")
+
+
+def test_a_floor_withdraws_lower_versions_whenever_they_were_published(ceremony: Ceremony) -> None:
+    for version in ("1.0.0", "2.0.0", "1.0.1", "4.0.0", "1.1.0", "1.1.0-rc.1"):
+        ceremony.publish(version)
+    ceremony.service.running = {"box-1": "acme/assistant@1.0.1", "box-2": "acme/assistant@2.0.0"}
+    floor = ("release", "floor", "acme/assistant@1.1.0")
+    before = ceremony.service.roles["acme"]
+    assert ceremony.run(*floor, "--dry-run")["withdraws"] == [
+        {"release": "acme/assistant@1.0.0", "devices": []},
+        {"release": "acme/assistant@1.0.1", "devices": ["box-1"]},
+        {"release": "acme/assistant@1.1.0-rc.1", "devices": []},
+    ]
+    asked = ceremony.operator.run(*floor, *ceremony.keys)
+    assert asked.exit_code != 0
+    assert "withdraws acme/assistant@1.0.1: run by box-1" in asked.stderr
+    assert ceremony.service.roles["acme"] == before
+
+    ceremony.run(*floor, "--yes")
+    accepted = [
+        version
+        for version in ("1.0.0", "2.0.0", "1.0.1", "4.0.0", "1.1.0", "1.1.0-rc.1")
+        if ceremony.accepts(f"acme/assistant@{version}")
+    ]
+    assert accepted == ["2.0.0", "4.0.0", "1.1.0"]
+
+
+def test_a_version_without_an_order_is_not_published(ceremony: Ceremony) -> None:
+    folder = ceremony.tmp_path / "release"
+    build_model(folder / "tiny")
+    release = write_release(folder, version="latest")
+    assert "is not a semantic version" in refusal(ceremony.operator.publish(release))
 
 
 def test_releases_of_two_publishers_are_not_delisted_at_once(ceremony: Ceremony) -> None:

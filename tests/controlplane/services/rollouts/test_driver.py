@@ -2,17 +2,18 @@
 
 import asyncio
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import pytest
 
 from controlplane.rollouts.commands import UpdateResult
 from controlplane.rollouts.machine import MemberState, RolloutState
 from controlplane.services.signals import device_key
-from controlplane.store import assignments
+from controlplane.store import assignments, devices, sessions
 from controlplane.store.assignments import Change
 from controlplane.store.database import Transaction
-from controlplane.store.paging import PageRequest
+from controlplane.store.devices import DeviceState
+from controlplane.store.paging import PageRequest, page_request
 
 from .conftest import NEW, OLD, OPERATOR, World
 
@@ -168,3 +169,19 @@ async def test_a_receipt_that_no_rollout_asked_for_is_left_alone(world: World) -
     async with world.database.write() as tx:
         await world.driver.settle(tx, "id-box-1", UpdateResult(99, committed=True), world.now)
     assert (await world.service.get(rollout_id), await world.wanted()) == before
+
+
+@pytest.mark.parametrize("away_seconds", [0, 29, 31])
+async def test_show_and_list_count_reachable_devices_alike(world: World, away_seconds: int) -> None:
+    """Active with a stream, or within the grace of 30 s after it ended."""
+    rollout_id = await world.start()
+    async with world.database.write() as tx:
+        assert await sessions.leave(tx, "id-box-1", "s", world.now)
+        banned = await devices.get(tx, "id-box-2")
+        await devices.set_state(tx, banned, DeviceState.BANNED, "")
+    world.now += timedelta(seconds=away_seconds)
+    shown = (await world.service.get(rollout_id)).counts
+    (listed,) = (await world.service.page(page_request(10, ""))).items
+    assert [one.reachable for one in listed.counts] == [one.reachable for one in shown]
+    # box-3 has its stream.
+    assert sum(one.reachable for one in shown) == (2 if away_seconds <= 30 else 1)
