@@ -17,14 +17,14 @@ from agent.supervisor.lifecycle import Lifecycle
 from agent.supervisor.process import ProcessGoneError, WorkerProcess
 from agent.supervisor.sharing import PlacedTensor
 from agent.supervisor.spec import WorkerSpec, WorkerStats
-from agent.supervisor.turns import Turns
+from agent.supervisor.turns import Turn, Turns
 from agent.worker import messages as wire
 from agent.worker.region import Region
 from runtimes.base import Embeddings, Piece, Sampling, Score, TensorSpec, TensorValue, Usage
 
 MAX_SEED = (1 << 31) - 1
-# One in a process that dies before it begins the command, one beside others, one alone.
-ATTEMPTS = 3
+# One beside others, one that starts alone, and two more if others end the process meanwhile.
+ATTEMPTS = 4
 # Builds the command with the given id for a process.
 Make = Callable[[WorkerProcess, int], wire.AnyCommand]
 
@@ -65,7 +65,8 @@ class Worker:
 
     When the process dies, any request in it may be the cause. A request that was alone raises
     WorkerCrashedError and is never sent again. Requests that ran beside others are sent once more,
-    each alone, so that only the cause of the crash can fail again. A generation repeats the output
+    and each starts alone: until its first output, at which most crashes happen, no other request
+    starts, so that the cause of a second crash is known. A generation repeats the output
     that its caller already has before it continues; if it does not repeat it exactly, it raises
     WorkerCrashedError too.
     """
@@ -160,11 +161,14 @@ class Worker:
         with self._lifecycle.idle_timer.caller():
             for attempt in range(1, ATTEMPTS + 1):
                 delivered.restart()
+                turn: Turn | None = None
                 try:
-                    async with self._turns.admitted(alone=alone) as leave:
+                    async with self._turns.admitted(alone=alone) as turn:
                         process = await self._lifecycle.live_process()
-                        async with aclosing(process.ask(partial(make, process), leave)) as events:
+                        make_command = partial(make, process)
+                        async with aclosing(process.ask(make_command, turn.leave)) as events:
                             async for event in events:
+                                turn.start()
                                 if isinstance(event, wire.Failed):
                                     raise _refusal(event)
                                 if (new := delivered.unseen(event)) is not None:
@@ -173,9 +177,11 @@ class Worker:
                 except ProcessGoneError as error:
                     if self._lifecycle.stopped:
                         raise self._stopped() from error
-                    is_cause = error.suspects == 1 or (alone and error.suspects > 0)
+                    # Once it has output it may be the victim of another one that starts.
+                    blamed = turn is not None and turn.left_starting_alone
+                    is_cause = error.suspects == 1 or (blamed and error.suspects > 0)
                     if is_cause or attempt == ATTEMPTS:
-                        raise self._crash(error) from error
+                        raise self._crash(error, is_cause=is_cause) from error
                     alone = alone or error.suspects > 0
                 except _DivergedError as error:
                     raise self._crash(error) from error
@@ -183,12 +189,17 @@ class Worker:
     def _stopped(self) -> WorkerUnavailableError:
         return WorkerUnavailableError(f"the worker of slot {self.spec.slot!r} was stopped")
 
-    def _crash(self, error: Exception) -> WorkerCrashedError:
+    def _crash(self, error: Exception, *, is_cause: bool = False) -> WorkerCrashedError:
         slot = self.spec.slot
         if isinstance(error, _DivergedError):
             return WorkerCrashedError(
                 f"the worker of slot {slot!r} crashed, and the text so far could not be repeated",
                 advice="Send the request again; another one caused the crash.",
+            )
+        if not is_cause:
+            return WorkerCrashedError(
+                f"the worker of slot {slot!r} crashed {ATTEMPTS} times during this request",
+                advice="Send the request again; other ones caused the crashes.",
             )
         return WorkerCrashedError(
             f"the worker of slot {slot!r} {error} while it answered this request alone",

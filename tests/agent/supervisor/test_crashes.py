@@ -112,6 +112,26 @@ async def test_requests_beside_the_cause_of_a_crash_are_answered_in_full(
     assert worker.stats().restarts == 2
 
 
+async def test_long_answers_beside_the_cause_do_not_wait_for_each_other(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
+    """Repeated, each starts alone; then all four run at once instead of one after another."""
+    model = FakeModel(token_seconds=0.01, parallel=6, context_length=20_000, faults=FAULTS)
+    worker = await supervisor.start(worker_spec(tmp_path, model))
+    long = [asyncio.create_task(text_of(worker, max_tokens=10_000)) for _ in range(4)]
+    await eventually(lambda: len(worker._lifecycle.process._unanswered) == 4)
+    with pytest.raises(WorkerCrashedError):
+        await text_of(worker, POISON)
+
+    def all_run_again() -> bool:
+        return worker.stats().restarts == 2 and len(worker._lifecycle.process._unanswered) == 4
+
+    await eventually(all_run_again, seconds=30)
+    for task in long:
+        task.cancel()
+    await asyncio.gather(*long, return_exceptions=True)
+
+
 async def test_every_kind_of_command_is_judged_alike(
     supervisor: Supervisor, tmp_path: Path
 ) -> None:

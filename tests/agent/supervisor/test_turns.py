@@ -1,9 +1,8 @@
 """The order in which requests are admitted to a worker."""
 
 import asyncio
-from collections.abc import Callable
 
-from agent.supervisor.turns import Turns
+from agent.supervisor.turns import Turn, Turns
 
 
 class Visits:
@@ -13,6 +12,7 @@ class Visits:
         self.turns = Turns(places)
         self.inside: list[str] = []
         self._ends: dict[str, asyncio.Event] = {}
+        self._turns: dict[str, Turn] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def come(self, name: str, *, alone: bool = False) -> None:
@@ -24,13 +24,19 @@ class Visits:
         self._ends[name].set()
         await settle()
 
+    async def output(self, name: str) -> Turn:
+        self._turns[name].start()
+        await settle()
+        return self._turns[name]
+
     async def cancel(self, name: str) -> None:
         self._tasks[name].cancel()
         await settle()
 
     async def _visit(self, name: str, *, alone: bool) -> None:
-        async with self.turns.admitted(alone=alone):
+        async with self.turns.admitted(alone=alone) as turn:
             self.inside.append(name)
+            self._turns[name] = turn
             try:
                 await self._ends[name].wait()
             finally:
@@ -53,18 +59,43 @@ async def test_places_are_given_in_order_of_arrival() -> None:
     assert visits.inside == ["c", "d"]
 
 
-async def test_one_that_is_alone_waits_for_all_and_keeps_all_out() -> None:
-    visits = Visits(2)
+async def test_one_that_starts_alone_waits_for_others_to_start_and_keeps_all_out() -> None:
+    visits = Visits(4)
     for name in "ab":
         await visits.come(name)
-    await visits.come("later")
     await visits.come("alone", alone=True)
-    await visits.go("a")
-    assert visits.inside == ["b"]
-    await visits.go("b")
-    assert visits.inside == ["alone"]
+    await visits.come("later")
+    await visits.output("a")
+    assert visits.inside == ["a", "b"]
+    await visits.output("b")
+    assert visits.inside == ["a", "b", "alone"]
+    assert not (await visits.output("alone")).left_starting_alone
+    assert visits.inside == ["a", "b", "alone", "later"]
     await visits.go("alone")
+    assert not visits._turns["alone"].left_starting_alone
+
+
+async def test_one_that_leaves_before_its_first_output_lets_the_next_start() -> None:
+    visits = Visits(4)
+    await visits.come("one", alone=True)
+    await visits.come("two", alone=True)
+    await visits.come("later")
+    assert visits.inside == ["one"]
+    await visits.go("one")
+    assert visits._turns["one"].left_starting_alone
+    assert visits.inside == ["two"]
+    await visits.go("two")
     assert visits.inside == ["later"]
+
+
+async def test_one_that_starts_alone_needs_a_place_too() -> None:
+    visits = Visits(1)
+    await visits.come("a")
+    await visits.output("a")
+    await visits.come("alone", alone=True)
+    assert visits.inside == ["a"]
+    await visits.go("a")
+    assert visits.inside == ["alone"]
 
 
 async def test_one_that_gives_up_its_wait_lets_the_others_in() -> None:
@@ -88,17 +119,17 @@ async def test_one_that_is_cancelled_inside_leaves() -> None:
 async def test_one_that_is_cancelled_as_it_is_admitted_leaves() -> None:
     turns = Turns(1)
 
-    async def visit(leaving: list[Callable[[], None]]) -> None:
-        async with turns.admitted() as leave:
-            leaving.append(leave)
+    async def visit(entered: list[Turn]) -> None:
+        async with turns.admitted() as turn:
+            entered.append(turn)
             await asyncio.sleep(3600)
 
-    first: list[Callable[[], None]] = []
-    second: list[Callable[[], None]] = []
+    first: list[Turn] = []
+    second: list[Turn] = []
     tasks = [asyncio.create_task(visit(each)) for each in (first, second)]
     await settle()
     # Freed and cancelled in one turn of the loop: the place must not be lost.
-    first[0]()
+    first[0].leave()
     tasks[1].cancel()
     await asyncio.gather(tasks[1], return_exceptions=True)
     async with asyncio.timeout(5), turns.admitted():
@@ -116,12 +147,12 @@ async def test_a_waiter_cancelled_in_the_moment_of_its_turn_loses_no_place() -> 
         async with turns.admitted():
             entered.append(name)
 
-    async with turns.admitted() as leave:
+    async with turns.admitted() as turn:
         first = asyncio.create_task(enter("first"))
         second = asyncio.create_task(enter("second"))
         await asyncio.sleep(0)
         first.cancel()
-        leave()
+        turn.leave()
         await asyncio.wait([first, second])
     assert first.cancelled()
     assert entered == ["second"]
