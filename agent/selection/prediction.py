@@ -192,7 +192,7 @@ def _fit(
     """
     pull_c = PULL / (TOKEN_SHARE * median(taken)) ** 2
     ss, sc, cc = PULL, 0.0, pull_c
-    s_right, c_right = PULL * 1.0, pull_c * TOKEN_SECONDS
+    s_right, c_right = PULL, pull_c * TOKEN_SECONDS
     for bare, unit, actual, weight in zip(bares, units, taken, weights, strict=True):
         by_s, by_c = bare / actual, unit / actual
         ss += weight * by_s * by_s

@@ -6,9 +6,10 @@ import pytest
 
 from controlplane.errors import ConflictError
 from controlplane.rollouts import commands
-from controlplane.rollouts.commands import UpdateResult, settle
+from controlplane.rollouts.commands import UpdateResult, retries_allowed, settle
 from controlplane.rollouts.machine import MemberState, RolloutState
 from controlplane.rollouts.records import Member
+from controlplane.rollouts.strategy import Strategy
 
 from .conftest import NEW, OLD, STRATEGY, NewFleet, states
 
@@ -139,3 +140,11 @@ def test_a_member_begins_untouched() -> None:
     assert (member.bytes_downloaded, member.switch_seconds) == (0, 0.0)
     assert UpdateResult(1, committed=True).bytes_downloaded == 0
     assert UpdateResult(1, committed=True).switch_seconds == 0.0
+
+
+def test_only_an_unfinished_rollout_retries() -> None:
+    strategy = Strategy(max_retries=3)
+    assert retries_allowed(RolloutState.RUNNING, strategy) == 3
+    assert retries_allowed(RolloutState.ROLLING_BACK, strategy) == 3
+    assert retries_allowed(RolloutState.SUCCEEDED, strategy) == 0
+    assert retries_allowed(RolloutState.ABORTED, strategy) == 0

@@ -7,6 +7,7 @@ from artifact.sketch import Sketch
 from artifact.window import Energy, Provenance, Window
 from controlplane.errors import InvalidInputError
 from controlplane.telemetry import DeviceWindow, Grouping, Summary, check_window, summarise
+from controlplane.telemetry.windows import MAX_NAME
 
 RAPL = Energy(10.0, Provenance("rapl", "package", "counter"))
 WINDOW = Window(
@@ -205,3 +206,9 @@ def test_without_tokens_or_joules_there_is_no_efficiency() -> None:
     nothing = row_of(energy=replace(RAPL, joules=0.0))
     assert (nothing.joules, nothing.tokens_per_joule) == (0.0, None)
     assert row_of(energy=None).energy_provenance == ""
+
+
+def test_a_name_at_its_bound_is_accepted() -> None:
+    check_window(replace(WINDOW, variant="x" * MAX_NAME))
+    with pytest.raises(InvalidInputError):
+        check_window(replace(WINDOW, variant="x" * (MAX_NAME + 1)))
