@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from artifact.manifest import canonical_json
 
+# 48 bits: two of 10,000 classes collide with a probability of about 2e-7.
 CLASS_DIGITS = 12
 
 
@@ -83,6 +84,7 @@ class DeviceFacts:
 
 def fingerprint(facts: DeviceFacts) -> str:
     """Return a digest of hardware and limits; measurements on this box hold while it is equal."""
+    # Without memory speeds, kernel or operating system: they would discard measurements needlessly.
     parts = (
         facts.cpu_model,
         facts.isa,
@@ -122,6 +124,7 @@ def memory_bucket(size: int) -> int:
     """
     if size <= 0:
         return 0
+    # The smallest power of two that is not below the size.
     power = 1 << (size - 1).bit_length()
     return power * 3 // 4 if size <= power * 3 // 4 else power
 

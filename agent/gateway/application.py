@@ -22,6 +22,7 @@ from agent.supervisor import Worker
 from agent.telemetry import Collector
 from artifact.manifest import Route
 
+# 1 MiB of text is about 250,000 tokens; tensors are larger.
 TEXT_BODY_BYTES = 1 << 20
 TENSOR_BODY_BYTES = 16 << 20
 
@@ -174,8 +175,10 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+# A box is called by a few names only; parsing each once is cheaper than per request.
 @lru_cache(maxsize=16)
 def _is_local(header: bytes) -> bool:
+    # A client of HTTP/1.0 may send no Host; a browser always does.
     name = header.decode("latin-1").lower()
     name = name.partition("]")[0][1:] if name.startswith("[") else name.partition(":")[0]
     return name == "" or is_loopback(name)

@@ -92,6 +92,7 @@ class Gateway:
         )
         allocator.keep_freed_memory()
         self._task = asyncio.create_task(self._server.serve([listener]))
+        # Connections before this would wait in the backlog without an answer.
         await self._server.up.wait()
         log.info("gateway_started address=%s", address)
         return address
@@ -143,6 +144,7 @@ def _listen_tcp(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         raise _unusable(f"{host}:{port}", error) from error
     try:
+        # A restarted daemon must not wait until the old connections leave TIME_WAIT.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(BACKLOG)

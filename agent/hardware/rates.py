@@ -39,6 +39,7 @@ async def measure_now(directory: Path, facts: DeviceFacts, *, rounds: int = 3) -
     threads = str(facts.threads or facts.cores)
     process = await asyncio.create_subprocess_exec(
         sys.executable,
+        # -P: the current directory must not shadow modules.
         "-P",
         "-m",
         "agent.hardware.measure",
@@ -66,6 +67,7 @@ async def measure_now(directory: Path, facts: DeviceFacts, *, rounds: int = 3) -
     tail = errors.decode(errors="replace").strip()[-300:]
     if process.returncode or tail:
         log.warning("benchmark_incomplete code=%s error=%s", process.returncode, ascii(tail))
+    # Each line is more complete than the one before; after a crash the last one still counts.
     lines = output[:MAX_OUTPUT_BYTES].splitlines()
     try:
         return msgspec.json.decode(lines[-1] if lines else b"", type=MicroBenchmark)

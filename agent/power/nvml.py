@@ -39,6 +39,7 @@ class NvmlMeter:
     def read_joules(self) -> float:
         """Return the joules since the meter was opened; MeterLostError if the driver is gone."""
         try:
+            # A reloaded driver starts its counters again, below the first reading.
             return max(0, self._millijoules() - self._first) / 1000
         except self.nvml.NVMLError as error:
             raise MeterLostError(f"NVML does not answer: {error}") from error
@@ -66,6 +67,7 @@ def meter_over(nvml: Any, clock: Callable[[], float]) -> PowerMeter | None:
         return None
     if not handles:
         return None
+    # Building the meter reads every counter once, which fails on GPUs before Volta.
     try:
         return NvmlMeter(nvml, handles)
     except nvml.NVMLError:

@@ -126,6 +126,7 @@ class Decision:
         measured to predicted speed of the runtime's other variants, plus UNCERTAINTY in favour of
         the untried variant.
         """
+        # In the order of the ranking, so the first that qualifies is the most promising.
         waiting = [c for c in self.candidates if c.bucket == "ranked" and not c.tried]
         if sum(c.tried for c in self.candidates) >= self.max_candidates:
             return None

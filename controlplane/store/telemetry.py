@@ -66,6 +66,7 @@ _PLAIN: Final = tuple(
 
 async def add(tx: Transaction, device_id: str, boot_id: str, windows: Sequence[Window]) -> None:
     """Insert the windows that are not stored yet."""
+    # An agent sends windows again if their acknowledgement was lost: the first copy stays.
     await tx.insert_new(WINDOWS, [_values(device_id, boot_id, window) for window in windows])
 
 

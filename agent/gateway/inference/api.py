@@ -38,6 +38,7 @@ class TensorApi:
         async with self._serving.lease(name, exchange.version) as worker:
             with Recording(self._collector, worker, started):
                 outputs = _select_outputs(await worker.infer(inputs), request)
+            # Read within the lease: afterwards a swap may have replaced the worker.
             version = worker.spec.model.version
         answer = {
             "model_name": name,

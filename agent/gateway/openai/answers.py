@@ -96,6 +96,7 @@ class TextAnswer(ABC):
                 if not exchange.started:
                     await exchange.open_events()
                     events = self.opening()
+                # Popped from the list: its event follows after the loop, with the timings.
                 if pieces[-1].finish_reason is not None:
                     last = pieces.pop()
                 events += b"".join(

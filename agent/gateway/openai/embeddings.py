@@ -41,9 +41,11 @@ class EmbeddingApi:
                     unsupported=True,
                     advice="Call the endpoint of its task, or deploy an encoder.",
                 )
+            # Checked inside the recording, so that it counts as an error of the model.
             with Recording(self._collector, worker, started) as recording:
                 found, recording.usage = await worker.embed(texts)
                 await run_in_thread_if_large(_size(found), partial(_check_finite, found))
+        # The number is known only from an embedding, so a wrong one costs a run of the model.
         if request.dimensions not in (None, found.dimensions):
             raise RequestRefusedError(
                 HTTPStatus.BAD_REQUEST,

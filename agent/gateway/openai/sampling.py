@@ -14,6 +14,7 @@ from agent.gateway.schemas import (
 from agent.supervisor import Worker
 from runtimes.base import Sampling
 
+# OpenAI's defaults.
 DEFAULT_COMPLETION_TOKENS = 16
 DEFAULT_TEMPERATURE = 1.0
 ANY_OBJECT = '{"type":"object"}'

@@ -105,6 +105,7 @@ class TextApi:
             route = deployment.route_of(call.request.model)
             call.route = "" if route.slot else route.name
             if route.cascade is not None:
+                # The last step always answers; the others only if their answer is good enough.
                 *tries, last = route.cascade.steps
                 for target in tries:
                     if await self._try(visit, target, call, route.cascade.escalate):
