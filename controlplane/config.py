@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from artifact.sizes import parse_size
-from controlplane.errors import AddressError, InvalidInputError
+from controlplane.errors import InvalidInputError
 
 _ADDRESS: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]*):(?P<port>[0-9]{1,5})")
 MAX_PORT: Final = 65535
@@ -28,10 +28,10 @@ class Address:
 
 
 def parse_address(text: str) -> Address:
-    """Parse HOST:PORT, [IPV6]:PORT, or :PORT for every interface; AddressError otherwise."""
+    """Parse HOST:PORT, [IPV6]:PORT, or :PORT for every interface; InvalidInputError otherwise."""
     match = _ADDRESS.fullmatch(text)
     if match is None or int(match["port"]) > MAX_PORT:
-        raise AddressError(
+        raise InvalidInputError(
             f"{text[:80]!r} is not an address", advice="Write HOST:PORT, for instance 0.0.0.0:8443."
         )
     return Address(match["host"].strip("[]") or "0.0.0.0", int(match["port"]))  # noqa: S104 - asked for

@@ -89,4 +89,4 @@ class DataDirectoryError(ControlPlaneError):
 
 
 class AddressError(ControlPlaneError):
-    """An address to listen on is malformed or taken."""
+    """An address to listen on is taken or not one of this machine."""

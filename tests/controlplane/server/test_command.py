@@ -171,7 +171,8 @@ def test_bad_settings_are_refused(tmp_path: Path, wrong: tuple[str, str]) -> Non
         timeout=30,
         check=False,
     )
-    assert result.returncode == 1
+    # A mistake of usage.
+    assert result.returncode == 2
     assert wrong[1] in result.stderr
     assert "Traceback" not in result.stderr
 
