@@ -47,6 +47,7 @@ def follow(trusted: bytes, offered: Authorities, now: datetime | None = None) ->
     current = _load(offered.current)
     if current != known[0]:
         _check_endorsed(current, offered.new_with_old, now, by=known[0])
+    # The previous authority stays only if it was trusted before: it must not be introduced here.
     kept = [current]
     if offered.previous and _load(offered.previous) in known:
         kept.append(_load(offered.previous))

@@ -97,6 +97,7 @@ def remove_publisher(name: str) -> Callable[[Targets], None]:
         if delegations is None or not roles or name not in roles:
             return
         gone = set(roles.pop(name).keyids)
+        # A key that another publisher shares stays.
         gone -= {keyid for role in roles.values() for keyid in role.keyids}
         for keyid in gone:
             del delegations.keys[keyid]

@@ -141,7 +141,9 @@ class TufClient:
                 advice=_EXPIRED,
             ) from error
         except (DownloadError, RepositoryError) as error:
+            # Verified roles raise their floors although a later one failed.
             self._remember(updater)
+            # A failed fetch keeps its own type: it says nothing about trust.
             if isinstance(error, DownloadError) and error.__cause__ is not None:
                 raise error.__cause__ from None
             fell_back = isinstance(error, BadVersionNumberError)
@@ -237,6 +239,7 @@ def _vouchers(roles: Mapping[str, Signed], role: str) -> str:
     if role in (Timestamp.type, Snapshot.type):
         keyids = root.roles[role].keyids
     else:
+        # The snapshot lists this version, so a thief of its key could raise it too.
         keyids = root.roles[Snapshot.type].keyids + _keyids(root, targets, role)
     return "@" + hashlib.sha256("\n".join(sorted(keyids)).encode()).hexdigest()[:16]
 

@@ -72,6 +72,7 @@ def next_director_root(
         if successor is not None:
             replace_key(Root.type, root.public_key.keyid, successor.public_key)(signed)
         if online is not None:
+            # One key signs all three, so that each has exactly one.
             for role in (Targets.type, Snapshot.type, Timestamp.type):
                 (old,) = signed.roles[role].keyids
                 replace_key(role, old, online)(signed)
@@ -94,6 +95,7 @@ def direct(
 
     ``roots`` lead from the first root to the one that names ``online``.
     """
+    # Bounded below for a clock that was set back, and above to stay under the next generation.
     renewals = min(max(0, (now - assigned_at) // RENEWED_EVERY), _RENEWALS - 1)
     version = directive.generation * _RENEWALS + renewals
     expires = (assigned_at + renewals * RENEWED_EVERY + LIFETIME).replace(microsecond=0)
@@ -142,6 +144,7 @@ class DirectorVerifier:
         version = parse(Timestamp, metadata.timestamp, "timestamp").signed.snapshot_meta.version
         snapshot = parse(Snapshot, metadata.snapshot, "snapshot").signed
         listed = snapshot.meta.get("targets.json")
+        # The verifier fetches by name; the files of an earlier assignment must not be found.
         self._files.clear()
         # Further roots would not be followed.
         for number, root in enumerate(metadata.roots[:MAX_ROOTS], start=2):

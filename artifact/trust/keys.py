@@ -61,6 +61,7 @@ def load_key(path: Path, passphrase: str) -> CryptoSigner:
     """Read an offline key; KeyFileError if it is missing, damaged, not private or locked."""
     try:
         with path.open("rb") as file:
+            # Read from the opened file, which a rename cannot exchange for another.
             mode = os.fstat(file.fileno()).st_mode
             pem = file.read(_MAX_KEY_FILE_BYTES)
     except OSError as error:

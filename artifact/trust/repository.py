@@ -131,6 +131,7 @@ def accept_release(
         f"{path} is signed with the counter {listed.counter}; its manifest has {release.counter}",
         _BY_PUBLISH,
     )
+    # A repeated publication is accepted without a change: its first answer may be lost.
     if targets == current[publisher]:
         return AcceptedRelease(release, listed, {})
     check_publishable(release)
@@ -153,6 +154,7 @@ def make_snapshot_timestamp(
     snapshot = Snapshot(
         version=_next_version(roles, "snapshot", now), expires=now + online.snapshot_lifetime
     )
+    # Digests beside versions: the snapshot then fixes the bytes, not only the number.
     snapshot.meta = {
         f"{role}.json": MetaFile.from_data(version_of(role, data), data, ["sha256"])
         for role, data in sorted(roles.items())
@@ -166,6 +168,7 @@ def refresh(current: Roles, online: OnlineSigners, *, now: datetime) -> dict[str
     """Return snapshot and timestamp signed again once half of their lifetime has passed."""
     snapshot = parse(Snapshot, current["snapshot"], "snapshot").signed
     timestamp = parse(Timestamp, current["timestamp"], "timestamp").signed
+    # A new snapshot needs a new timestamp; the other way round it does not.
     if snapshot.expires - now < online.snapshot_lifetime / 2:
         return make_snapshot_timestamp(current, online, now=now)
     if timestamp.expires - now < online.timestamp_lifetime / 2:
@@ -236,6 +239,7 @@ def check_delegations(targets: Targets, online: OnlineSigners) -> list[str]:
 
 
 def _refuse_online(role: str, keyids: list[str], online: OnlineSigners) -> None:
+    # A stolen server could sign for itself what only offline keys should.
     held = {online.snapshot.public_key.keyid, online.timestamp.public_key.keyid}
     require(held.isdisjoint(keyids), f"{role} accepts a key that this server holds")
 

@@ -60,6 +60,7 @@ def accept_update(
     for name, data in update.delegated.items():
         _check_next_listing(targets, name, current.get(name), data, now)
         changed[name] = data
+    # Also the unchanged publishers: a new targets may have replaced their keys.
     roles = {**current, **changed}
     for name in check_delegations(targets, online):
         require(name in roles, f"targets delegates to {name}, whose metadata is missing")
@@ -88,6 +89,7 @@ def _check_next_root(old: bytes, new: bytes, online: OnlineSigners, now: datetim
         f"expected root version {before.version + 1}, got {after.version}",
         "Another change came first: start again from the current version.",
     )
+    # check_root has verified the signatures of the new keys; these are those of the old ones.
     verify_signed_by(before, "root", parse(Root, new, "root"))
 
 

@@ -105,6 +105,7 @@ class ImageVerifier:
         floor = f"{IMAGE}/min_release/{listed.name}"
         floors = self._floors.floors() if self._floors else {}
         lowest = max(listed.min_release, floors.get(floor, 0))
+        # Raised before the comparison: a release that is refused now stays refused.
         if self._floors is not None and lowest > floors.get(floor, 0):
             self._floors.raise_floors({floor: lowest})
         if listed.counter < lowest:

@@ -58,6 +58,7 @@ class DeltaCache:
         self._made = root / "made"
         self.work = root / "work"
         self._budget_bytes = budget_bytes
+        # Remove the files of a killed comparison.
         shutil.rmtree(self.work, ignore_errors=True)
         for folder in (self._made, self.work):
             folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +75,7 @@ class DeltaCache:
         ):
             return None
         if delta is not None:
+            # The modification time is the time of last use, by which _drop_over_budget sorts.
             os.utime(path)
         return delta
 

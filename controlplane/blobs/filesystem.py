@@ -82,6 +82,7 @@ class ChunkStore:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            # Flushed before the rename: a name never refers to a chunk that is not whole.
             incoming.rename(path)
             self._flush_entry(digest)
         except BaseException as error:
@@ -122,6 +123,7 @@ class ChunkStore:
 
         Small chunks share a piece. Raises NotFoundError before the first piece if any is missing.
         """
+        # All of them before the first piece: an error in the middle would look like a lost line.
         for digest in digests:
             if self.size(digest) is None:
                 raise self._absent(digest)

@@ -37,6 +37,7 @@ def locked(data_dir: Path) -> Iterator[None]:
         if not data_dir.exists():
             data_dir.mkdir(mode=0o700, parents=True)
         _close_to_others(data_dir)
+        # flock ends with the process, so that a killed server leaves no stale lock.
         descriptor = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise DataDirectoryError(

@@ -81,6 +81,7 @@ class HttpServer(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                # One request per connection makes the time limit of a connection one of a request.
                 headers=[("connection", "close")],
                 timeout_graceful_shutdown=1,
                 limit_concurrency=MAX_CONNECTIONS,

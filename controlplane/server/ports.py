@@ -84,6 +84,8 @@ async def start_device_port(services: Services, stack: contextlib.AsyncExitStack
     )
     add_device_servicer(streams, servicer, server)
     address = add_port(server, config.device, services.keys, mutual=True)
+    # Callbacks run in reverse order: the streams are ended, the server waits for their calls, and
+    # then the records of their ends are awaited.
     stack.push_async_callback(streams.drain)
     await _start(server, services, stack)
     stack.callback(services.streams.end_all)

@@ -33,6 +33,7 @@ async def running(config: Config, clock: Callable[[], datetime] = now) -> AsyncI
     """
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(locked(config.data_dir))
+        # Before the database is opened: SQLite cannot read without space for its shared memory.
         reserve = DiskReserve(config.data_dir)
         reserve.release_if_full()
         keys = ServerKeys(
@@ -46,9 +47,13 @@ async def running(config: Config, clock: Callable[[], datetime] = now) -> AsyncI
         await migrate(database)
         services = Services(config, database, keys, clock)
         stack.push_async_callback(services.deltas.close)
+        # The embedded database has one server, so every session in it is from an earlier process.
+        # Other replicas of a PostgreSQL server may still hold theirs.
         await _if_storage_allows(services.ingest.expire(everyone=database.embedded))
         await _if_storage_allows(services.repository.refresh())
         await services.expiry.check()
+        # Health first, so that a slow start is visible; the public port last, because the address
+        # of the device port is part of what enrolment answers.
         http = await start_http(services, stack)
         device = await start_device_port(services, stack)
         public = await start_public_port(services, device, stack)
@@ -56,6 +61,7 @@ async def running(config: Config, clock: Callable[[], datetime] = now) -> AsyncI
         await _if_storage_allows(write_contexts(services, endpoints))
         scheduler = schedule(_jobs(services, reserve), services.metrics)
         scheduler.start()
+        # A job that runs must not delay the stop: every job can be cut off and repeated.
         stack.callback(scheduler.shutdown, wait=False)
         driving = drive_rollouts(services.driver.tick, services.signals, services.metrics)
         stack.push_async_callback(_cancel, asyncio.create_task(driving))

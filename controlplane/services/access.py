@@ -145,6 +145,7 @@ class AccessService:
         arguments = {"name": name, "role": token.role, "lifetime_seconds": lifetime_seconds}
         mutation = Mutation(caller.actor, request_id, "api-token.create", arguments, now)
         done = await once(self._database, mutation, act)
+        # The secret of the first answer is not stored, so a repeated request cannot return it.
         if done.repeated:
             raise shown_once("API token", done.subject)
         return NewToken(token, secret)

@@ -115,8 +115,10 @@ class IngestService:
             new = await receipts.add(
                 tx, device.id, receipt, signed=signed, signature=signature, now=now
             )
+            # A repeated receipt was acknowledged before, or its acknowledgement was lost.
             if not new:
                 return
+            # The receipt is also the last status: agents need not send both.
             await sessions.report_progress(tx, device.id, _end(receipt), now)
             await self._rollouts.settle(tx, device.id, update_result(receipt), now)
             tx.after_commit(lambda: self._signals.notify(FLEET_CHANGED))

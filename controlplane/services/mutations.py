@@ -55,6 +55,8 @@ async def once(
             f"{mutation.request_id[:80]!r} is not a request id",
             advice="Send a fresh random id (a UUID) with every change, and the same one to retry.",
         )
+    # The remembered request, the change and its audit event commit together. On PostgreSQL two
+    # calls with one id meet at the primary key of the request, and one of them fails.
     async with database.write() as tx:
         known = await requests.find(tx, mutation.actor, mutation.request_id)
         if known is not None:

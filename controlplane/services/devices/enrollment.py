@@ -117,8 +117,11 @@ class EnrollService:
         spki = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         key_sha256 = hashlib.sha256(spki).hexdigest()
         now = self._clock()
+        # One transaction: the token's use, the device and the audit event exist together or not at
+        # all. The certificate is signed inside it; a signature without a record is never sent.
         async with self._database.write() as tx:
             token = await usable_token(tx, secret, now)
+            # A repeated request has the same key: its use is free, since the answer may be lost.
             used = await join_tokens.device_of_use(tx, token.id, key_sha256) is not None
             known = await devices.find_by_key(tx, spki)
             if recover and (known is None or known.id != recover):

@@ -51,6 +51,7 @@ class InventoryService:
             while True:
                 batch = await devices.page(tx, after)
                 found += [device for device in batch.items if matches(device.labels)]
+                # One more than a page proves that there is a next page.
                 if len(found) > request.size or not batch.next_token:
                     break
                 after = PageRequest(request.size, batch.items[-1].name)

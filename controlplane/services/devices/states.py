@@ -88,6 +88,7 @@ class DeviceStateService:
                     f"device {device.name!r} is {device.state} and cannot become {wanted}",
                     advice=_ADVICE[device.state],
                 )
+            # A reason explains why a device is refused; an active one has none.
             kept = "" if wanted is DeviceState.ACTIVE else reason
             await self._set(tx, device, wanted, kept)
             return device.id
@@ -109,6 +110,7 @@ class DeviceStateService:
         """
         reason = f"certificate {serial} was used after it was replaced: its disk may be copied"
         async with self._database.write() as tx:
+            # Another call with the same certificate may have come first.
             fresh = await devices.get(tx, device.id)
             if fresh.state is not DeviceState.ACTIVE:
                 return
@@ -130,6 +132,7 @@ class DeviceStateService:
 
     async def _set(self, tx: Transaction, device: Device, state: DeviceState, reason: str) -> None:
         await devices.set_state(tx, device, state, reason)
+        # The device's stream checks its state when it wakes, and ends.
         for key in (device_key(device.id), FLEET_CHANGED):
             tx.after_commit(partial(self._signals.notify, key))
 

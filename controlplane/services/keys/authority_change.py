@@ -92,6 +92,7 @@ class AuthorityService:
         now = self._clock()
         files = self._keys.authorities
         if files.previous is None:
+            # The key is made before the mutation: its digest is what a repeated request returns.
             following = files.prepare(now)
 
             async def act(_: Transaction) -> str:
@@ -99,6 +100,8 @@ class AuthorityService:
 
             mutation = Mutation(caller.actor, request_id, "authority.rotate", {}, now)
             done = await once(self._database, mutation, act)
+            # After the audit log. A crash in between leaves the prepared files, and the repeated
+            # request has the same subject and begins with them.
             if files.begin(done.subject, now):
                 log.warning("authority_rotated sha256=%s", done.subject)
                 self._announce()
@@ -123,6 +126,7 @@ class AuthorityService:
             current, previous = files.current.sha256, files.previous.sha256
 
             async def act(tx: Transaction) -> str:
+                # Within the transaction, so that no device can enrol between check and decision.
                 waiting = await devices.without_authority(tx, current)
                 _check_locked_out(waiting, leave_silent_seconds, now)
                 return previous
@@ -155,6 +159,7 @@ class AuthorityService:
 
 def _check_locked_out(waiting: Sequence[Device], silent_seconds: float, now: datetime) -> None:
     silent_since = now - timedelta(seconds=silent_seconds)
+    # A connected device is never silent, whatever its last contact was.
     locked_out = [
         device
         for device in waiting

@@ -60,6 +60,7 @@ class AuthorityFiles:
 
     def _load(self, state: _State, now: datetime) -> None:
         first = not self._file.exists()
+        # Again at every start: a crash may have come between the state file and the deletion.
         self._remove_before(state.previous or state.current)
         self.current = self._authority(state.current, now, make=first)
         self.previous = self._authority(state.previous, now) if state.previous else None
@@ -107,6 +108,7 @@ class AuthorityFiles:
         following = self._state.following
         if not following or self._authority(following, now).sha256 != sha256:
             return False
+        # This write is the change; everything before it can be repeated.
         self._write(_State(current=following, previous=self._state.current))
         self._load(self._state, now)
         return True

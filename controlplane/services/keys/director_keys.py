@@ -55,6 +55,7 @@ class DirectorKeys:
             successor=successor if root else None,
             online=None if root else successor.public_key,
         )
+        # The root file comes first: it names the new key, whose file ``_named`` then moves.
         write_private(self._path(self.version + 1), data)
         self._load()
         return True

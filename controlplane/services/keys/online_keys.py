@@ -57,6 +57,7 @@ class OnlineKeys:
             "snapshot": named.snapshot is self.following.snapshot,
             "timestamp": named.timestamp is self.following.timestamp,
         }
+        # The successor overwrites the old key; ``_load`` then makes the next successor.
         for role in [role for role, changes in changing.items() if changes]:
             source = self._directory / f"{role}.next.key"
             replace_durably(source, self._directory / f"{role}.key")

@@ -9,6 +9,7 @@ from pathlib import Path
 def write_private(path: Path, data: bytes) -> None:
     """Replace a file of mode 0600; after a crash it has the old or the new content."""
     incoming = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    # The mode applies from the creation on: a later chmod would leave a moment to read it.
     descriptor = os.open(incoming, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:

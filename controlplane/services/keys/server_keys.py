@@ -52,6 +52,7 @@ class ServerKeys:
         self._names = tuple(names)
         self._lifetime = lifetime
         directory.mkdir(parents=True, exist_ok=True)
+        # mkdir does not change a folder that exists, and the umask narrows the mode of a new one.
         directory.chmod(0o700)
         self.authorities = AuthorityFiles(directory, now)
         self.online = OnlineKeys(directory)
@@ -107,6 +108,7 @@ class ServerKeys:
             certificate.verify_directly_issued_by(self.authorities.server_authority.certificate)
         except (ValueError, InvalidSignature, x509.ExtensionNotFound):
             return False
+        # Renewed in the last third of its life, so that an outage of days does not expire it.
         begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         return (
             begin <= now < end - (end - begin) / 3

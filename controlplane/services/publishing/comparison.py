@@ -54,6 +54,7 @@ class ComparisonService:
     ) -> VariantDifference:
         chunk_bytes = delta_bytes = 0
         being_made = False
+        # A file that both releases have costs no bytes, not even its index.
         digests = {file.sha256 for file in held}
         others = [file for file in wanted if file.sha256 not in digests]
         known = set()

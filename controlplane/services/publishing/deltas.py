@@ -137,6 +137,7 @@ class DeltaService:
             sources = await asyncio.to_thread(lambda: [self._load(each) for each in (base, target)])
         except (ArtifactError, NotFoundError):
             return None
+        # Another request may have started it while the indexes were read.
         if pair not in self._making:
             task = asyncio.create_task(self._make(pair, sources))
             self._making[pair] = task
@@ -184,6 +185,7 @@ class DeltaService:
     async def _compare(self, folder: Path, base: ChunkIndex, target: ChunkIndex) -> Path | None:
         """Make the delta's file; None if it saves too little. Raises _ComparisonError, OSError."""
         free = shutil.disk_usage(self._cache.work).free - RESERVED_BYTES
+        # The base, the target, and a delta of at most the target's size.
         if base.size + 2 * target.size > free:
             raise OSError(errno.ENOSPC, f"{base.size + 2 * target.size} bytes needed, {free} free")
         await asyncio.to_thread(folder.mkdir)
@@ -191,6 +193,7 @@ class DeltaService:
         for index, path in zip((base, target), paths, strict=False):
             await asyncio.to_thread(assemble_file, index, self._pieces(index), path)
         process = await asyncio.create_subprocess_exec(
+            # A separate process: the arithmetic would hold the interpreter lock for minutes.
             *(sys.executable, "-P", "-m", "runtimes.deltas", *map(str, paths)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,

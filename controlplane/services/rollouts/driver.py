@@ -60,6 +60,7 @@ class RolloutDriver:
             return
         async with self._database.write() as tx:
             seen, plan = await self._plan(tx, rollout_id)
+            # Decided again inside the write: a receipt may have come in between.
             if plan.rollout == seen.rollout:
                 return
             await self._apply(tx, seen, plan)
@@ -97,6 +98,7 @@ class RolloutDriver:
             )
             for assign in plan.assignments
         ]
+        # Guarded by the generation that the plan saw: StaleError if another order came first.
         await assignments.replace(tx, changes, now)
         for change in changes:
             tx.after_commit(partial(self._signals.notify, device_key(change.device_id)))

@@ -94,6 +94,8 @@ class RolloutService:
                     f"no active device matches {selector!r}",
                     advice="`flotilla device list` shows the devices and their labels.",
                 )
+            # Checked in the same transaction that adds the rollout, so that two starts cannot take
+            # one device.
             await _refuse_busy(tx, chosen)
             rollout_id = new_id(now)
             candidates = [
@@ -121,6 +123,7 @@ class RolloutService:
         mutation = Mutation(caller.actor, request_id, "rollout.start", arguments, now)
         done = await once(self._database, mutation, act)
         log.info("rollout_started rollout=%s repeated=%s", done.subject, done.repeated)
+        # The answer then shows the first assignments, without waiting for the driver.
         await self._driver.tick_one(done.subject)
         return await self.get(done.subject)
 
