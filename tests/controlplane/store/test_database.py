@@ -27,28 +27,28 @@ def token(token_id: str, created_at: datetime) -> ApiToken:
 
 
 async def test_a_transaction_that_raises_leaves_nothing(database: Database, now: datetime) -> None:
-    told: list[str] = []
+    signals: list[str] = []
 
     async def cut_off() -> None:
         async with database.write() as tx:
             await api_tokens.add(tx, token("a", now))
-            tx.after_commit(lambda: told.append("committed"))
+            tx.after_commit(lambda: signals.append("committed"))
             raise RuntimeError("cut off")
 
     with pytest.raises(RuntimeError):
         await cut_off()
     async with database.read() as tx:
         assert not await api_tokens.any_exists(tx)
-    assert told == []
+    assert signals == []
 
 
 async def test_signals_go_out_after_the_commit(database: Database, now: datetime) -> None:
-    told: list[str] = []
+    signals: list[str] = []
     async with database.write() as tx:
         await api_tokens.add(tx, token("a", now))
-        tx.after_commit(lambda: told.append("committed"))
-        assert told == []
-    assert told == ["committed"]
+        tx.after_commit(lambda: signals.append("committed"))
+        assert signals == []
+    assert signals == ["committed"]
 
 
 async def test_what_a_reader_changes_is_not_kept(database: Database, now: datetime) -> None:
@@ -56,6 +56,37 @@ async def test_what_a_reader_changes_is_not_kept(database: Database, now: dateti
         await api_tokens.add(tx, token("a", now))
     async with database.read() as tx:
         assert not await api_tokens.any_exists(tx)
+
+
+async def test_a_reader_sees_one_snapshot(database: Database, now: datetime) -> None:
+    """Services read several tables in one transaction and combine the rows."""
+    async with database.write() as tx:
+        await api_tokens.add(tx, token("a", now))
+    async with database.read() as tx:
+        before = await tx.all(select(API_TOKENS.c.id))
+        async with database.write() as other:
+            await api_tokens.add(other, token("b", now))
+            await api_tokens.revoke(other, "a")
+        assert await tx.all(select(API_TOKENS.c.id)) == before
+        assert not (await api_tokens.get(tx, "a")).revoked
+    async with database.read() as tx:
+        assert (await api_tokens.get(tx, "a")).revoked
+
+
+async def test_a_writer_sees_what_others_committed_meanwhile(
+    database: Database, now: datetime
+) -> None:
+    """A pooled connection that was a reader's must not keep the reader's isolation."""
+    async with database.read() as tx:
+        assert not await api_tokens.any_exists(tx)
+    async with database.write() as tx:
+        await api_tokens.add(tx, token("a", now))
+    async with database.write() as tx:
+        assert await api_tokens.any_exists(tx)
+        if tx.dialect == "postgresql":
+            level = await tx.first(text("SHOW transaction_isolation"))
+            assert level is not None
+            assert level[0] == "read committed"
 
 
 async def test_many_writers_at_once_all_get_their_turn(database: Database, now: datetime) -> None:
