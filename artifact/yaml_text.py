@@ -16,6 +16,10 @@ MAX_DEPTH: Final = 32
 # Enough for a file of some thousand lines.
 MAX_NODES: Final = 100_000
 
+# YAML 1.1 has integers to the base of 60 (1:30), whose time is quadratic in their length.
+MAX_NUMBER_CHARACTERS: Final = 64
+
+_NUMBER: Final = re.compile(r"[-+0-9_.:]*")
 _STEP: Final = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
 
 
@@ -77,10 +81,19 @@ def _check_events(text: str, max_nodes: int, max_depth: int) -> None:
                 raise YamlTextError(f"the text nests deeper than {max_depth} levels", line)
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
+        elif isinstance(event, yaml.ScalarEvent) and event.style is None:
+            _check_number(event.value, line)
         if isinstance(event, yaml.NodeEvent):
             nodes += 1
             if nodes > max_nodes:
                 raise YamlTextError(f"the text has more than {max_nodes} values", line)
+
+
+def _check_number(text: str, line: int) -> None:
+    if len(text) > MAX_NUMBER_CHARACTERS and _NUMBER.fullmatch(text):
+        raise YamlTextError(
+            f"a number has {len(text)} characters; the maximum is {MAX_NUMBER_CHARACTERS}", line
+        )
 
 
 def _refuse_repeats(root: yaml.Node) -> None:

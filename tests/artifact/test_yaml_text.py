@@ -33,7 +33,9 @@ def test_a_blank_text_has_no_value() -> None:
         ("a: 1\nb: {c: 1, c: 2}", "line 2: the key 'c' occurs twice"),
         ("a: [1\nb: 2", "line 2"),
         ("[" + "1," * 200_000 + "]", "has more than 100000 values"),
-        ("a: " + "9" * 5000, "digits"),
+        ("a: " + "9" * 5000, "a number has 5000 characters; the maximum is 64"),
+        # An integer to the base of 60, which took a second of arithmetic.
+        ("a: " + "1:" * 30_000 + "1", "line 1: a number has 60001 characters"),
         ("a\0b", "unacceptable character"),
         ("--- 1\n--- 2", "line 2"),
         ("!!python/object/apply:os.system [id]", "could not determine a constructor"),
