@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 import pytest
 from built_models import build_model, write_release
-from control_plane import Box, Clock, Plane, request_id, running_plane
+from control_plane import Box, Clock, Plane, Publisher, request_id, running_plane
 from databases import fresh_postgres
 from flotilla.v1 import (
     access_pb2,
@@ -35,6 +35,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from artifact.trust.director import DirectorVerifier
 from artifact.trust.statements import DirectorMetadata, check_agreement, check_directive
 from artifact.trust.verify import ImageVerifier
+from controlplane.services.devices.restored import MAX_ADOPTED_GENERATION
 
 STRATEGY = "waves: [{name: all, percent: 100}]"
 
@@ -304,3 +305,19 @@ async def is_taken_back(plane: Plane, device: Device, caplog: pytest.LogCaptureF
     }
     assert {"device_ahead", "certificate_ahead"} <= warned
     assert {"device.adopt-generation", "device.adopt-certificate"} <= set(await audited(plane))
+
+
+async def test_an_absurd_generation_is_not_adopted(
+    plane: Plane, publisher: Publisher, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would leave the device no room for later assignments; other devices are unaffected."""
+    box = await plane.enroll("box-1")
+    for reported in (1 << 63, 1 << 32, MAX_ADOPTED_GENERATION + 1):
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            life = await box.connect(generation=reported)
+            await life.end()
+        assert (await shown(plane)).assigned_generation == 0
+    assert "generation_refused" in caplog.text
+    life = await box.connect(generation=MAX_ADOPTED_GENERATION)
+    await life.end()
+    assert (await shown(plane)).assigned_generation == MAX_ADOPTED_GENERATION
