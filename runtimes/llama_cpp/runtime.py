@@ -45,9 +45,12 @@ class LlamaCppRuntime:
         return load(spec)
 
     def write_servable(self, source: Path, destination: Path) -> str:
+        from runtimes.llama_cpp.finite import check_finite
         from runtimes.llama_cpp.shards import merge_shards
 
-        return merge_shards(source, destination)
+        changes = merge_shards(source, destination)
+        check_finite(destination if changes else source)
+        return changes
 
     def check_adapter(self, adapter: Inspection, base: Inspection) -> None:
         from runtimes.llama_cpp.adapters import check_adapter
