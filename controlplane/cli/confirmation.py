@@ -1,14 +1,14 @@
 """Preview and confirmation of commands that cannot be undone or that change many devices."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
-from controlplane.cli.app import RefusedError
+from controlplane.cli.app import GlobalOptions, RefusedError
 from controlplane.cli.exit_codes import ExitCode
-from controlplane.cli.output import clean
+from controlplane.cli.output import clean, print_json
 
 # Most names that a preview lists.
 MAX_LISTED_NAMES = 20
@@ -24,15 +24,25 @@ def confirmed(command: Any) -> Any:
     return yes_option(dry_run_option(command))
 
 
-def confirm(preview: Sequence[str], *, yes: bool, dry_run: bool = False) -> bool:
+def confirm(
+    settings: GlobalOptions,
+    preview: Sequence[str],
+    *,
+    yes: bool,
+    dry_run: bool = False,
+    document: Mapping[str, Any] | None = None,
+) -> bool:
     """Print the preview on stderr, and return True if the change was confirmed.
 
-    Returns False for --dry-run. Raises RefusedError: with code USAGE if there is no terminal to ask
-    on and --yes is missing, since a script's piped input is no consent; with code REFUSED if the
-    answer is no.
+    Returns False for --dry-run, whose preview --json prints, with the details in ``document``.
+    Raises RefusedError: with code USAGE if --yes is missing and there is no terminal to ask on,
+    since a script's piped input is no consent; with code REFUSED if the answer is no.
     """
     if yes and not dry_run:
         return True
+    if dry_run and settings.json:
+        print_json({"dry_run": True, "preview": list(preview), **(document or {})})
+        return False
     for line in preview:
         click.echo(clean(line, limit=2000), err=True)
     if dry_run:

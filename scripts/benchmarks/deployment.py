@@ -39,7 +39,7 @@ class Deployment:
 
     def start_rollout(self, version: str) -> None:
         """Roll out the published release, and wait for its end."""
-        self.server.cli("rollout", "start", f"acme/bench@{version}", "--to", "", "--wait")
+        self.server.cli("rollout", "start", f"acme/bench@{version}", "--all", "--wait")
 
 
 @contextmanager

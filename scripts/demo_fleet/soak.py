@@ -144,7 +144,7 @@ def begin_traffic(traffic: Traffic, gateway: str, models: tuple[str, str]) -> No
 
 
 def roll_out(server: ControlPlane, version: str) -> None:
-    server.cli("rollout", "start", f"acme/assistant@{version}", "--to", "", "--wait")
+    server.cli("rollout", "start", f"acme/assistant@{version}", "--all", "--wait")
 
 
 def summary(soaked: Soaked) -> str:

@@ -195,7 +195,8 @@ class Story:
         with self.step("roll release 2 back to 1 with one command") as facts:
             before = self.traffic.requests
             rollout = self.follow(
-                "rollout", "rollback", self.rollouts["2.0.0"], "--wait", state="rolled_back"
+                *("rollout", "rollback", self.rollouts["2.0.0"], "--wait", "--yes"),
+                state="rolled_back",
             )
             claim(rollout["state"] == "rolled_back", f"the rollback ended {rollout['state']}")
             facts["devices"] = self.expect_release("1.0.0")

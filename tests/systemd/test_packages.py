@@ -357,7 +357,7 @@ def test_purging_leaves_nothing(packages: dict[str, Path], tmp_path: Path) -> No
 def _spoilt(fleet: Fleet) -> str:
     """Return a join token that has been used."""
     created = fleet.cli("token", "create", "--uses", "1")
-    fleet.cli("token", "revoke", created["token"]["id"])
+    fleet.cli("token", "revoke", created["token"]["id"], "--yes")
     return str(created["secret"])
 
 

@@ -13,6 +13,7 @@ from controlplane.cli.client import (
     every_page,
     request_id,
 )
+from controlplane.cli.confirmation import confirm, confirmed
 from controlplane.cli.output import ago, message_to_json, note, print_json, print_table
 from controlplane.cli.parameters import DURATION
 
@@ -106,11 +107,23 @@ def _state(one: access_pb2.ApiToken, now: datetime) -> str:
 
 @token.command()
 @click.argument("token_id", metavar="ID")
+@confirmed
 @pass_settings
-def revoke(settings: GlobalOptions, token_id: str) -> None:
-    """Revoke an API token at once."""
+def revoke(settings: GlobalOptions, token_id: str, *, yes: bool, dry_run: bool) -> None:
+    """Revoke an API token at once, for good."""
     with connect(settings) as channel:
-        revoked = access_pb2_grpc.AccessServiceStub(channel).RevokeApiToken(
+        stub = access_pb2_grpc.AccessServiceStub(channel)
+        request = access_pb2.ListApiTokensRequest()
+        tokens = every_page(stub.ListApiTokens, request, "tokens", MAX_LISTED)
+        preview = [
+            f"The {one.role} token {one.name!r} (id {one.id}) is refused from now on."
+            for one in tokens
+            if one.id == token_id
+        ]
+        # The server names an unknown id better than a preview of nothing.
+        if preview and not confirm(settings, preview, yes=yes, dry_run=dry_run):
+            return
+        revoked = stub.RevokeApiToken(
             access_pb2.RevokeApiTokenRequest(request_id=request_id(), id=token_id),
             timeout=TIMEOUT_SECONDS,
         )

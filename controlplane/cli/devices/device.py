@@ -8,6 +8,7 @@ from flotilla.v1 import device_pb2, fleet_pb2, fleet_pb2_grpc
 from artifact.sizes import in_bytes
 from controlplane.cli.app import GlobalOptions, pass_settings
 from controlplane.cli.client import MAX_LISTED, TIMEOUT_SECONDS, connect, every_page, request_id
+from controlplane.cli.confirmation import confirm, confirmed
 from controlplane.cli.devices.explanation import print_explanation
 from controlplane.cli.output import (
     ago,
@@ -194,19 +195,38 @@ def release(settings: GlobalOptions, name: str, *, reason: str) -> None:
 @device.command()
 @click.argument("name")
 @REASON
+@confirmed
 @pass_settings
-def ban(settings: GlobalOptions, name: str, *, reason: str) -> None:
+def ban(settings: GlobalOptions, name: str, *, reason: str, yes: bool, dry_run: bool) -> None:
     """Disconnect a hostile device for good; its key and its name cannot enrol again."""
-    _set_state(settings, name, "banned", reason)
+    preview = _preview(settings, name, "is cut off; its key and its name cannot enrol again")
+    if confirm(settings, preview, yes=yes, dry_run=dry_run):
+        _set_state(settings, name, "banned", reason)
 
 
 @device.command()
 @click.argument("name")
 @REASON
+@confirmed
 @pass_settings
-def retire(settings: GlobalOptions, name: str, *, reason: str) -> None:
+def retire(settings: GlobalOptions, name: str, *, reason: str, yes: bool, dry_run: bool) -> None:
     """Remove a device for good; its name becomes free for another."""
-    _set_state(settings, name, "retired", reason)
+    preview = _preview(settings, name, "is removed for good; to come back it must enrol anew")
+    if confirm(settings, preview, yes=yes, dry_run=dry_run):
+        _set_state(settings, name, "retired", reason)
+
+
+def _preview(settings: GlobalOptions, name: str, effect: str) -> list[str]:
+    """Describe a device and the effect on it."""
+    with connect(settings) as channel:
+        one = (
+            fleet_pb2_grpc.FleetServiceStub(channel)
+            .GetDevice(fleet_pb2.GetDeviceRequest(device=name), timeout=TIMEOUT_SECONDS)
+            .device
+        )
+    seen = "connected" if one.connected else f"last seen {ago(one.last_seen_at, datetime.now(UTC))}"
+    runs = one.current_release or "nothing"
+    return [f"The device {one.name} (id {one.id}, {one.state}, {seen}, runs {runs}) {effect}."]
 
 
 def _set_state(settings: GlobalOptions, name: str, state: str, reason: str) -> None:

@@ -14,6 +14,7 @@ from controlplane.cli.client import (
     load_context,
     request_id,
 )
+from controlplane.cli.confirmation import confirm, confirmed, counted
 from controlplane.cli.output import ago, message_to_json, note, print_json, print_table
 from controlplane.cli.parameters import DURATION, LABEL
 
@@ -116,11 +117,23 @@ def _state(one: fleet_pb2.JoinToken, now: datetime) -> str:
 
 @token.command()
 @click.argument("token_id", metavar="ID")
+@confirmed
 @pass_settings
-def revoke(settings: GlobalOptions, token_id: str) -> None:
+def revoke(settings: GlobalOptions, token_id: str, *, yes: bool, dry_run: bool) -> None:
     """Revoke a join token; devices that joined with it stay enrolled."""
     with connect(settings) as channel:
-        revoked = fleet_pb2_grpc.FleetServiceStub(channel).RevokeJoinToken(
+        stub = fleet_pb2_grpc.FleetServiceStub(channel)
+        request = fleet_pb2.ListJoinTokensRequest()
+        tokens = every_page(stub.ListJoinTokens, request, "tokens", MAX_LISTED)
+        preview = [
+            f"The join token {one.id} ({counted(one.uses_left, 'use')} left) admits no more."
+            for one in tokens
+            if one.id == token_id
+        ]
+        # The server names an unknown id better than a preview of nothing.
+        if preview and not confirm(settings, preview, yes=yes, dry_run=dry_run):
+            return
+        revoked = stub.RevokeJoinToken(
             fleet_pb2.RevokeJoinTokenRequest(request_id=request_id(), id=token_id),
             timeout=TIMEOUT_SECONDS,
         )

@@ -21,6 +21,7 @@ from artifact.trust.keys import decode_public_key
 from artifact.trust.update import Update
 from controlplane.cli.app import GlobalOptions, RefusedError, pass_settings
 from controlplane.cli.client import TIMEOUT_SECONDS, connect, request_id
+from controlplane.cli.confirmation import confirm, confirmed
 from controlplane.cli.keys.ceremony import KeyWork, key_work
 from controlplane.cli.keys.folder import (
     DIRECTOR,
@@ -29,6 +30,7 @@ from controlplane.cli.keys.folder import (
     folder_option,
     passphrase_option,
 )
+from controlplane.cli.keys.preview import confirm_withdrawal, withdrawn_by
 from controlplane.cli.output import print_json
 
 MIN_KEY_DIGITS = 8
@@ -170,9 +172,16 @@ def _rotate_publisher(work: KeyWork, name: str) -> None:
 @click.argument("key")
 @folder_option
 @passphrase_option
+@confirmed
 @pass_settings
 def revoke(
-    settings: GlobalOptions, *, key: str, folder: Path, passphrase_file: Path | None
+    settings: GlobalOptions,
+    *,
+    key: str,
+    folder: Path,
+    passphrase_file: Path | None,
+    yes: bool,
+    dry_run: bool,
 ) -> None:
     """Revoke KEY, a root key's id or a publisher's name, without a successor.
 
@@ -183,6 +192,9 @@ def revoke(
         publishers = [name for name, keyid in work.publishers.items() if key in {name, keyid}]
         if publishers:
             targets = work.next_targets(remove_publisher(publishers[0]), work.targets_signer())
+            gone = withdrawn_by(work.roles, {"targets": targets})
+            if not confirm_withdrawal(settings, gone, yes=yes, dry_run=dry_run):
+                return
             work.finish(Update(targets=targets), f"{publishers[0]} may publish no more.")
             return
         matching = [
@@ -197,6 +209,9 @@ def revoke(
                 "key, so replace theirs with `flotilla keys rotate`.",
             )
         root = work.next_root(remove_key(Root.type, matching[0]))
+        preview = [f"The root key {matching[0]} never signs again."]
+        if not confirm(settings, preview, yes=yes, dry_run=dry_run):
+            return
         work.finish(Update(root=root), f"The root key {matching[0][:16]} is revoked.")
 
 

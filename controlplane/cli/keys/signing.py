@@ -46,7 +46,7 @@ def sign(
     """Add the signatures of the root keys in DIR to the change in FILE, after showing it."""
     pending = _read(file)
     _show(pending)
-    confirm(["Your key will sign this change."], yes=yes)
+    confirm(settings, ["Your key will sign this change."], yes=yes)
     key_folder = KeyFolder(folder.expanduser())
     before = len(parse(Root, pending.root, Root.type).signatures)
     root = sign_with_folder(

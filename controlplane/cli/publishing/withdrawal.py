@@ -4,12 +4,9 @@ What runs keeps running; move devices off it with a rollout. Withdrawing cannot 
 commands list what they withdraw and which devices run it, and ask.
 """
 
-from collections.abc import Collection
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
-from flotilla.v1 import fleet_pb2, fleet_pb2_grpc
 from tuf.api.metadata import Targets
 
 from artifact.manifest import split_reference, target_path
@@ -19,31 +16,17 @@ from artifact.trust.metadata import listed_releases, parse
 from artifact.trust.succession import below
 from artifact.trust.update import Update
 from controlplane.cli.app import GlobalOptions, RefusedError, pass_settings
-from controlplane.cli.client import MAX_LISTED, connect, every_page
+from controlplane.cli.confirmation import confirmed
 from controlplane.cli.keys.ceremony import KeyWork, key_work
 from controlplane.cli.keys.folder import folder_option, passphrase_option
-from controlplane.cli.output import note, print_json
-
-NAMED_DEVICES = 5
-
-_yes = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-_dry_run = click.option("--dry-run", is_flag=True, help="Only show what would be withdrawn.")
-
-
-@dataclass(frozen=True, slots=True)
-class Withdrawn:
-    """A release that would be withdrawn, and the devices that run it now."""
-
-    release: str
-    devices: tuple[str, ...]
+from controlplane.cli.keys.preview import confirm_withdrawal, reference_of
 
 
 @click.command()
 @click.argument("references", nargs=-1, required=True, metavar="PUBLISHER/NAME@VERSION...")
 @folder_option
 @passphrase_option
-@_yes
-@_dry_run
+@confirmed
 @pass_settings
 def delist(
     settings: GlobalOptions,
@@ -64,7 +47,7 @@ def delist(
         for reference, path in zip(references, paths, strict=True):
             if path not in listed:
                 raise _unlisted(publisher, reference)
-        if not _confirmed(settings, references, yes=yes, dry_run=dry_run):
+        if not confirm_withdrawal(settings, references, yes=yes, dry_run=dry_run):
             return
         signer = work.signer(work.folder.publisher_key(publisher))
         listing = work.next_listing(publisher, signer, delisting(publisher, paths))
@@ -75,8 +58,7 @@ def delist(
 @click.argument("reference", metavar="PUBLISHER/NAME@VERSION")
 @folder_option
 @passphrase_option
-@_yes
-@_dry_run
+@confirmed
 @pass_settings
 def floor(
     settings: GlobalOptions,
@@ -98,46 +80,13 @@ def floor(
         listed = listed_releases(_listing(work, publisher))
         if path not in listed:
             raise _unlisted(publisher, reference)
-        withdrawn = [_reference(release.path) for release in below(listed, path)]
-        if not _confirmed(settings, withdrawn, yes=yes, dry_run=dry_run):
+        withdrawn = [reference_of(release.path) for release in below(listed, path)]
+        if not confirm_withdrawal(settings, withdrawn, yes=yes, dry_run=dry_run):
             return
         signer = work.signer(work.folder.publisher_key(publisher))
         listing = work.next_listing(publisher, signer, raise_floor(publisher, path))
         done = f"{reference} is the lowest release that devices accept."
         work.finish(Update(delegated={publisher: listing}), done)
-
-
-def _confirmed(
-    settings: GlobalOptions, references: Collection[str], *, yes: bool, dry_run: bool
-) -> bool:
-    """Show what is withdrawn and return whether to do it; False after ``--dry-run``."""
-    plan = _running(settings, references)
-    if dry_run and settings.json:
-        print_json({"withdraws": [asdict(one) for one in plan]})
-        return False
-    for one in plan:
-        names = ", ".join(one.devices[:NAMED_DEVICES])
-        more = f" and {len(one.devices) - NAMED_DEVICES} more" * (len(one.devices) > NAMED_DEVICES)
-        note(
-            f"withdraws {one.release}: "
-            + (f"run by {names}{more}" if names else "run by no device")
-        )
-    if not plan:
-        note("withdraws no release")
-    return not dry_run and (yes or click.confirm("This cannot be undone. Continue?", err=True))
-
-
-def _running(settings: GlobalOptions, references: Collection[str]) -> list[Withdrawn]:
-    running: dict[str, list[str]] = {reference: [] for reference in references}
-    with connect(settings) as channel:
-        stub = fleet_pb2_grpc.FleetServiceStub(channel)
-        devices = every_page(
-            stub.ListDevices, fleet_pb2.ListDevicesRequest(), "devices", MAX_LISTED
-        )
-        for device in devices:
-            if device.current_release in running:
-                running[device.current_release].append(device.name)
-    return [Withdrawn(release, tuple(names)) for release, names in running.items()]
 
 
 def _listing(work: KeyWork, publisher: str) -> Targets:
@@ -154,11 +103,6 @@ def _unlisted(publisher: str, reference: str) -> RefusedError:
         f"{publisher} does not list {reference}",
         advice="Name a release that `flotilla release list` shows.",
     )
-
-
-def _reference(path: str) -> str:
-    name, _, file = path.rpartition("/")
-    return f"{name}@{file.removesuffix('.json')}"
 
 
 def _publisher(reference: str) -> str:

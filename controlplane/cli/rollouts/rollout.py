@@ -8,6 +8,7 @@ from flotilla.v1 import rollout_pb2, rollout_pb2_grpc
 
 from controlplane.cli.app import GlobalOptions, RefusedError, pass_settings
 from controlplane.cli.client import TIMEOUT_SECONDS, connect, every_page, request_id
+from controlplane.cli.confirmation import confirm, confirmed, counted, listed
 from controlplane.cli.exit_codes import ExitCode
 from controlplane.cli.output import ago, message_to_json, note, print_json, print_table
 from controlplane.cli.parameters import DURATION, limit_option
@@ -43,10 +44,10 @@ def rollout() -> None:
 @click.option(
     "--to",
     "selector",
-    required=True,
     metavar="SELECTOR",
-    help="Which devices, such as 'site=lab,tier!=canary,gpu,!retired'; '' for all.",
+    help="Which devices, such as 'site=lab,tier!=canary,gpu,!retired'.",
 )
+@click.option("--all", "every", is_flag=True, help="All active devices, instead of --to.")
 @click.option(
     "--strategy",
     "strategy_file",
@@ -61,7 +62,8 @@ def start(
     settings: GlobalOptions,
     release: str,
     *,
-    selector: str,
+    selector: str | None,
+    every: bool,
     strategy_file: Path | None,
     wait: bool,
     timeout: float | None,
@@ -85,11 +87,15 @@ def start(
       max_unavailable: 50           # at most so many devices changing at once
       max_retries: 1                # more tries for a device that was interrupted
     """
+    if every == bool(selector):
+        # `--to "$SITE"` with an unset variable must not mean the whole fleet.
+        empty = "--to is empty, as with an unset variable. " if selector == "" else ""
+        raise click.UsageError(f"{empty}Give either --to SELECTOR, or --all for every device.")
     strategy = _read_strategy(strategy_file) if strategy_file else ""
     with connect(settings) as channel:
         answer = rollout_pb2_grpc.RolloutServiceStub(channel).StartRollout(
             rollout_pb2.StartRolloutRequest(
-                request_id=request_id(), release=release, selector=selector, strategy=strategy
+                request_id=request_id(), release=release, selector=selector or "", strategy=strategy
             ),
             timeout=TIMEOUT_SECONDS,
         )
@@ -225,22 +231,49 @@ def abort(settings: GlobalOptions, rollout_id: str, *, reason: str) -> None:
 @reason_option
 @wait_option
 @timeout_option
+@confirmed
 @pass_settings
 def rollback(
-    settings: GlobalOptions, rollout_id: str, *, reason: str, wait: bool, timeout: float | None
+    settings: GlobalOptions,
+    rollout_id: str,
+    *,
+    reason: str,
+    wait: bool,
+    timeout: float | None,
+    yes: bool,
+    dry_run: bool,
 ) -> None:
     """Return every device that the rollout changed to its previous release.
 
     Works while the rollout runs and after it ended. Devices that a later rollout moved stay.
     """
     with connect(settings) as channel:
-        answer = rollout_pb2_grpc.RolloutServiceStub(channel).RollbackRollout(
+        stub = rollout_pb2_grpc.RolloutServiceStub(channel)
+        request = rollout_pb2.GetRolloutRequest(id=rollout_id)
+        preview = _preview_rollback(stub.GetRollout(request, timeout=TIMEOUT_SECONDS).rollout)
+        if not confirm(settings, preview, yes=yes, dry_run=dry_run):
+            return
+        answer = stub.RollbackRollout(
             rollout_pb2.RollbackRolloutRequest(
                 request_id=request_id(), id=rollout_id, reason=reason
             ),
             timeout=TIMEOUT_SECONDS,
         )
     _finish(settings, answer.rollout, wait=wait, timeout=timeout, wanted=RolloutState.ROLLED_BACK)
+
+
+def _preview_rollback(rollout: rollout_pb2.Rollout) -> list[str]:
+    """Describe the devices that a rollback sends back; some may have moved on since."""
+    reached = [one for one in rollout.devices if one.generation and not one.sent_back]
+    if not reached:
+        return [f"Rollout {rollout.id} has assigned {rollout.release} to no device."]
+    by_release: dict[str, list[str]] = {}
+    for one in reached:
+        by_release.setdefault(one.previous_release or "no release", []).append(one.name)
+    return [
+        f"{counted(len(reached), 'device')} will leave {rollout.release} if they still have it:",
+        *(f"  back to {release}: {listed(names)}" for release, names in sorted(by_release.items())),
+    ]
 
 
 def _finish(

@@ -43,8 +43,10 @@ def test_every_command_can_be_loaded_and_explains_itself(name: str) -> None:
     ("arguments", "said"),
     [
         (["fly"], "No such command 'fly'"),
-        (["rollout", "start", "a/b@1"], "Missing option '--to'"),
-        (["rollout", "start", "a/b@1", "--to", "", "--strategy", "/nowhere"], "does not exist"),
+        (["rollout", "start", "a/b@1"], "--all for every device"),
+        (["rollout", "start", "a/b@1", "--to", ""], "--to is empty, as with an unset variable"),
+        (["rollout", "start", "a/b@1", "--to", "a=b", "--all"], "either --to SELECTOR, or --all"),
+        (["rollout", "start", "a/b@1", "--all", "--strategy", "/nowhere"], "does not exist"),
         (["token", "create", "--expires", "soon"], "'soon' is not a duration"),
         (["token", "create", "--expires", "0s"], "'0s' is not a duration"),
         (["telemetry", "summary", "--since", "999999999d"], "is longer than 3650d"),

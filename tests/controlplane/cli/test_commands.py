@@ -110,16 +110,41 @@ def test_devices_are_quarantined_released_banned_and_retired(server: Server) -> 
         ("ban", "banned"),
         ("release", "active"),
     ):
-        said = server.run("device", command, "suspect", "--reason", "a test").stdout
+        yes = ("--yes",) if command == "ban" else ()
+        said = server.run("device", command, "suspect", "--reason", "a test", *yes).stdout
         assert said == f"suspect is {state}\n"
         shown = server.run("device", "show", "suspect").stdout
         assert ("a test" in shown) is (state != "active")
         (event,) = server.json("audit", "list", "--limit", "1")["events"]
         assert (event["action"], "a test" in event["detail"]) == (f"device.{command}", True)
-    assert server.json("device", "retire", "suspect")["state"] == "retired"
+    assert server.json("device", "retire", "suspect", "--yes")["state"] == "retired"
     refused = server.run("device", "release", "id-suspect")
     assert refused.exit_code == ExitCode.REFUSED
     assert "retired" in refused.output
+
+
+def test_what_cannot_be_undone_is_previewed_and_needs_yes(server: Server) -> None:
+    token = server.json("access", "token", "create", "preview")["token"]["id"]
+    for arguments, preview in (
+        (("device", "ban", "box-1"), "box-1 (id id-box-1, active"),
+        (("device", "retire", "box-1"), f"runs {RELEASE}) is removed for good"),
+        (("access", "token", "revoke", token), f"The viewer token 'preview' (id {token})"),
+    ):
+        refused = server.run(*arguments)
+        assert refused.exit_code == ExitCode.USAGE, refused.output
+        assert preview in refused.stderr
+        shown = server.json(*arguments, "--dry-run")
+        assert shown["dry_run"] is True
+        assert preview in shown["preview"][0]
+    assert server.json("device", "show", "box-1")["device"]["state"] == "active"
+
+
+def test_a_rollback_is_previewed(server: Server, rollout: dict[str, Any]) -> None:
+    arguments = ("rollout", "rollback", rollout["id"])
+    refused = server.run(*arguments)
+    assert refused.exit_code == ExitCode.USAGE
+    assert f"1 device will leave {RELEASE} if they still have it:" in refused.stderr
+    assert server.json("rollout", "show", rollout["id"])["state"] == "running"
 
 
 def test_telemetry_is_summed_up_and_energy_stays_unmeasured(server: Server) -> None:
@@ -162,7 +187,7 @@ def test_api_tokens_are_made_listed_used_and_revoked(server: Server, tmp_path: P
     assert "viewer" in refused.stderr
     listed = {one["name"]: one for one in server.json("access", "token", "list")["tokens"]}
     assert "secret" not in json.dumps(listed)
-    assert server.json("access", "token", "revoke", made["token"]["id"])["revoked"] is True
+    assert server.json("access", "token", "revoke", made["token"]["id"], "--yes")["revoked"] is True
     refused = server.run("device", "list", context=context)
     assert refused.exit_code == ExitCode.DENIED
     assert "revoked" in refused.stderr
@@ -243,7 +268,7 @@ def test_a_rollout_that_pauses_or_is_not_rolled_back_everywhere_is_a_failure(
     document = json.loads(result.stdout)
     assert document["state"] == "paused"
     assert "is paused: wave canary inconclusive" in result.stderr
-    result = server.run("rollout", "rollback", document["id"], "--wait")
+    result = server.run("rollout", "rollback", document["id"], "--wait", "--yes")
     # A device without a connection was assigned its previous release, and has not gone back.
     assert result.exit_code == ExitCode.FAILED
     assert "rolled_back" in result.stdout
@@ -304,7 +329,7 @@ def test_ctrl_c_ends_a_wait_and_not_the_rollout(server: Server) -> None:
         (ExitCode.NOT_FOUND, ["rollout", "resume", "r"], "no rollout 'r'", "flotilla rollout list"),
         (
             ExitCode.USAGE,
-            ["rollout", "start", "x", "--to", ""],
+            ["rollout", "start", "x", "--all"],
             "'x' is not a release reference",
             "publisher/name",
         ),
@@ -345,17 +370,17 @@ def test_a_bad_strategy_names_its_mistake(server: Server, tmp_path: Path) -> Non
         ("[", "neither YAML nor JSON"),
     ):
         path.write_text(text)
-        result = server.run("rollout", "start", RELEASE, "--to", "", "--strategy", str(path))
+        result = server.run("rollout", "start", RELEASE, "--all", "--strategy", str(path))
         assert result.exit_code == ExitCode.USAGE
         assert message in result.stderr
     path.write_bytes(b"\xff\xfe")
-    result = server.run("rollout", "start", RELEASE, "--to", "", "--strategy", str(path))
+    result = server.run("rollout", "start", RELEASE, "--all", "--strategy", str(path))
     assert result.exit_code == ExitCode.USAGE
     assert "cannot read the strategy" in result.stderr
 
 
 def test_a_busy_device_is_named_with_its_rollout(server: Server, rollout: dict[str, Any]) -> None:
-    result = server.run("rollout", "start", RELEASE, "--to", "")
+    result = server.run("rollout", "start", RELEASE, "--all")
     assert result.exit_code == ExitCode.REFUSED
     assert rollout["id"] in result.stderr
 

@@ -70,7 +70,7 @@ def test_a_publisher_is_added_publishes_and_is_revoked(ceremony: Ceremony) -> No
     ceremony.publish(name="gamma/assistant")
     assert ceremony.accepts("gamma/assistant@1")
 
-    ceremony.run("keys", "revoke", "gamma")
+    ceremony.run("keys", "revoke", "gamma", "--yes")
     assert not ceremony.accepts("gamma/assistant@1")
     # It may come back, but not what it had listed: its key may have been stolen.
     ceremony.run("keys", "add-publisher", "gamma")
@@ -226,6 +226,41 @@ def test_a_version_without_an_order_is_not_published(ceremony: Ceremony) -> None
     assert "is not a semantic version" in refusal(ceremony.operator.publish(release))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "withdrawn"),
+    [
+        (
+            ("release", "floor", "acme/assistant@3"),
+            "2 releases for good: acme/assistant@1, acme/assistant@2.\n",
+        ),
+        (("release", "delist", "acme/assistant@2"), "1 release for good: acme/assistant@2.\n"),
+        (("keys", "revoke", "acme"), "3 releases for good: acme/assistant@1, "),
+    ],
+)
+def test_a_withdrawal_is_previewed_and_confirmed(
+    ceremony: Ceremony, arguments: tuple[str, ...], withdrawn: tuple[str, ...]
+) -> None:
+    for version in ("1", "2", "3"):
+        ceremony.publish(version)
+    ceremony.run("keys", "add-publisher", "gamma")
+    ceremony.publish(name="gamma/assistant")
+    ceremony.service.running = {"box": withdrawn[-1], "other": "acme/other@1"}
+    before = dict(ceremony.service.roles)
+    unattended = ceremony.operator.run(*arguments, *ceremony.keys)
+    assert unattended.exit_code == ExitCode.USAGE
+    assert f"withdraws {withdrawn[-1]}: run by box\n" in unattended.stderr
+    assert unattended.stderr.count("withdraws ") == len(withdrawn)
+    assert "repeat it with --yes" in unattended.stderr
+    for more in ((), ("--yes",)):
+        tried = ceremony.operator.run(*arguments, "--dry-run", *more, *ceremony.keys)
+        assert tried.exit_code == 0
+        assert tried.stderr.count("withdraws ") == len(withdrawn)
+        assert "Nothing was changed" in tried.stderr
+    assert ceremony.service.roles == before
+    ceremony.run(*arguments, "--yes")
+    assert ceremony.service.roles != before
+
+
 def test_releases_of_two_publishers_are_not_delisted_at_once(ceremony: Ceremony) -> None:
     result = ceremony.operator.run("release", "delist", RELEASE, "beta/x@1", *ceremony.keys)
     assert result.exit_code == 2
@@ -233,9 +268,11 @@ def test_releases_of_two_publishers_are_not_delisted_at_once(ceremony: Ceremony)
 
 def test_what_is_unknown_is_refused(ceremony: Ceremony) -> None:
     assert "neither a role nor a publisher" in ceremony.refused("keys", "rotate", "nobody")
-    assert "neither a publisher nor a root key" in ceremony.refused("keys", "revoke", "nobody")
+    assert "neither a publisher nor a root key" in ceremony.refused(
+        "keys", "revoke", "nobody", "--yes"
+    )
     assert "its threshold is" in ceremony.refused(
-        "keys", "revoke", ceremony.root().roles["root"].keyids[0]
+        "keys", "revoke", ceremony.root().roles["root"].keyids[0], "--yes"
     )
     assert "does not list" in ceremony.refused("release", "delist", "acme/none@1")
     assert ceremony.service.calls.count("UpdateTrust") == 0
@@ -287,7 +324,7 @@ def test_a_root_key_of_a_holder_who_left_is_revoked_by_the_others(
 ) -> None:
     ceremony, other = shared
     gone = ceremony.root().roles["root"].keyids[2]
-    answer = ceremony.run("keys", "revoke", gone[:12])
+    answer = ceremony.run("keys", "revoke", gone[:12], "--yes")
     other.run("keys", "sign", str(answer["pending"]), "--dir", str(other.folder), "--yes")
     document(ceremony.operator.run("keys", "send", str(answer["pending"]), as_json=True))
     assert gone not in ceremony.root().roles["root"].keyids
