@@ -229,12 +229,9 @@ def test_a_version_without_an_order_is_not_published(ceremony: Ceremony) -> None
 @pytest.mark.parametrize(
     ("arguments", "withdrawn"),
     [
-        (
-            ("release", "floor", "acme/assistant@3"),
-            "2 releases for good: acme/assistant@1, acme/assistant@2.\n",
-        ),
-        (("release", "delist", "acme/assistant@2"), "1 release for good: acme/assistant@2.\n"),
-        (("keys", "revoke", "acme"), "3 releases for good: acme/assistant@1, "),
+        (("release", "floor", "acme/assistant@3"), ("acme/assistant@1", "acme/assistant@2")),
+        (("release", "delist", "acme/assistant@2"), ("acme/assistant@2",)),
+        (("keys", "revoke", "gamma"), ("gamma/assistant@1",)),
     ],
 )
 def test_a_withdrawal_is_previewed_and_confirmed(
