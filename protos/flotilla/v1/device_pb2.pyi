@@ -94,7 +94,7 @@ class _DeltaStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeltaState
     DELTA_STATE_BEING_MADE: _DeltaState.ValueType  # 2
     """Ask again after retry_after_seconds, or fetch the file's chunks."""
     DELTA_STATE_NONE: _DeltaState.ValueType  # 3
-    """There is none, and asking again will not change that soon."""
+    """There is no useful delta; asking again soon gives the same answer."""
 
 class DeltaState(_DeltaState, metaclass=_DeltaStateEnumTypeWrapper): ...
 
@@ -103,7 +103,7 @@ DELTA_STATE_READY: DeltaState.ValueType  # 1
 DELTA_STATE_BEING_MADE: DeltaState.ValueType  # 2
 """Ask again after retry_after_seconds, or fetch the file's chunks."""
 DELTA_STATE_NONE: DeltaState.ValueType  # 3
-"""There is none, and asking again will not change that soon."""
+"""There is no useful delta; asking again soon gives the same answer."""
 Global___DeltaState: _TypeAlias = DeltaState  # noqa: Y015
 
 @_typing.final
@@ -212,7 +212,7 @@ class Hello(_message.Message):
     generation: _builtins.int
     """Highest generation that this agent has taken on; 0 before the first."""
     current_release: _builtins.str
-    """References (publisher/name@version) of what serves now and what it would fall back to."""
+    """References (publisher/name@version) of the release that serves now and of the fallback."""
     last_good_release: _builtins.str
     @_builtins.property
     def facts(self) -> _hardware_pb2.HardwareFacts: ...
@@ -244,7 +244,7 @@ Global___Hello: _TypeAlias = Hello  # noqa: Y015
 
 @_typing.final
 class Assignment(_message.Message):
-    """What the director wants of this device. An empty release means: serve nothing."""
+    """The director's standing order for this device. An empty release means: serve no release."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -264,8 +264,8 @@ class Assignment(_message.Message):
 
     @_builtins.property
     def class_measurements(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassMeasurement]:
-        """What devices of the same hardware class measured of this release's variants; at most 256.
-        Nobody signed it: it may move a variant in the ranking, and never decides what fits.
+        """Measurements of this release's variants by devices of the same hardware class; at most 256.
+        They are not signed: they may change the ranking of variants, and never decide what fits.
         """
 
     def __init__(
@@ -446,7 +446,7 @@ class UpdateStatus(_message.Message):
     bytes_done: _builtins.int
     bytes_total: _builtins.int
     current_release: _builtins.str
-    """References of what serves now and what the box would fall back to."""
+    """References of the release that serves now and of the fallback."""
     last_good_release: _builtins.str
     @_builtins.property
     def health(self) -> Global___ReleaseHealth:
@@ -486,7 +486,7 @@ Global___UpdateStatus: _TypeAlias = UpdateStatus  # noqa: Y015
 
 @_typing.final
 class ReleaseHealth(_message.Message):
-    """Health of the release that the device serves; empty while it serves none."""
+    """Health of the release that the device serves; empty while it serves no release."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -547,7 +547,7 @@ Global___SlotHealth: _TypeAlias = SlotHealth  # noqa: Y015
 
 @_typing.final
 class SignedReceipt(_message.Message):
-    """A device's record of what it did with an assignment, signed with its certificate's key."""
+    """A device's record of how it carried out an assignment, signed with its certificate's key."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -622,7 +622,7 @@ class Receipt(_message.Message):
     switch_seconds: _builtins.float
     """From the decision to switch until the candidate served; 0 when it never did."""
     current_release: _builtins.str
-    """What serves after it, and what the box would fall back to."""
+    """References of the release that serves afterwards and of the fallback."""
     last_good_release: _builtins.str
     fault: Global___Fault.ValueType
     """Unspecified when committed, and from agents before 0.2."""

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class DeviceServiceStub:
-    """What an enrolled agent calls. Device port, mutual TLS; the device is its certificate.
+    """RPCs of enrolled agents. Device port, mutual TLS; the certificate identifies the device.
     """
 
     def __init__(self, channel):
@@ -63,13 +63,13 @@ class DeviceServiceStub:
 
 
 class DeviceServiceServicer:
-    """What an enrolled agent calls. Device port, mutual TLS; the device is its certificate.
+    """RPCs of enrolled agents. Device port, mutual TLS; the certificate identifies the device.
     """
 
     def Connect(self, request_iterator, context):
-        """One stream for a connected life. The agent opens with Hello; the server answers at once with
-        the whole desired state and again whenever it changes. A storm is answered RESOURCE_EXHAUSTED
-        with the trailing metadata flotilla-retry-after-ms. Every refusal of any service may carry
+        """One stream per connection. The agent opens with Hello; the server answers at once with
+        the whole desired state and again whenever it changes. A storm is refused with RESOURCE_EXHAUSTED
+        and the trailing metadata flotilla-retry-after-ms. Every refusal of any service may carry
         flotilla-advice: what to do next, in one sentence.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -98,8 +98,8 @@ class DeviceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetDelta(self, request, context):
-        """What turns a file that the device holds into one that it wants. The delta is fetched as any
-        file is, by its index; it needs no signature, as the restored file must have the signed digest.
+        """Finds a delta from a file that the device holds to one that it wants. The delta is fetched like
+        any file, by its index; it needs no signature, as the restored file must have the signed digest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,7 +142,7 @@ def add_DeviceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DeviceService:
-    """What an enrolled agent calls. Device port, mutual TLS; the device is its certificate.
+    """RPCs of enrolled agents. Device port, mutual TLS; the certificate identifies the device.
     """
 
     @staticmethod

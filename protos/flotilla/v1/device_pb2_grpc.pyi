@@ -27,16 +27,16 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class DeviceServiceStub:
-    """What an enrolled agent calls. Device port, mutual TLS; the device is its certificate."""
+    """RPCs of enrolled agents. Device port, mutual TLS; the certificate identifies the device."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DeviceServiceAsyncStub: ...
     Connect: _grpc.StreamStreamMultiCallable[_device_pb2.ConnectRequest, _device_pb2.ConnectResponse]
-    """One stream for a connected life. The agent opens with Hello; the server answers at once with
-    the whole desired state and again whenever it changes. A storm is answered RESOURCE_EXHAUSTED
-    with the trailing metadata flotilla-retry-after-ms. Every refusal of any service may carry
+    """One stream per connection. The agent opens with Hello; the server answers at once with
+    the whole desired state and again whenever it changes. A storm is refused with RESOURCE_EXHAUSTED
+    and the trailing metadata flotilla-retry-after-ms. Every refusal of any service may carry
     flotilla-advice: what to do next, in one sentence.
     """
     FetchChunks: _grpc.UnaryStreamMultiCallable[_device_pb2.FetchChunksRequest, _device_pb2.FetchChunksResponse]
@@ -47,19 +47,19 @@ class DeviceServiceStub:
     """One metadata file of a TUF repository, by its name there: timestamp.json, 3.root.json."""
     RenewCertificate: _grpc.UnaryUnaryMultiCallable[_device_pb2.RenewCertificateRequest, _device_pb2.RenewCertificateResponse]
     GetDelta: _grpc.UnaryUnaryMultiCallable[_device_pb2.GetDeltaRequest, _device_pb2.GetDeltaResponse]
-    """What turns a file that the device holds into one that it wants. The delta is fetched as any
-    file is, by its index; it needs no signature, as the restored file must have the signed digest.
+    """Finds a delta from a file that the device holds to one that it wants. The delta is fetched like
+    any file, by its index; it needs no signature, as the restored file must have the signed digest.
     """
 
 @_typing.type_check_only
 class DeviceServiceAsyncStub(DeviceServiceStub):
-    """What an enrolled agent calls. Device port, mutual TLS; the device is its certificate."""
+    """RPCs of enrolled agents. Device port, mutual TLS; the certificate identifies the device."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Connect: _aio.StreamStreamMultiCallable[_device_pb2.ConnectRequest, _device_pb2.ConnectResponse]  # type: ignore[assignment]
-    """One stream for a connected life. The agent opens with Hello; the server answers at once with
-    the whole desired state and again whenever it changes. A storm is answered RESOURCE_EXHAUSTED
-    with the trailing metadata flotilla-retry-after-ms. Every refusal of any service may carry
+    """One stream per connection. The agent opens with Hello; the server answers at once with
+    the whole desired state and again whenever it changes. A storm is refused with RESOURCE_EXHAUSTED
+    and the trailing metadata flotilla-retry-after-ms. Every refusal of any service may carry
     flotilla-advice: what to do next, in one sentence.
     """
     FetchChunks: _aio.UnaryStreamMultiCallable[_device_pb2.FetchChunksRequest, _device_pb2.FetchChunksResponse]  # type: ignore[assignment]
@@ -70,12 +70,12 @@ class DeviceServiceAsyncStub(DeviceServiceStub):
     """One metadata file of a TUF repository, by its name there: timestamp.json, 3.root.json."""
     RenewCertificate: _aio.UnaryUnaryMultiCallable[_device_pb2.RenewCertificateRequest, _device_pb2.RenewCertificateResponse]  # type: ignore[assignment]
     GetDelta: _aio.UnaryUnaryMultiCallable[_device_pb2.GetDeltaRequest, _device_pb2.GetDeltaResponse]  # type: ignore[assignment]
-    """What turns a file that the device holds into one that it wants. The delta is fetched as any
-    file is, by its index; it needs no signature, as the restored file must have the signed digest.
+    """Finds a delta from a file that the device holds to one that it wants. The delta is fetched like
+    any file, by its index; it needs no signature, as the restored file must have the signed digest.
     """
 
 class DeviceServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What an enrolled agent calls. Device port, mutual TLS; the device is its certificate."""
+    """RPCs of enrolled agents. Device port, mutual TLS; the certificate identifies the device."""
 
     @_abc_1.abstractmethod
     def Connect(
@@ -83,9 +83,9 @@ class DeviceServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_device_pb2.ConnectRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_device_pb2.ConnectResponse], _abc.AsyncIterator[_device_pb2.ConnectResponse]]:
-        """One stream for a connected life. The agent opens with Hello; the server answers at once with
-        the whole desired state and again whenever it changes. A storm is answered RESOURCE_EXHAUSTED
-        with the trailing metadata flotilla-retry-after-ms. Every refusal of any service may carry
+        """One stream per connection. The agent opens with Hello; the server answers at once with
+        the whole desired state and again whenever it changes. A storm is refused with RESOURCE_EXHAUSTED
+        and the trailing metadata flotilla-retry-after-ms. Every refusal of any service may carry
         flotilla-advice: what to do next, in one sentence.
         """
 
@@ -120,8 +120,8 @@ class DeviceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _device_pb2.GetDeltaRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_device_pb2.GetDeltaResponse, _abc.Awaitable[_device_pb2.GetDeltaResponse]]:
-        """What turns a file that the device holds into one that it wants. The delta is fetched as any
-        file is, by its index; it needs no signature, as the restored file must have the signed digest.
+        """Finds a delta from a file that the device holds to one that it wants. The delta is fetched like
+        any file, by its index; it needs no signature, as the restored file must have the signed digest.
         """
 
 def add_DeviceServiceServicer_to_server(servicer: DeviceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

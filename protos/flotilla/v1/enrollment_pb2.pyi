@@ -105,7 +105,7 @@ class EnrollRequest(_message.Message):
     name: _builtins.str
     """DNS-label-like, 1 to 63 characters, unique in the fleet."""
     recover_device_id: _builtins.str
-    """The device that the box was, when it wants that back and nothing else."""
+    """Id of the device that the box was; the request fails if it cannot become that device again."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property

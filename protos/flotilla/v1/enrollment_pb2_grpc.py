@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class EnrollmentServiceStub:
-    """What a new box calls with nothing but a join token. Public port, server-authenticated TLS.
+    """RPCs of new boxes, which have only a join token. Public port, server-authenticated TLS.
     """
 
     def __init__(self, channel):
@@ -48,12 +48,12 @@ class EnrollmentServiceStub:
 
 
 class EnrollmentServiceServicer:
-    """What a new box calls with nothing but a join token. Public port, server-authenticated TLS.
+    """RPCs of new boxes, which have only a join token. Public port, server-authenticated TLS.
     """
 
     def GetTrustBundle(self, request, context):
         """The certificate authority and image roots that a join token names by digest. A box that has
-        neither yet asks over a connection pinned to whatever leaf the server showed, sends nothing
+        neither yet asks over a connection pinned to the certificate that the server showed, sends no
         secret, and accepts the answer only when its SHA-256 digests stand in the token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -91,7 +91,7 @@ def add_EnrollmentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EnrollmentService:
-    """What a new box calls with nothing but a join token. Public port, server-authenticated TLS.
+    """RPCs of new boxes, which have only a join token. Public port, server-authenticated TLS.
     """
 
     @staticmethod

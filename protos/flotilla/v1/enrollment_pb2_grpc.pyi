@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class EnrollmentServiceStub:
-    """What a new box calls with nothing but a join token. Public port, server-authenticated TLS."""
+    """RPCs of new boxes, which have only a join token. Public port, server-authenticated TLS."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -35,7 +35,7 @@ class EnrollmentServiceStub:
     def __new__(cls, channel: _aio.Channel) -> EnrollmentServiceAsyncStub: ...
     GetTrustBundle: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.GetTrustBundleRequest, _enrollment_pb2.GetTrustBundleResponse]
     """The certificate authority and image roots that a join token names by digest. A box that has
-    neither yet asks over a connection pinned to whatever leaf the server showed, sends nothing
+    neither yet asks over a connection pinned to the certificate that the server showed, sends no
     secret, and accepts the answer only when its SHA-256 digests stand in the token.
     """
     Enroll: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.EnrollRequest, _enrollment_pb2.EnrollResponse]
@@ -46,12 +46,12 @@ class EnrollmentServiceStub:
 
 @_typing.type_check_only
 class EnrollmentServiceAsyncStub(EnrollmentServiceStub):
-    """What a new box calls with nothing but a join token. Public port, server-authenticated TLS."""
+    """RPCs of new boxes, which have only a join token. Public port, server-authenticated TLS."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetTrustBundle: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.GetTrustBundleRequest, _enrollment_pb2.GetTrustBundleResponse]  # type: ignore[assignment]
     """The certificate authority and image roots that a join token names by digest. A box that has
-    neither yet asks over a connection pinned to whatever leaf the server showed, sends nothing
+    neither yet asks over a connection pinned to the certificate that the server showed, sends no
     secret, and accepts the answer only when its SHA-256 digests stand in the token.
     """
     Enroll: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.EnrollRequest, _enrollment_pb2.EnrollResponse]  # type: ignore[assignment]
@@ -61,7 +61,7 @@ class EnrollmentServiceAsyncStub(EnrollmentServiceStub):
     """
 
 class EnrollmentServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What a new box calls with nothing but a join token. Public port, server-authenticated TLS."""
+    """RPCs of new boxes, which have only a join token. Public port, server-authenticated TLS."""
 
     @_abc_1.abstractmethod
     def GetTrustBundle(
@@ -70,7 +70,7 @@ class EnrollmentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_enrollment_pb2.GetTrustBundleResponse, _abc.Awaitable[_enrollment_pb2.GetTrustBundleResponse]]:
         """The certificate authority and image roots that a join token names by digest. A box that has
-        neither yet asks over a connection pinned to whatever leaf the server showed, sends nothing
+        neither yet asks over a connection pinned to the certificate that the server showed, sends no
         secret, and accepts the answer only when its SHA-256 digests stand in the token.
         """
 

@@ -401,7 +401,7 @@ class SetDeviceStateRequest(_message.Message):
     request_id: _builtins.str
     device: _builtins.str
     state: _builtins.str
-    """active, quarantined, banned or retired. Nothing leads back from retired."""
+    """active, quarantined, banned or retired. Retiring is final."""
     reason: _builtins.str
     def __init__(
         self,

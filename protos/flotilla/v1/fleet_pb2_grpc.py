@@ -93,7 +93,7 @@ class FleetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ExplainDevice(self, request, context):
-        """Why it runs what it runs: the latest decision of each slot.
+        """Explains the choice of variants: the latest decision of each slot.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

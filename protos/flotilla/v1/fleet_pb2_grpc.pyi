@@ -35,7 +35,7 @@ class FleetServiceStub:
     GetDevice: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.GetDeviceRequest, _fleet_pb2.GetDeviceResponse]
     """By id or name."""
     ExplainDevice: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ExplainDeviceRequest, _fleet_pb2.ExplainDeviceResponse]
-    """Why it runs what it runs: the latest decision of each slot."""
+    """Explains the choice of variants: the latest decision of each slot."""
     UpdateDeviceLabels: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.UpdateDeviceLabelsRequest, _fleet_pb2.UpdateDeviceLabelsResponse]
     SetDeviceState: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.SetDeviceStateRequest, _fleet_pb2.SetDeviceStateResponse]
     CreateJoinToken: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.CreateJoinTokenRequest, _fleet_pb2.CreateJoinTokenResponse]
@@ -49,7 +49,7 @@ class FleetServiceAsyncStub(FleetServiceStub):
     GetDevice: _aio.UnaryUnaryMultiCallable[_fleet_pb2.GetDeviceRequest, _fleet_pb2.GetDeviceResponse]  # type: ignore[assignment]
     """By id or name."""
     ExplainDevice: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ExplainDeviceRequest, _fleet_pb2.ExplainDeviceResponse]  # type: ignore[assignment]
-    """Why it runs what it runs: the latest decision of each slot."""
+    """Explains the choice of variants: the latest decision of each slot."""
     UpdateDeviceLabels: _aio.UnaryUnaryMultiCallable[_fleet_pb2.UpdateDeviceLabelsRequest, _fleet_pb2.UpdateDeviceLabelsResponse]  # type: ignore[assignment]
     SetDeviceState: _aio.UnaryUnaryMultiCallable[_fleet_pb2.SetDeviceStateRequest, _fleet_pb2.SetDeviceStateResponse]  # type: ignore[assignment]
     CreateJoinToken: _aio.UnaryUnaryMultiCallable[_fleet_pb2.CreateJoinTokenRequest, _fleet_pb2.CreateJoinTokenResponse]  # type: ignore[assignment]
@@ -78,7 +78,7 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fleet_pb2.ExplainDeviceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fleet_pb2.ExplainDeviceResponse, _abc.Awaitable[_fleet_pb2.ExplainDeviceResponse]]:
-        """Why it runs what it runs: the latest decision of each slot."""
+        """Explains the choice of variants: the latest decision of each slot."""
 
     @_abc_1.abstractmethod
     def UpdateDeviceLabels(

@@ -20,7 +20,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class HardwareFacts(_message.Message):
-    """What a box is made of. Sizes in bytes, rates per second; zero means not measured."""
+    """Hardware of a box. Sizes in bytes, rates per second; zero means not measured."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -123,7 +123,7 @@ Global___HardwareFacts: _TypeAlias = HardwareFacts  # noqa: Y015
 
 @_typing.final
 class CpuTopology(_message.Message):
-    """Of the whole machine, whatever the agent may use of it; zeros where the kernel does not tell."""
+    """Of the whole machine, also beyond the agent's quota; zeros where the kernel does not report it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

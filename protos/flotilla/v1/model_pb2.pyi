@@ -136,7 +136,7 @@ Global___InitializeTrustResponse: _TypeAlias = InitializeTrustResponse  # noqa: 
 
 @_typing.final
 class UpdateTrustRequest(_message.Message):
-    """Each is the next version of its role, signed offline; empty where nothing changes."""
+    """Each is the next version of its role, signed offline; empty for an unchanged role."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -659,7 +659,7 @@ class CompareReleasesRequest(_message.Message):
     WANTED_FIELD_NUMBER: _builtins.int
     VARIANT_FIELD_NUMBER: _builtins.int
     held: _builtins.str
-    """publisher/name@version of what the device holds, and of what it is to have."""
+    """publisher/name@version of the release that the device holds, and of the one that it is to have."""
     wanted: _builtins.str
     variant: _builtins.str
     """Only this variant of each slot; empty: every one."""
@@ -720,9 +720,9 @@ class VariantDifference(_message.Message):
     variant: _builtins.str
     size_bytes: _builtins.int
     chunk_bytes: _builtins.int
-    """What travels when only chunks do, indexes included."""
+    """Bytes to transfer by chunks alone, indexes included."""
     delta_bytes: _builtins.int
-    """What travels when each file comes by chunks or by delta, whichever is less."""
+    """Bytes to transfer if each file comes by chunks or by delta, whichever is less."""
     being_made: _builtins.bool
     def __init__(
         self,

@@ -199,7 +199,7 @@ class Wave(_message.Message):
     state: Global___WaveState.ValueType
     reason: _builtins.str
     targeted: _builtins.int
-    """The three denominators, and what became of the devices that reported."""
+    """The three denominators, and the results of the devices that reported."""
     reachable: _builtins.int
     reported: _builtins.int
     succeeded: _builtins.int

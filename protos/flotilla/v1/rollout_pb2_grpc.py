@@ -125,7 +125,7 @@ class RolloutServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RollbackRollout(self, request, context):
-        """Sends every device it touched back to what it ran before.
+        """Assigns every device that the rollout reached its previous release again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,7 +42,7 @@ class RolloutServiceStub:
     AbortRollout: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.AbortRolloutRequest, _rollout_pb2.AbortRolloutResponse]
     """Stops, and leaves devices where they are."""
     RollbackRollout: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.RollbackRolloutRequest, _rollout_pb2.RollbackRolloutResponse]
-    """Sends every device it touched back to what it ran before."""
+    """Assigns every device that the rollout reached its previous release again."""
 
 @_typing.type_check_only
 class RolloutServiceAsyncStub(RolloutServiceStub):
@@ -58,7 +58,7 @@ class RolloutServiceAsyncStub(RolloutServiceStub):
     AbortRollout: _aio.UnaryUnaryMultiCallable[_rollout_pb2.AbortRolloutRequest, _rollout_pb2.AbortRolloutResponse]  # type: ignore[assignment]
     """Stops, and leaves devices where they are."""
     RollbackRollout: _aio.UnaryUnaryMultiCallable[_rollout_pb2.RollbackRolloutRequest, _rollout_pb2.RollbackRolloutResponse]  # type: ignore[assignment]
-    """Sends every device it touched back to what it ran before."""
+    """Assigns every device that the rollout reached its previous release again."""
 
 class RolloutServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -119,6 +119,6 @@ class RolloutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _rollout_pb2.RollbackRolloutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_rollout_pb2.RollbackRolloutResponse, _abc.Awaitable[_rollout_pb2.RollbackRolloutResponse]]:
-        """Sends every device it touched back to what it ran before."""
+        """Assigns every device that the rollout reached its previous release again."""
 
 def add_RolloutServiceServicer_to_server(servicer: RolloutServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -35,13 +35,13 @@ class SelectionDecision(_message.Message):
     slot: _builtins.str
     model: _builtins.str
     chosen_variant: _builtins.str
-    """Empty when nothing fits."""
+    """Empty if no variant fits."""
     objective: _builtins.str
     """The policy's objective in words: tokens_per_joule, or tokens_per_second where no meter is."""
     reason: _builtins.str
     memory_budget_bytes: _builtins.int
     rate_unit: _builtins.str
-    """What the rates count: tokens/s, or inferences/s."""
+    """Unit of the rates: tokens/s, or inferences/s."""
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___SelectionCandidate]: ...
     def __init__(
@@ -96,7 +96,7 @@ class SelectionCandidate(_message.Message):
     predicted_tokens_per_second: _builtins.float
     measured_tokens_per_second: _builtins.float
     measured_joules_per_token: _builtins.float
-    """Unset when the box has no meter that can tell."""
+    """Unset if the box has no power meter."""
     quality: _builtins.str
     """As its manifest states; for instance perplexity 7.31."""
     prediction_source: _builtins.str
@@ -105,7 +105,7 @@ class SelectionCandidate(_message.Message):
     predicted_ttft_seconds: _builtins.float
     measured_ttft_seconds: _builtins.float
     context_length: _builtins.int
-    """What it serves with, where that is less than its whole context; 0: the whole."""
+    """Context length that it serves with, if less than the model's; 0: the model's."""
     def __init__(
         self,
         *,

@@ -34,12 +34,12 @@ class Authorities(_message.Message):
     previous_pem: _builtins.bytes
     """Empty but during a change."""
     new_with_old_pem: _builtins.bytes
-    """The current one's name and key in a certificate by the previous one: why whoever trusts that
-    may trust the current one (RFC 4210, 4.4: new with old).
+    """The current one's name and key in a certificate by the previous one: a client that
+    trusts that one may trust the current one (RFC 4210, 4.4: new with old).
     """
     old_with_new_pem: _builtins.bytes
-    """The previous one's name and key in a certificate by the current one, for those who begin with
-    that. It is no authority's, so that it leads nobody back.
+    """The previous one's name and key in a certificate by the current one, for clients that start
+    with that one. It is not a CA certificate, so that it cannot vouch for the previous one.
     """
     def __init__(
         self,
@@ -215,7 +215,7 @@ class RetireAuthorityRequest(_message.Message):
     LEAVE_SILENT_SECONDS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     leave_silent_seconds: _builtins.float
-    """Devices that were last seen longer ago than this may be left behind; 0: none may."""
+    """Devices that were last seen longer ago than this may be left behind; 0: every device must have moved."""
     def __init__(
         self,
         *,

@@ -64,7 +64,7 @@ class ServerKeyServiceServicer:
     """
 
     def GetAuthorities(self, request, context):
-        """Whom to trust now, and how far a change of authority has come.
+        """Returns the trusted authorities, and the progress of a change of authority.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,7 +72,7 @@ class ServerKeyServiceServicer:
 
     def RotateAuthority(self, request, context):
         """A new authority beside the old one: certificates of devices are issued under it from now on.
-        While a change is under way it changes nothing.
+        Has no effect while a change is in progress.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

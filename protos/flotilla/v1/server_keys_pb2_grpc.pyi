@@ -36,10 +36,10 @@ class ServerKeyServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ServerKeyServiceAsyncStub: ...
     GetAuthorities: _grpc.UnaryUnaryMultiCallable[_server_keys_pb2.GetAuthoritiesRequest, _server_keys_pb2.GetAuthoritiesResponse]
-    """Whom to trust now, and how far a change of authority has come."""
+    """Returns the trusted authorities, and the progress of a change of authority."""
     RotateAuthority: _grpc.UnaryUnaryMultiCallable[_server_keys_pb2.RotateAuthorityRequest, _server_keys_pb2.RotateAuthorityResponse]
     """A new authority beside the old one: certificates of devices are issued under it from now on.
-    While a change is under way it changes nothing.
+    Has no effect while a change is in progress.
     """
     RetireAuthority: _grpc.UnaryUnaryMultiCallable[_server_keys_pb2.RetireAuthorityRequest, _server_keys_pb2.RetireAuthorityResponse]
     """Ends the change: the server shows a certificate of the new authority, those of the old one are
@@ -56,10 +56,10 @@ class ServerKeyServiceAsyncStub(ServerKeyServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetAuthorities: _aio.UnaryUnaryMultiCallable[_server_keys_pb2.GetAuthoritiesRequest, _server_keys_pb2.GetAuthoritiesResponse]  # type: ignore[assignment]
-    """Whom to trust now, and how far a change of authority has come."""
+    """Returns the trusted authorities, and the progress of a change of authority."""
     RotateAuthority: _aio.UnaryUnaryMultiCallable[_server_keys_pb2.RotateAuthorityRequest, _server_keys_pb2.RotateAuthorityResponse]  # type: ignore[assignment]
     """A new authority beside the old one: certificates of devices are issued under it from now on.
-    While a change is under way it changes nothing.
+    Has no effect while a change is in progress.
     """
     RetireAuthority: _aio.UnaryUnaryMultiCallable[_server_keys_pb2.RetireAuthorityRequest, _server_keys_pb2.RetireAuthorityResponse]  # type: ignore[assignment]
     """Ends the change: the server shows a certificate of the new authority, those of the old one are
@@ -79,7 +79,7 @@ class ServerKeyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _server_keys_pb2.GetAuthoritiesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_server_keys_pb2.GetAuthoritiesResponse, _abc.Awaitable[_server_keys_pb2.GetAuthoritiesResponse]]:
-        """Whom to trust now, and how far a change of authority has come."""
+        """Returns the trusted authorities, and the progress of a change of authority."""
 
     @_abc_1.abstractmethod
     def RotateAuthority(
@@ -88,7 +88,7 @@ class ServerKeyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_server_keys_pb2.RotateAuthorityResponse, _abc.Awaitable[_server_keys_pb2.RotateAuthorityResponse]]:
         """A new authority beside the old one: certificates of devices are issued under it from now on.
-        While a change is under way it changes nothing.
+        Has no effect while a change is in progress.
         """
 
     @_abc_1.abstractmethod

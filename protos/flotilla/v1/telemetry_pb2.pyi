@@ -31,7 +31,7 @@ class _TelemetryGroupingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Tel
     TELEMETRY_GROUPING_VARIANT: _TelemetryGrouping.ValueType  # 2
     TELEMETRY_GROUPING_HARDWARE_CLASS: _TelemetryGrouping.ValueType  # 3
     TELEMETRY_GROUPING_ROUTE: _TelemetryGrouping.ValueType  # 4
-    """Routes that split, cascade or pipe, and what each of their targets did for them."""
+    """Routes that split, cascade or pipe, and the share of each of their targets."""
 
 class TelemetryGrouping(_TelemetryGrouping, metaclass=_TelemetryGroupingEnumTypeWrapper): ...
 
@@ -40,7 +40,7 @@ TELEMETRY_GROUPING_DEVICE: TelemetryGrouping.ValueType  # 1
 TELEMETRY_GROUPING_VARIANT: TelemetryGrouping.ValueType  # 2
 TELEMETRY_GROUPING_HARDWARE_CLASS: TelemetryGrouping.ValueType  # 3
 TELEMETRY_GROUPING_ROUTE: TelemetryGrouping.ValueType  # 4
-"""Routes that split, cascade or pipe, and what each of their targets did for them."""
+"""Routes that split, cascade or pipe, and the share of each of their targets."""
 Global___TelemetryGrouping: _TypeAlias = TelemetryGrouping  # noqa: Y015
 
 @_typing.final
