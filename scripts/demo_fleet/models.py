@@ -13,7 +13,7 @@ from demo_fleet.processes import FleetError, command
 
 SCRIPTS = Path(__file__).parents[1]
 PUBLISHER = "acme"
-# The best quality is ONNX Runtime's: its process needs 25 MiB more than llama.cpp's, so that a
+# The best quality is ONNX Runtime's: its process needs 20 MiB more than llama.cpp's, so that a
 # memory budget can keep it off a box. The files themselves differ too little for that.
 LANGUAGE_VARIANTS = (
     "gguf-q4=llama_cpp:q4_k_m",

@@ -19,8 +19,8 @@ ROLLOUT_SECONDS = 240.0
 BOXES = (
     ("lab-big-1", "512MiB", {"site": "lab", "size": "big"}),
     ("lab-big-2", "512MiB", {"site": "lab", "size": "big"}),
-    ("lab-small-1", "161MiB", {"site": "lab", "size": "small"}),
-    ("lab-small-2", "162MiB", {"site": "lab", "size": "small"}),
+    ("lab-small-1", "163MiB", {"site": "lab", "size": "small"}),
+    ("lab-small-2", "164MiB", {"site": "lab", "size": "small"}),
 )
 STRATEGY = """\
 waves:

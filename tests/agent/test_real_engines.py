@@ -120,7 +120,7 @@ async def test_a_trained_model_is_proven(
     assert proof.speed.tokens_per_second > 1
     # The whole process, within a tenth of the prediction before the first load.
     predicted = PROCESS_BYTES[runtime] + MODEL_BYTES[runtime]
-    assert proof.cost.peak_memory_bytes == pytest.approx(predicted, rel=0.1)
+    assert proof.cost.peak_memory_bytes == pytest.approx(predicted, rel=0.1), proof.cost
 
 
 @pytest.mark.parametrize("runtime", ["llama_cpp", "onnx"])
