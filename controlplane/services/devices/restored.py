@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Final
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from controlplane.services.keys.authority import BACKDATED
 from controlplane.services.keys.server_keys import serial_of
@@ -82,8 +83,11 @@ def is_unrecorded_renewal(device: Device, certificate: x509.Certificate) -> bool
     """
     if device.previous_serial is not None:
         return False
+    spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     issued_at = certificate.not_valid_before_utc + BACKDATED
-    return issued_at > (device.certificate_seen_at or device.enrolled_at)
+    return spki == device.public_key and issued_at > (
+        device.certificate_seen_at or device.enrolled_at
+    )
 
 
 async def adopt_certificate(
