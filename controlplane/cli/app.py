@@ -84,6 +84,17 @@ class LazyGroup(click.Group):
             raise RefusedError(
                 str(error), advice=error.advice, exit_code=exit_code_of_error(error)
             ) from error
+        except BrokenPipeError:
+            # Click ends quietly when the reader of a pipe has gone.
+            raise
+        except OSError as error:
+            # Paths that cannot be written, full disks: a traceback would hide the path.
+            where = f"{error.filename}: " if error.filename else ""
+            raise RefusedError(
+                f"{where}{error.strerror or error}",
+                advice="Check the path, its permissions and the space on its disk.",
+                exit_code=ExitCode.FAILED,
+            ) from error
         except (KeyboardInterrupt, click.Abort) as error:
             # Click would print "Aborted!" and exit with 1, which reads as a failure of the command.
             # It turns the end of stdin at a prompt into Abort too.

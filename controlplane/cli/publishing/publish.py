@@ -40,6 +40,7 @@ from controlplane.cli.publishing.built_model import (
     load_adapter,
     load_model,
 )
+from controlplane.cli.publishing.notices import check_figures
 from controlplane.cli.publishing.release_file import ReleaseFile, load_release_file
 from controlplane.cli.publishing.upload import UploadReport, upload
 
@@ -155,6 +156,8 @@ def _build(source: ReleaseFile, folder: Path) -> tuple[Release, list[BuiltFile]]
         description=source.description,
     )
     encode_release(release)
+    for warning in check_figures(release):
+        note(f"warning: {warning}")
     return release, files
 
 

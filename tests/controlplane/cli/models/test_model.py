@@ -125,3 +125,10 @@ def test_a_model_as_published_is_the_default_and_warnings_are_shown(
     shown = flotilla("model", "inspect", tmp_path / "again")
     assert "quantized again" in shown.stdout
     assert "as published" in flotilla("model", "inspect", tmp_path / "out").stdout
+
+
+def test_a_folder_that_cannot_be_made_is_reported_with_its_path(source: Path) -> None:
+    result = build(Path("/proc/zz"), source)
+    assert result.exit_code == ExitCode.FAILED
+    assert result.stderr.splitlines()[-2].startswith("Error: /proc/")
+    assert "Traceback" not in result.output
