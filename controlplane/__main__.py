@@ -8,7 +8,8 @@ from controlplane.cli.command import cli
 
 
 def main() -> None:
-    # Whatever ends a call is told by us, once. Only to a server are handshakes that fail news.
+    # Commands report a failed call themselves; gRPC's own lines would repeat it. A server's log
+    # keeps them, since failed handshakes of others appear only there.
     if "serve" not in sys.argv:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
