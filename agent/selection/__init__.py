@@ -3,9 +3,9 @@
 from agent.selection.decision import Candidate, Decision
 from agent.selection.figures import Figures
 from agent.selection.measurement import Measurement, Prior
-from agent.selection.prediction import Source
 from agent.selection.ranking import Knowledge, rank, rate_unit
 from agent.selection.shares import rank_all
+from agent.selection.speed_prediction import Source
 
 __all__ = [
     "Candidate",

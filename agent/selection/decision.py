@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from agent.selection.figures import Figures, missed_limits
-from agent.selection.prediction import Source
+from agent.selection.speed_prediction import Source
 from artifact.manifest import Objective
 from artifact.sizes import in_bytes
 

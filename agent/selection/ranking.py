@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from agent.selection.decision import Candidate, Decision
 from agent.selection.figures import missed_limits
 from agent.selection.measurement import Measurement, Prior
-from agent.selection.memory import PROCESS_BYTES, MemoryModel, memory_model
-from agent.selection.prediction import Prediction, Predictor, Source
+from agent.selection.memory_prediction import PROCESS_BYTES, MemoryModel, memory_model
+from agent.selection.speed_prediction import Prediction, Predictor, Source
 from artifact.device_facts import DeviceFacts
 from artifact.manifest import Component, Objective, Quality, SelectionPolicy, Task, Variant
 from artifact.sizes import in_bytes

@@ -6,7 +6,7 @@ from typing import Final
 
 from agent.errors import LoadFailedError
 from agent.journal import HeldRelease, SlotPlan
-from agent.selection.memory import process_bytes
+from agent.selection.memory_prediction import process_bytes
 from agent.serving import Deployment, Serving
 from agent.storage.file_store import FileStore
 from agent.supervisor import Supervisor, Worker, WorkerSpec

@@ -10,7 +10,7 @@ from agent import probation
 from agent.journal import CheckResult, SlotPlan
 from agent.power.energy import PowerMeter
 from agent.selection import Figures, Measurement
-from agent.selection.memory import MemoryModel, process_bytes
+from agent.selection.memory_prediction import MemoryModel, process_bytes
 from agent.update.job import StepFailedError, UpdateJob, variant_of
 from agent.update.machine import Event
 from artifact.manifest import Component, Probation, Release

@@ -14,8 +14,8 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from controlplane.api.bounds import check_request
+from controlplane.api.error_statuses import plain, status_of
 from controlplane.api.roles import DEVICE, LENIENT, MINIMUM_ROLE, OPEN
-from controlplane.api.status import plain, status_of
 from controlplane.api.streams import OpenCalls
 from controlplane.errors import (
     ControlPlaneError,

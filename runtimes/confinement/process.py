@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from runtimes.confinement import landlock, profiles, seccomp
+from runtimes.confinement import call_filters, landlock, seccomp
 
 LIMITS_ONLY: Final = "limits"
 # Libraries, and the kernel's files on processors, memory and time.
@@ -29,7 +29,7 @@ def confine_reader(readable: Iterable[Path]) -> str:
     Compiled modules can no longer be imported afterwards. Returns what the kernel granted.
     """
     locked = landlock.restrict(readable, ())
-    return granted(calls=seccomp.install(profiles.reader()), landlock=locked)
+    return granted(calls=seccomp.install(call_filters.reader()), landlock=locked)
 
 
 def confine_files(files: Iterable[Path]) -> bool:
@@ -48,7 +48,7 @@ def confine_calls() -> seccomp.Reach:
     Reading, mapping, starting threads and using open sockets remain possible. Returns whether the
     kernel applied this to all threads or to the calling thread only.
     """
-    return seccomp.install(profiles.engine())
+    return seccomp.install(call_filters.engine())
 
 
 def granted(*, calls: seccomp.Reach, landlock: bool) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from runtimes.confinement.syscalls import NUMBERS
+from runtimes.confinement.call_numbers import NUMBERS
 
 Rule = bytes
 

@@ -14,8 +14,8 @@ from demo_models.random_llama import parse_count
 from agent.hardware import read_facts
 from agent.hardware.rates import measure_now
 from agent.selection import Knowledge, Measurement, Source, rank
-from agent.selection.memory import MemoryModel
-from agent.selection.prediction import Predictor
+from agent.selection.memory_prediction import MemoryModel
+from agent.selection.speed_prediction import Predictor
 from artifact.manifest import (
     Component,
     File,

@@ -77,10 +77,10 @@ def _serve_chunks(directory: Path) -> tuple[ControlPlane, Box, list[bytes]]:
 def _upload(server: ControlPlane, payload: Path) -> None:
     from flotilla.v1 import model_pb2, model_pb2_grpc
 
-    from controlplane.cli.app import Settings
+    from controlplane.cli.app import GlobalOptions
     from controlplane.cli.client import connect
 
-    settings = Settings(server.directory / "admin.json")
+    settings = GlobalOptions(server.directory / "admin.json")
     with connect(settings) as channel, payload.open("rb") as file:
         pieces = iter(lambda: file.read(CHUNK_BYTES), b"")
         model_pb2_grpc.ModelServiceStub(channel).UploadChunks(

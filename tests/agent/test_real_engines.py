@@ -11,7 +11,7 @@ from demo_models.gguf_export import write_gguf
 from demo_models.onnx_export import write_folder
 
 from agent.probation import Proof, prove
-from agent.selection.memory import PROCESS_BYTES
+from agent.selection.memory_prediction import PROCESS_BYTES
 from agent.supervisor import Supervisor, Worker, WorkerSpec
 from artifact.manifest import (
     CompletionCheck,

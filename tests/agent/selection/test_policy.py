@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from agent.selection import Decision, Figures, Prior, rank
 from artifact.manifest import Exclusion, Objective, SelectionPolicy, SlotPolicy
-from tests.agent.selection.test_memory import load
+from tests.agent.selection.test_memory_prediction import load
 from tests.agent.selection.test_ranking import (
     FACTS,
     GIB,

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from agent.selection import Decision, Knowledge, rank, rank_all
-from agent.selection.memory import PROCESS_BYTES, process_bytes
+from agent.selection.memory_prediction import PROCESS_BYTES, process_bytes
 from artifact.manifest import Component, Objective, SelectionPolicy
 from tests.agent.selection.test_ranking import FACTS, GIB, bare, component, variant, why
 

@@ -13,7 +13,7 @@ import pytest
 
 from agent.errors import JournalError, ModelRefusedError, NothingServedError
 from agent.journal import Assignment
-from agent.selection.memory import PROCESS_BYTES
+from agent.selection.memory_prediction import PROCESS_BYTES
 from agent.update import engine as engines
 from agent.update.machine import State
 from artifact.manifest import (

@@ -3,7 +3,7 @@
 import pytest
 
 from agent.selection import Prior, Source
-from agent.selection.memory import PROCESS_BYTES
+from agent.selection.memory_prediction import PROCESS_BYTES
 from agent.supervisor import Worker, WorkerSpec
 from agent.update.machine import State
 from artifact.manifest import SelectionPolicy

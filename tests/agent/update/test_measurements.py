@@ -5,7 +5,7 @@ from pathlib import Path
 
 from agent.selection import Prior
 from agent.update.measurements import MAX_MEASUREMENTS, MeasurementStore
-from tests.agent.selection.test_memory import load
+from tests.agent.selection.test_memory_prediction import load
 from tests.agent.selection.test_ranking import FACTS
 
 

@@ -6,7 +6,7 @@ import pytest
 from artifact.errors import ChunkMismatchError, UntrustedError
 from controlplane import errors
 from controlplane.api import streams
-from controlplane.api.status import ADVICE_KEY, CATALOG, plain, status_of
+from controlplane.api.error_statuses import ADVICE_KEY, CATALOG, plain, status_of
 from controlplane.api.streams import DEVICE_BURST, Admission
 from controlplane.api.token_bucket import TokenBucket
 

@@ -9,8 +9,8 @@ from typing import Final
 
 import pytest
 
-from runtimes.confinement import profiles, seccomp
-from runtimes.confinement.syscalls import NUMBERS
+from runtimes.confinement import call_filters, seccomp
+from runtimes.confinement.call_numbers import NUMBERS
 
 ENGINE: Final = """
 import ctypes, fcntl, mmap, os, resource, socket, struct, subprocess, sys, threading
@@ -108,7 +108,7 @@ os.abort()
 # An outer sandbox that allows only prctl(2).
 OLDER: Final = """
 import errno, socket, threading
-from runtimes.confinement import confine_calls, granted, profiles, seccomp
+from runtimes.confinement import confine_calls, granted, call_filters, seccomp
 blocked = seccomp.Filter({"seccomp": seccomp.refuse(errno.ENOSYS)}, seccomp.ALLOW)
 assert seccomp.install(blocked) == "seccomp"
 asked, answered = threading.Event(), threading.Event()
@@ -161,7 +161,7 @@ def test_a_filter_of_one_thread_is_told_as_that() -> None:
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
-@pytest.mark.parametrize("profile", [profiles.reader, profiles.engine])
+@pytest.mark.parametrize("profile", [call_filters.reader, call_filters.engine])
 def test_a_filter_answers_every_call_on_either_machine(machine: str, profile: object) -> None:
     """Run filters in a small BPF interpreter; every path must end in the expected answer."""
     assert callable(profile)

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from agent.selection import Measurement, rank
-from agent.selection.memory import memory_model, process_bytes
+from agent.selection.memory_prediction import memory_model, process_bytes
 from artifact.manifest import SelectionPolicy, SlotPolicy, Task, Variant
 from tests.agent.selection.test_ranking import FACTS, GIB, bare, component, variant, why
 

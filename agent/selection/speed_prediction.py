@@ -54,7 +54,7 @@ class Source(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Predicted figures but memory (agent.selection.memory), and their source."""
+    """Predicted figures but memory (agent.selection.memory_prediction), and their source."""
 
     figures: Figures
     source: Source

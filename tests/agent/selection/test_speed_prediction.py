@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from agent.selection import Measurement, Prior, Source
-from agent.selection.prediction import (
+from agent.selection.speed_prediction import (
     CONSTANT_MATRICES,
     PULL,
     RESIDUAL_PULL,
