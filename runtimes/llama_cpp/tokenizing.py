@@ -1,8 +1,8 @@
 """Tokenization with enough stack for llama.cpp's regular expressions.
 
 Pre-tokenizers without a hand-written splitter (gpt-4o, tekken, deepseek-*, llama4 and others) run
-by std::regex, which recurses for every character of a match. Measured with 38 of the 91
-names that llama.cpp knows, on x86_64: at most 321 bytes of stack per character, so that a word of 32,000
+by std::regex, which recurses for every character of a match. Measured with 38 of the 91 names that
+llama.cpp knows, on x86_64: at most 321 bytes of stack per character, so that a word of 32,000
 letters overflowed a stack of 8 MiB. Long texts are therefore tokenized on a thread with a large
 stack, whose pages are touched only as far as the recursion goes.
 """
