@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+from cachetools import LRUCache
+
 from artifact.trust.director import direct
 from artifact.trust.statements import DirectedRelease, Directive, DirectorMetadata
 from controlplane.services.access import Caller
@@ -19,7 +21,7 @@ from controlplane.store.database import Database, Transaction
 
 log = logging.getLogger(__name__)
 
-MAX_REMEMBERED: Final = 1024
+MAX_CACHED_RELEASES: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class DirectorService:
         self._clock = clock
         # Two rotations at once would take the same root version.
         self._rotating = asyncio.Lock()
-        self._remembered: dict[str, DirectedRelease] = {}
+        self._releases: LRUCache[str, DirectedRelease] = LRUCache(MAX_CACHED_RELEASES)
 
     async def wanted(self, device_id: str) -> Wanted:
         """Return the current assignment of a device."""
@@ -101,14 +103,12 @@ class DirectorService:
 
     async def _release(self, reference: str) -> DirectedRelease:
         """Return a release's signed description; the cache is valid: releases never change."""
-        found = self._remembered.get(reference)
+        found = self._releases.get(reference)
         if found is None:
             async with self._database.read() as tx:
                 stored = await releases.get(tx, reference)
             found = DirectedRelease(
                 reference, len(stored.manifest), stored.manifest_sha256, stored.counter
             )
-            if len(self._remembered) >= MAX_REMEMBERED:
-                self._remembered.clear()
-            self._remembered[reference] = found
+            self._releases[reference] = found
         return found

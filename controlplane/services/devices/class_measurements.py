@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
+
+from cachetools import TTLCache
 
 from artifact.manifest import decode_release
 from controlplane.errors import NotFoundError
@@ -17,15 +18,9 @@ from controlplane.store.database import Database
 
 # Thousands of reconnecting devices of one class ask the same; the answer changes slowly.
 FRESH_SECONDS: Final = 60.0
-MAX_REMEMBERED: Final = 1024
+MAX_CACHED: Final = 1024
 # The newest receipts of a class that are read.
 MAX_RECEIPTS: Final = 256
-
-
-@dataclass(frozen=True, slots=True)
-class _Remembered:
-    at: float
-    measurements: tuple[ClassMeasurement, ...]
 
 
 class ClassMeasurementService:
@@ -33,8 +28,10 @@ class ClassMeasurementService:
 
     def __init__(self, database: Database, clock: Callable[[], float]) -> None:
         self._database = database
-        self._clock = clock
-        self._remembered: dict[tuple[str, str], _Remembered] = {}
+        # By hardware class and release.
+        self._cache: TTLCache[tuple[str, str], tuple[ClassMeasurement, ...]] = TTLCache(
+            MAX_CACHED, FRESH_SECONDS, timer=clock
+        )
         self._lock = asyncio.Lock()
 
     async def measurements(self, hardware_class: str, release: str) -> tuple[ClassMeasurement, ...]:
@@ -46,13 +43,11 @@ class ClassMeasurementService:
             return ()
         key = (hardware_class, release)
         async with self._lock:
-            found = self._remembered.get(key)
-            if found is None or self._clock() - found.at > FRESH_SECONDS:
-                if len(self._remembered) >= MAX_REMEMBERED:
-                    self._remembered.clear()
-                found = _Remembered(self._clock(), await self._read(hardware_class, release))
-                self._remembered[key] = found
-            return found.measurements
+            found = self._cache.get(key)
+            if found is None:
+                found = await self._read(hardware_class, release)
+                self._cache[key] = found
+            return found
 
     async def _read(self, hardware_class: str, release: str) -> tuple[ClassMeasurement, ...]:
         async with self._database.read() as tx:
