@@ -101,6 +101,7 @@ def test_the_context_may_come_from_the_environment(tmp_path: Path) -> None:
 
 def test_an_absent_server_is_told_in_plain_words(tmp_path: Path, certificate: str) -> None:
     path = tmp_path / "context.json"
+    path.touch(mode=0o600)
     path.write_text(json.dumps({"server": "127.0.0.1:1", "token": "t", "ca_pem": certificate}))
     for arguments in (["device", "list"], ["rollout", "watch", "r"]):
         result = run("--context", str(path), *arguments)

@@ -411,6 +411,7 @@ def test_a_stranger_or_the_wrong_port_is_told_once_and_in_our_words(
         "port": ({"server": endpoints["device"]}, "that is the device port"),
     }[wrong]
     context = tmp_path / "context.json"
+    context.touch(mode=0o600)
     context.write_text(json.dumps({**admin, **changed}))
     environment = {key: value for key, value in os.environ.items() if key != "GRPC_VERBOSITY"}
     command = [sys.executable, "-m", "controlplane", "--context", str(context), "device", "list"]

@@ -161,7 +161,8 @@ def test_a_recipe_is_searched_shown_and_not_run_twice(folder: Path) -> None:
     assert (lines[1][0], lines[2][0], lines[3][0]) == ("quarter", "half", "full")
     assert ("missed" in lines[1], "kept" in lines[2], "tried" in lines[3]) == (True, True, True)
     assert "perplexity 9.6 is worse than the source's 8" in first.stdout
-    assert lines[-2][-5:] == ["MEASURED", "QUALITY", "KL", "SAME", "TOP"]
+    # A column MEASURED comes before these only if a fake model took memory that the kernel counted.
+    assert lines[-2][-4:] == ["QUALITY", "KL", "SAME", "TOP"]
     assert lines[-1][:3] == ["half", "fake", "half"]
     again = json.loads(flotilla("--json", "model", "build", "--recipe", path, "--out", out).stdout)
     assert again["unchanged"] is True
