@@ -237,7 +237,7 @@ async def test_a_device_that_never_reads_its_downloads_has_a_few(
     loud, quiet = await plane.enroll("loud"), await plane.enroll("quiet")
     downloads = [await unread(loud, digests) for _ in range(MAX_DOWNLOADS)]
     error = await refused((await unread(loud, digests)).read())
-    assert (error.code(), "8 downloads open" in str(error.details())) == (
+    assert (error.code(), "this device has 8 calls of this kind open" in str(error.details())) == (
         Code.RESOURCE_EXHAUSTED,
         True,
     )
