@@ -39,6 +39,10 @@ def interruptible() -> Iterator[Callable[[], None]]:
         # Python delivers signals to the main thread only.
         yield interrupt.check
         return
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell started this process in the background: Ctrl-C is meant for another one.
+        yield interrupt.check
+        return
     previous: Any = signal.signal(signal.SIGINT, interrupt.receive)
     try:
         yield interrupt.check

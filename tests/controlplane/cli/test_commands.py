@@ -277,8 +277,11 @@ def test_a_rollout_that_pauses_or_is_not_rolled_back_everywhere_is_a_failure(
 
 
 def test_ctrl_c_ends_a_wait_and_not_the_rollout(server: Server) -> None:
+    # A shell that runs the tests in the background ignores SIGINT, and children inherit that.
+    foreground = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
     command = [
-        *(sys.executable, "-m", "controlplane", "--context", str(server.directory / "admin.json")),
+        *(sys.executable, "-c", f"{foreground} from controlplane.__main__ import main; main()"),
+        *("--context", str(server.directory / "admin.json")),
         *("rollout", "start", RELEASE, "--to", "site=lab", "--wait"),
     ]
     with subprocess.Popen(

@@ -3,11 +3,20 @@
 import ctypes
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from controlplane.cli.models.interruption import interruptible
+
+
+@pytest.fixture(autouse=True)
+def sigint_as_in_the_foreground() -> Iterator[None]:
+    """Restore Python's handler: a shell that runs the tests in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_an_interrupt_within_a_callback_of_native_code_ends_the_build(
@@ -50,3 +59,10 @@ def test_a_failure_that_the_interrupt_caused_is_an_interrupt() -> None:
 def test_other_failures_pass() -> None:
     with pytest.raises(RuntimeError), interruptible():
         raise RuntimeError
+
+
+def test_a_process_in_the_background_ignores_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with interruptible():
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
