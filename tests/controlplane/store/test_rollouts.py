@@ -155,10 +155,10 @@ async def test_pages_are_newest_first_with_numbers_per_wave(
             tx, "r1", "id-two", lambda member: replace(member, succeeded=False), now
         )
     async with stored.read() as tx:
-        first = await rollouts.page(tx, PageRequest(size=1))
+        first = await rollouts.page(tx, PageRequest(size=1), now)
         assert [one.rollout.id for one in first.items] == ["r2"]
         assert first.next_token
-        (listed,) = (await rollouts.page(tx, PageRequest(after="r2"))).items
+        (listed,) = (await rollouts.page(tx, PageRequest(after="r2"), now)).items
     (counts,) = listed.counts
     assert (counts.targeted, counts.reported, counts.succeeded, counts.failed) == (2, 1, 0, 1)
 
