@@ -23,7 +23,7 @@ MOST_FACTOR: Final = 2.0
 # manifest's estimate, on x86-64 with models of a few megabytes. Loads on the box correct it. An
 # unknown runtime gets the largest.
 PROCESS_BYTES: Final[Mapping[str, int]] = MappingProxyType(
-    {"fake": 40 << 20, "llama_cpp": 63 << 20, "onnx": 83 << 20}
+    {"fake": 22 << 20, "llama_cpp": 63 << 20, "onnx": 83 << 20}
 )
 # Contexts are multiples of this many tokens.
 CONTEXT_STEP: Final = 64

@@ -50,9 +50,10 @@ async def test_what_the_hardware_class_measured_is_tried_first(world: World) -> 
 async def test_a_shorter_context_that_the_release_allows_is_what_the_worker_gets(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world.model_memory_bytes = PROCESS_BYTES["fake"] + 6 * MIB
-    world.context_bytes = 16 << 10
-    long = FakeModel(memory_bytes=8 * MIB, context_length=512)
+    # A fake process can hold ten MiB more than it is counted with; the limit must not end it.
+    world.model_memory_bytes = PROCESS_BYTES["fake"] + 30 * MIB
+    world.context_bytes = 80 << 10
+    long = FakeModel(memory_bytes=40 * MIB, context_length=512)
     policy = SelectionPolicy(min_context_length=128)
     async with Life(world) as life:
         started: list[WorkerSpec] = []
